@@ -1,0 +1,1 @@
+//! The TOML config: schema, defaults, checks.

@@ -1,0 +1,1 @@
+//! Pictures, captions, caches and batches.

@@ -1,0 +1,32 @@
+//! # Palettist
+//!
+//! Fine-tunes a Stable Diffusion UNet while it learns, by differentiable k-means, a palette of a few values for
+//! the weights of each layer, then writes it as Core ML packages. The map, imports running downward:
+//!
+//! | room | knows |
+//! |---|---|
+//! | [`cli`] | one file a command: parse, call, print |
+//! | [`train`] | the loop: objective, teacher, optimizer, state, resume |
+//! | [`coreml`] | packages: protobuf, blob file, lowering, reading one back and running it |
+//! | [`report`] | progress, event files, pictures |
+//! | [`data`] | pictures, captions, cache, batches |
+//! | [`source`] | where models come from: diffusers folders, tokenizers |
+//! | [`networks`] | UNet, autoencoder, text encoder, each a function over [`ops`] |
+//! | [`diffusion`] | noise schedules, samplers, losses |
+//! | [`palette`] | k-means, differentiable k-means, packing, the palettized checkpoint |
+//! | [`config`] | the TOML schema |
+//! | [`ops`] | the vocabulary of operations and its tensor interpreter |
+//! | [`torch`] | the shim over libtorch |
+
+pub mod cli;
+pub mod config;
+pub mod coreml;
+pub mod data;
+pub mod diffusion;
+pub mod networks;
+pub mod ops;
+pub mod palette;
+pub mod report;
+pub mod source;
+pub mod torch;
+pub mod train;

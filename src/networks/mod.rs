@@ -1,0 +1,1 @@
+//! The networks, each a function over the vocabulary of [`crate::ops`].

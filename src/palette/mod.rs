@@ -1,0 +1,1 @@
+//! Palettes: k-means, differentiable k-means, packing, the palettized checkpoint.

@@ -1,0 +1,118 @@
+//! The shim over libtorch: operators that tch does not generate (through the dispatcher), and CUDA loaded at
+//! run time. All `unsafe` around libtorch lives here; the C++ half is `ext.cpp`.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+
+use anyhow::{Result, anyhow};
+use tch::Tensor;
+
+/// One argument of [`call`], in the order of the operator's schema.
+pub enum Arg<'a> {
+    /// `None` of an optional argument.
+    None,
+    /// A tensor.
+    Tensor(&'a Tensor),
+    /// A list of tensors.
+    Tensors(&'a [&'a Tensor]),
+    /// An integer, a dtype or a memory format.
+    Int(i64),
+    /// A floating-point number.
+    Double(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A list of integers.
+    Ints(&'a [i64]),
+}
+
+/// `torch.channels_last` as the dispatcher numbers memory formats.
+pub const CHANNELS_LAST: i64 = 2;
+
+#[repr(C)]
+struct RawArg {
+    kind: i32,
+    integer: i64,
+    real: f64,
+    pointer: *const c_void,
+    length: usize,
+}
+
+unsafe extern "C" {
+    fn palettist_call(
+        name: *const c_char,
+        overload: *const c_char,
+        arguments: *const RawArg,
+        count: usize,
+        outputs: *mut *mut torch_sys::C_tensor,
+        capacity: usize,
+        written: *mut usize,
+    ) -> *mut c_char;
+    fn palettist_load_cuda() -> i32;
+    fn free(pointer: *mut c_void);
+}
+
+/// Calls the operator `aten::name` with its overload, e.g. `call("aten::_fused_adamw_", "", …)`.
+///
+/// # Errors
+/// libtorch's own message, without its stack trace.
+pub fn call(name: &str, overload: &str, arguments: &[Arg]) -> Result<Vec<Tensor>> {
+    let lists: Vec<Vec<*mut torch_sys::C_tensor>> = arguments
+        .iter()
+        .map(|argument| match argument {
+            Arg::Tensors(tensors) => tensors.iter().map(|t| t.as_ptr() as *mut _).collect(),
+            _ => Vec::new(),
+        })
+        .collect();
+    let raw: Vec<RawArg> = arguments
+        .iter()
+        .zip(&lists)
+        .map(|(argument, list)| {
+            let mut raw = RawArg { kind: 0, integer: 0, real: 0.0, pointer: std::ptr::null(), length: 0 };
+            match argument {
+                Arg::None => {}
+                Arg::Tensor(t) => (raw.kind, raw.pointer) = (1, t.as_ptr() as *const c_void),
+                Arg::Tensors(_) => {
+                    (raw.kind, raw.pointer, raw.length) = (2, list.as_ptr() as *const c_void, list.len())
+                }
+                Arg::Int(v) => (raw.kind, raw.integer) = (3, *v),
+                Arg::Double(v) => (raw.kind, raw.real) = (4, *v),
+                Arg::Bool(v) => (raw.kind, raw.integer) = (5, *v as i64),
+                Arg::Ints(v) => (raw.kind, raw.pointer, raw.length) = (6, v.as_ptr() as *const c_void, v.len()),
+            }
+            raw
+        })
+        .collect();
+    let (name_c, overload_c) = (CString::new(name)?, CString::new(overload)?);
+    let mut outputs = [std::ptr::null_mut(); 8];
+    let mut written = 0;
+    // SAFETY: every pointer in `raw` points into `arguments` or `lists`, which outlive the call; `outputs` has the
+    // capacity that is passed.
+    let message = unsafe {
+        palettist_call(
+            name_c.as_ptr(),
+            overload_c.as_ptr(),
+            raw.as_ptr(),
+            raw.len(),
+            outputs.as_mut_ptr(),
+            outputs.len(),
+            &mut written,
+        )
+    };
+    // SAFETY: each of the first `written` outputs is a new at::Tensor that nobody else owns.
+    let tensors = outputs[..written].iter().map(|&p| unsafe { Tensor::from_ptr(p) }).collect();
+    if message.is_null() {
+        return Ok(tensors);
+    }
+    // SAFETY: a non-null message is a C string from strdup, ours to free.
+    let text = unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        free(message as *mut c_void);
+        text
+    };
+    Err(anyhow!("libtorch, in {name}: {}", text.lines().next().unwrap_or("no message")))
+}
+
+/// Makes the CUDA half of libtorch available where its library lies beside the CPU one. First line of `main`.
+pub fn load_cuda() -> bool {
+    // SAFETY: only loads a library of the same libtorch that this program is linked to.
+    unsafe { palettist_load_cuda() != 0 }
+}
