@@ -1,1 +1,3 @@
 //! Core ML packages: writing, reading back, running.
+
+pub mod proto;
