@@ -1,1 +1,8 @@
-//! The networks, each a function over the vocabulary of [`crate::ops`].
+//! The networks, each a function over the vocabulary of [`crate::ops`], and the `config.json` of each.
+
+pub mod autoencoder;
+mod json;
+mod resnet;
+pub mod text_encoder;
+mod transformer;
+pub mod unet;

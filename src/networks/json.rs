@@ -1,0 +1,136 @@
+//! Reading a network's `config.json`: what is missing takes diffusers' default, and what is not supported is
+//! refused with its key and value.
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+
+/// A `config.json` with the name of its network for messages.
+pub(super) struct Json<'a> {
+    network: &'static str,
+    value: &'a Value,
+}
+
+impl<'a> Json<'a> {
+    /// # Errors
+    /// When the value is not an object, or says that it is of another class.
+    pub(super) fn new(network: &'static str, value: &'a Value) -> Result<Self> {
+        if !value.is_object() {
+            bail!("{network}: config.json is not an object");
+        }
+        let json = Self { network, value };
+        match json.value.get("_class_name").and_then(Value::as_str) {
+            Some(class) if class != network => {
+                bail!("config.json is of `_class_name` \"{class}\"; {network} is expected")
+            }
+            _ => Ok(json),
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.value.get(key).filter(|value| !value.is_null())
+    }
+
+    fn refuse<T>(&self, key: &str, value: &Value, expected: &str) -> Result<T> {
+        bail!("{}: config.json has `{key}`: {value}, which is not supported ({expected})", self.network)
+    }
+
+    /// A positive integer.
+    pub(super) fn integer(&self, key: &str, default: i64) -> Result<i64> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => match value.as_i64().filter(|&n| n > 0 && n < 1 << 24) {
+                Some(n) => Ok(n),
+                None => self.refuse(key, value, "a positive integer is"),
+            },
+        }
+    }
+
+    pub(super) fn number(&self, key: &str, default: f64) -> Result<f64> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => match value.as_f64().filter(|n| n.is_finite()) {
+                Some(n) => Ok(n),
+                None => self.refuse(key, value, "a number is"),
+            },
+        }
+    }
+
+    pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => match value.as_bool() {
+                Some(flag) => Ok(flag),
+                None => self.refuse(key, value, "true or false is"),
+            },
+        }
+    }
+
+    /// One integer for all blocks, or a list with one each.
+    pub(super) fn per_block(&self, key: &str, default: i64, blocks: usize) -> Result<Vec<i64>> {
+        match self.get(key) {
+            Some(Value::Array(_)) => {
+                let list = self.integers(key, &[])?;
+                if list.len() != blocks {
+                    bail!("{}: config.json has {} values in `{key}` for {blocks} blocks", self.network, list.len());
+                }
+                Ok(list)
+            }
+            _ => Ok(vec![self.integer(key, default)?; blocks]),
+        }
+    }
+
+    /// A list of positive integers.
+    pub(super) fn integers(&self, key: &str, default: &[i64]) -> Result<Vec<i64>> {
+        let Some(value) = self.get(key) else { return Ok(default.to_vec()) };
+        let list = value.as_array().and_then(|items| {
+            items.iter().map(|item| item.as_i64().filter(|&n| n > 0 && n < 1 << 24)).collect::<Option<Vec<_>>>()
+        });
+        match list {
+            Some(list) if !list.is_empty() => Ok(list),
+            _ => self.refuse(key, value, "a list of positive integers is"),
+        }
+    }
+
+    /// A list of names, each one of `known`.
+    pub(super) fn names(&self, key: &str, default: &[&str], known: &[&str]) -> Result<Vec<String>> {
+        let Some(value) = self.get(key) else { return Ok(default.iter().map(|s| s.to_string()).collect()) };
+        let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut names = Vec::new();
+        for item in items {
+            match item.as_str().filter(|name| known.contains(name)) {
+                Some(name) => names.push(name.to_string()),
+                None => return self.refuse(key, item, &format!("{} are", known.join(", "))),
+            }
+        }
+        if names.is_empty() {
+            return self.refuse(key, value, "a list of block types is");
+        }
+        Ok(names)
+    }
+
+    /// A text, `default` when missing or null.
+    pub(super) fn text(&self, key: &str, default: &str) -> Result<String> {
+        match self.get(key) {
+            None => Ok(default.to_string()),
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(value) => self.refuse(key, value, "a text is"),
+        }
+    }
+
+    /// True when the key stands there as `null` (which is not the same as missing).
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.value.get(key).is_some_and(Value::is_null)
+    }
+
+    /// Refuses any value but those listed; missing and null pass.
+    pub(super) fn only(&self, key: &str, allowed: &[Value]) -> Result<()> {
+        match self.get(key) {
+            Some(value) if !allowed.iter().any(|a| a == value || (a.is_number() && a.as_f64() == value.as_f64())) => {
+                let list: Vec<String> = allowed.iter().map(Value::to_string).collect();
+                let expected = if list.is_empty() { "null is".into() } else { format!("{} is", list.join(" or ")) };
+                self.refuse(key, value, &expected)
+            }
+            _ => Ok(()),
+        }
+    }
+}

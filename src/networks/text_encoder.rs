@@ -1,0 +1,99 @@
+//! `CLIPTextModel`: the text encoder of Stable Diffusion 1 (OpenAI's, quick GELU) and 2 (OpenCLIP's, GELU).
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use super::json::Json;
+use crate::ops::{Activation, Linear, Mask, Ops, Parameter, declared};
+
+/// What `text_encoder/config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextEncoderConfig {
+    pub vocab_size: i64,
+    pub hidden_size: i64,
+    pub intermediate_size: i64,
+    pub layers: i64,
+    pub heads: i64,
+    pub positions: i64,
+    pub layer_norm_eps: f64,
+    pub activation: Activation,
+    /// Where the pooled output is read; 2 is the sign of old configs for "the largest id".
+    pub eos_token_id: i64,
+}
+
+/// What the text encoder gives.
+pub struct TextOutput<V> {
+    /// `[B, T, hidden]`, what the UNet attends to.
+    pub last_hidden_state: V,
+    /// `[B, hidden]`
+    pub pooled: V,
+}
+
+impl TextEncoderConfig {
+    /// # Errors
+    /// A key with a value that is not supported, named with it.
+    pub fn from_json(value: &Value) -> Result<Self> {
+        let json = Json::new("CLIPTextModel", value)?;
+        json.only("model_type", &[json!("clip_text_model")])?;
+        let activation = match json.text("hidden_act", "quick_gelu")?.as_str() {
+            "quick_gelu" => Activation::QuickGelu,
+            "gelu" => Activation::Gelu,
+            other => bail!(
+                "CLIPTextModel: config.json has `hidden_act`: \"{other}\", which is not supported (quick_gelu or gelu is)"
+            ),
+        };
+        let config = Self {
+            vocab_size: json.integer("vocab_size", 49408)?,
+            hidden_size: json.integer("hidden_size", 512)?,
+            intermediate_size: json.integer("intermediate_size", 2048)?,
+            layers: json.integer("num_hidden_layers", 12)?,
+            heads: json.integer("num_attention_heads", 8)?,
+            positions: json.integer("max_position_embeddings", 77)?,
+            layer_norm_eps: json.number("layer_norm_eps", 1e-5)?,
+            activation,
+            eos_token_id: json.integer("eos_token_id", 49407)?,
+        };
+        if config.hidden_size % config.heads != 0 {
+            bail!(
+                "CLIPTextModel: config.json has `num_attention_heads`: {}, which does not divide `hidden_size`: {}",
+                config.heads,
+                config.hidden_size
+            );
+        }
+        Ok(config)
+    }
+
+    /// The parameters of this network, by their transformers names.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        declared(|ops| {
+            text_encoder(ops, self, &vec![1, self.positions]);
+        })
+    }
+}
+
+/// Token ids `[B, T]` → the hidden states after the last layer and its norm, and the one at the end of the text.
+pub fn text_encoder<O: Ops>(ops: &mut O, config: &TextEncoderConfig, ids: &O::Value) -> TextOutput<O::Value> {
+    let width = config.hidden_size;
+    let eps = config.layer_norm_eps;
+    let square = Linear { in_features: width, out_features: width, bias: true };
+    let x = ops.embedding(ids, "text_model.embeddings.token_embedding", config.vocab_size, width);
+    let mut x = ops.add_positions(&x, "text_model.embeddings.position_embedding", config.positions);
+    for layer in 0..config.layers {
+        let name = format!("text_model.encoder.layers.{layer}");
+        let h = ops.layer_norm(&x, &format!("{name}.layer_norm1"), eps);
+        let q = ops.linear(&h, &format!("{name}.self_attn.q_proj"), square);
+        let k = ops.linear(&h, &format!("{name}.self_attn.k_proj"), square);
+        let v = ops.linear(&h, &format!("{name}.self_attn.v_proj"), square);
+        let h = ops.attention(&q, &k, &v, config.heads, Mask::Causal);
+        let h = ops.linear(&h, &format!("{name}.self_attn.out_proj"), square);
+        x = ops.add(&x, &h);
+        let h = ops.layer_norm(&x, &format!("{name}.layer_norm2"), eps);
+        let h = ops.linear(&h, &format!("{name}.mlp.fc1"), Linear { out_features: config.intermediate_size, ..square });
+        let h = ops.activation(&h, config.activation);
+        let h = ops.linear(&h, &format!("{name}.mlp.fc2"), Linear { in_features: config.intermediate_size, ..square });
+        x = ops.add(&x, &h);
+    }
+    let last_hidden_state = ops.layer_norm(&x, "text_model.final_layer_norm", eps);
+    let pooled = ops.pool_at_end_of_text(&last_hidden_state, ids, config.eos_token_id);
+    TextOutput { last_hidden_state, pooled }
+}
