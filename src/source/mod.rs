@@ -1,1 +1,3 @@
 //! Where models come from.
+
+pub mod files;
