@@ -3,6 +3,8 @@
 
 use std::ffi::{CStr, CString, c_char, c_void};
 
+pub mod random;
+
 use anyhow::{Result, anyhow};
 use tch::Tensor;
 

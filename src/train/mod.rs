@@ -1,1 +1,4 @@
 //! The training loop.
+
+pub mod learning_rate;
+pub mod optimizer;
