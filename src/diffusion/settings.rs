@@ -1,0 +1,137 @@
+//! Typed reading of `scheduler_config.json`: a key that is missing (or `null`) takes the reader's default, a key of
+//! another type is an error that names the key and the value.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// A scheduler's configuration. The file holds the keys of whichever scheduler wrote it, so a sampler reads the keys
+/// that it knows, with its own defaults, and leaves the others.
+#[derive(Clone, Copy)]
+pub struct Settings<'a>(&'a Value);
+
+/// Parses the text of a `scheduler_config.json`. Python's `json` writes `-Infinity` for `lambda_min_clipped`, which
+/// is no JSON: such a number is read as `null`, which means the default, which it is.
+///
+/// # Errors
+/// Text that is not JSON.
+pub fn parse_config(text: &str) -> Result<Value> {
+    let mut json = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut in_string = false;
+    while let Some(first) = rest.chars().next() {
+        let special = ["-Infinity", "Infinity", "NaN"].into_iter().find(|word| !in_string && rest.starts_with(word));
+        let length = match special {
+            Some(word) => {
+                json.push_str("null");
+                word.len()
+            }
+            None if in_string && first == '\\' => {
+                let length = 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
+                json.push_str(&rest[..length]);
+                length
+            }
+            None => {
+                in_string ^= first == '"';
+                json.push(first);
+                first.len_utf8()
+            }
+        };
+        rest = &rest[length..];
+    }
+    serde_json::from_str(&json).context("this is not JSON")
+}
+
+impl<'a> Settings<'a> {
+    /// # Errors
+    /// A configuration that is not a JSON object.
+    pub fn new(config: &'a Value) -> Result<Self> {
+        if !config.is_object() {
+            bail!("scheduler_config.json holds no JSON object");
+        }
+        Ok(Self(config))
+    }
+
+    /// The value of a key that is there and not `null`.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn read<T>(&self, key: &str, default: T, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<T> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => {
+                read(value).with_context(|| format!("scheduler_config.json: `{key}` should be {what}, and is {value}"))
+            }
+        }
+    }
+
+    pub fn number(&self, key: &str, default: f64) -> Result<f64> {
+        self.read(key, default, "a number", Value::as_f64)
+    }
+
+    /// A number, or nothing where the key is missing.
+    pub fn optional_number(&self, key: &str) -> Result<Option<f64>> {
+        self.read(key, None, "a number", |value| value.as_f64().map(Some))
+    }
+
+    /// A whole number of at least `least`.
+    pub fn integer(&self, key: &str, default: i64, least: i64) -> Result<i64> {
+        self.read(key, default, &format!("a whole number from {least}"), |value| {
+            value.as_i64().filter(|&integer| integer >= least)
+        })
+    }
+
+    pub fn truth(&self, key: &str, default: bool) -> Result<bool> {
+        self.read(key, default, "true or false", Value::as_bool)
+    }
+
+    /// One of the named values.
+    pub fn choice<T: Copy>(&self, key: &str, default: T, choices: &[(&str, T)]) -> Result<T> {
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        self.read(key, default, &format!("one of {}", names.join(", ")), |value| {
+            choices.iter().find(|(name, _)| value.as_str() == Some(*name)).map(|(_, choice)| *choice)
+        })
+    }
+
+    /// A list of numbers, or nothing where the key is missing.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        self.read(key, None, "a list of numbers", |value| {
+            value.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<_>>>().map(Some)
+        })
+    }
+
+    /// Refuses keys that ask for what Palettist does not do.
+    pub fn refuse_true(&self, keys: &[&str]) -> Result<()> {
+        for key in keys {
+            if self.truth(key, false)? {
+                bail!("scheduler_config.json: `{key}` is true, which this sampler does not support; set it to false");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn infinities_of_python_are_defaults() {
+        let config = parse_config(r#"{"lambda_min_clipped": -Infinity, "a\"Infinity": "NaN", "b": 0.5}"#).unwrap();
+        let settings = Settings::new(&config).unwrap();
+        assert_eq!(settings.number("lambda_min_clipped", f64::NEG_INFINITY).unwrap(), f64::NEG_INFINITY);
+        assert_eq!(settings.get("a\"Infinity").unwrap(), "NaN");
+        assert_eq!(settings.number("b", 0.0).unwrap(), 0.5);
+    }
+
+    #[test]
+    fn errors_name_the_key_and_the_value() {
+        let config = parse_config(r#"{"steps_offset": "one", "timestep_spacing": "even", "n": -1}"#).unwrap();
+        let settings = Settings::new(&config).unwrap();
+        let error = settings.integer("steps_offset", 0, 0).unwrap_err().to_string();
+        assert!(error.contains("`steps_offset`") && error.contains("\"one\""), "{error}");
+        let error = settings.choice("timestep_spacing", 0, &[("leading", 0), ("trailing", 1)]).unwrap_err().to_string();
+        assert!(error.contains("leading, trailing") && error.contains("\"even\""), "{error}");
+        assert!(settings.integer("n", 0, 0).is_err());
+    }
+}
