@@ -1,6 +1,8 @@
 //! The shim over libtorch: operators that tch does not generate (through the dispatcher), and CUDA loaded at
 //! run time. All `unsafe` around libtorch lives here; the C++ half is `ext.cpp`.
 
+pub mod slices;
+
 use std::ffi::{CStr, CString, c_char, c_void};
 
 pub mod random;
