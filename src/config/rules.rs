@@ -1,0 +1,258 @@
+//! What a config must fulfil beyond types: ranges, and keys that must go together. Nothing on disk is looked at.
+
+use std::path::{Component, Path, PathBuf};
+
+use super::{Config, Mode, TrainedComponent};
+
+/// Replaces `{name}` and `{output_dir}` in paths.
+pub(super) fn fill_names(config: &mut Config) {
+    let fill = |path: &Path, what: &str, by: &str| PathBuf::from(path.to_string_lossy().replace(what, by));
+    config.output_dir = fill(&config.output_dir, "{name}", &config.name);
+    let output_dir = config.output_dir.to_string_lossy().into_owned();
+    let cache_dir = fill(&config.data.cache_dir, "{output_dir}", &output_dir);
+    config.data.cache_dir = without_parents(&fill(&cache_dir, "{name}", &config.name));
+}
+
+/// `runs/dog/../cache` as `runs/cache`: the folder left of a `..` need not exist yet.
+fn without_parents(path: &Path) -> PathBuf {
+    let mut result = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir if matches!(result.components().next_back(), Some(Component::Normal(_))) => {
+                result.pop();
+            }
+            part => result.push(part),
+        }
+    }
+    result
+}
+
+/// The rules that are broken, as (key, what is wrong and what to do).
+pub(super) fn broken(config: &Config) -> Vec<(String, String)> {
+    let mut rules = Rules::default();
+    general(config, &mut rules);
+    data(config, &mut rules);
+    train(config, &mut rules);
+    palettize(config, &mut rules);
+    rest(config, &mut rules);
+    rules.broken
+}
+
+#[derive(Default)]
+struct Rules {
+    broken: Vec<(String, String)>,
+}
+
+impl Rules {
+    /// Notes `message` about `key` unless `holds`.
+    fn must(&mut self, holds: bool, key: &str, message: impl Into<String>) {
+        if !holds {
+            self.broken.push((key.to_string(), message.into()));
+        }
+    }
+
+    fn at_least_one(&mut self, value: usize, key: &str) {
+        self.must(value >= 1, key, "must be at least 1");
+    }
+
+    fn between(&mut self, value: f64, low: f64, high: f64, key: &str) {
+        self.must((low..=high).contains(&value), key, format!("is {value}, but must be between {low} and {high}"));
+    }
+
+    fn positive(&mut self, value: f64, key: &str) {
+        self.must(value > 0.0 && value.is_finite(), key, format!("is {value}, but must be above 0"));
+    }
+
+    fn not_negative(&mut self, value: f64, key: &str) {
+        self.must(value >= 0.0 && value.is_finite(), key, format!("is {value}, but must be 0 or more"));
+    }
+}
+
+fn general(config: &Config, rules: &mut Rules) {
+    let version = config.config_version;
+    rules.must(version == 1, "config_version", format!("is {version}, but this version of Palettist reads 1"));
+    let good = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    let name = &config.name;
+    rules.must(
+        !name.is_empty() && name.chars().all(good) && !name.starts_with('.'),
+        "name",
+        format!("is \"{name}\"; use letters, digits, `-`, `_` and `.`, because files are named after it"),
+    );
+    rules.must(config.output_dir != Path::new(""), "output_dir", "must not be empty");
+    rules.must(
+        !config.model.pretrained_model_name_or_path.is_empty(),
+        "model.pretrained_model_name_or_path",
+        "is missing: the diffusers folder to start from",
+    );
+    rules.must(
+        !(config.model.train_from_scratch && config.distill.enabled),
+        "distill.enabled",
+        "can't be true with model.train_from_scratch: random weights teach nothing",
+    );
+    rules.must(
+        !(config.model.train_from_scratch && config.train.mode == Mode::Dreambooth),
+        "model.train_from_scratch",
+        "can't be true with train.mode = \"dreambooth\", which changes a model that can already draw",
+    );
+}
+
+fn data(config: &Config, rules: &mut Rules) {
+    let data = &config.data;
+    rules.must(
+        data.resolution >= 8 && data.resolution % 8 == 0,
+        "data.resolution",
+        format!("is {}, but must be a multiple of 8", data.resolution),
+    );
+    rules.between(data.caption_dropout_rate, 0.0, 1.0, "data.caption_dropout_rate");
+    rules.must(
+        data.caption_extension.iter().all(|extension| extension.len() > 1 && extension.starts_with('.')),
+        "data.caption_extension",
+        "must hold extensions with their dot, as in [\".txt\"]",
+    );
+    match (config.train.mode, &data.dreambooth) {
+        (Mode::Full, None) => rules.must(
+            data.train_data_dir.is_some(),
+            "data.train_data_dir",
+            "is missing: the folder of pictures and captions",
+        ),
+        (Mode::Full, Some(_)) => {
+            rules.must(false, "train.mode", "is \"full\", but there is [data.dreambooth]; set it to \"dreambooth\"")
+        }
+        (Mode::Dreambooth, None) => {
+            rules.must(false, "data.dreambooth", "is missing: train.mode = \"dreambooth\" needs that table")
+        }
+        (Mode::Dreambooth, Some(dreambooth)) => {
+            rules.must(
+                data.train_data_dir.is_none(),
+                "data.train_data_dir",
+                "is not used with train.mode = \"dreambooth\"; instance_data_dir takes its place",
+            );
+            let key = |name: &str| format!("data.dreambooth.{name}");
+            let prior = dreambooth.with_prior_preservation;
+            rules.must(
+                dreambooth.instance_data_dir != Path::new(""),
+                &key("instance_data_dir"),
+                "is missing: the folder with pictures of the subject",
+            );
+            rules.must(
+                !dreambooth.instance_prompt.trim().is_empty(),
+                &key("instance_prompt"),
+                "is missing: the caption of the subject, as in \"a photo of sks dog\"",
+            );
+            rules.must(
+                !prior || dreambooth.class_data_dir.as_deref().is_some_and(|dir| dir != Path::new("")),
+                &key("class_data_dir"),
+                "is missing: prior preservation keeps its pictures there (or set with_prior_preservation = false)",
+            );
+            rules.must(
+                !prior || !dreambooth.class_prompt.trim().is_empty(),
+                &key("class_prompt"),
+                "is missing: prior preservation needs it, as in \"a photo of dog\" \
+                 (or set with_prior_preservation = false)",
+            );
+            rules.must(
+                !prior || dreambooth.class_data_dir.as_deref() != Some(dreambooth.instance_data_dir.as_path()),
+                &key("class_data_dir"),
+                "is the same folder as instance_data_dir",
+            );
+            rules.not_negative(dreambooth.prior_loss_weight, &key("prior_loss_weight"));
+            rules.at_least_one(dreambooth.num_class_images, &key("num_class_images"));
+            rules.at_least_one(dreambooth.sample_batch_size, &key("sample_batch_size"));
+            rules.at_least_one(dreambooth.prior_sample_steps, &key("prior_sample_steps"));
+            rules.not_negative(dreambooth.prior_guidance_scale, &key("prior_guidance_scale"));
+        }
+    }
+}
+
+fn train(config: &Config, rules: &mut Rules) {
+    let train = &config.train;
+    rules.must(train.max_train_steps >= 1, "train.max_train_steps", "must be at least 1");
+    rules.at_least_one(train.train_batch_size, "train.train_batch_size");
+    rules.at_least_one(train.gradient_accumulation_steps, "train.gradient_accumulation_steps");
+    rules.positive(train.learning_rate, "train.learning_rate");
+    rules.not_negative(train.text_encoder_lr, "train.text_encoder_lr");
+    rules.must(
+        train.lr_warmup_steps <= train.max_train_steps,
+        "train.lr_warmup_steps",
+        format!("is {}, more than max_train_steps ({})", train.lr_warmup_steps, train.max_train_steps),
+    );
+    rules.must(train.lr_num_cycles >= 1, "train.lr_num_cycles", "must be at least 1");
+    rules.positive(train.lr_power, "train.lr_power");
+    rules.not_negative(train.max_grad_norm, "train.max_grad_norm");
+    rules.between(train.ema_decay, 0.0, 1.0, "train.ema_decay");
+    if let Some(gamma) = train.min_snr_gamma {
+        rules.positive(gamma, "train.min_snr_gamma");
+    }
+    rules.not_negative(train.noise_offset, "train.noise_offset");
+    for beta in train.optimizer.betas {
+        rules.must((0.0..1.0).contains(&beta), "train.optimizer.betas", "must be two numbers from 0 to below 1");
+    }
+    rules.not_negative(train.optimizer.weight_decay, "train.optimizer.weight_decay");
+    rules.positive(train.optimizer.eps, "train.optimizer.eps");
+    rules.not_negative(train.autoencoder.kl_weight, "train.autoencoder.kl_weight");
+    if let Some(crop) = train.autoencoder.crop {
+        rules.must(
+            crop >= 8 && crop % 8 == 0 && crop <= config.data.resolution,
+            "train.autoencoder.crop",
+            format!("is {crop}, but must be a multiple of 8 up to data.resolution ({})", config.data.resolution),
+        );
+    }
+    if train.component == TrainedComponent::Autoencoder {
+        let only = "is only for the UNet; with train.component = \"autoencoder\" set it to";
+        rules.must(train.mode == Mode::Full, "train.mode", format!("{only} \"full\""));
+        rules.must(!config.palettize.enabled, "palettize.enabled", format!("{only} false"));
+        rules.must(!config.distill.enabled, "distill.enabled", format!("{only} false"));
+        rules.must(!train.train_text_encoder, "train.train_text_encoder", format!("{only} false"));
+        rules.must(!config.export.coreml, "export.coreml", format!("{only} false"));
+    }
+}
+
+fn palettize(config: &Config, rules: &mut Rules) {
+    let palettize = &config.palettize;
+    const BITS: [u32; 5] = [1, 2, 4, 6, 8];
+    let bits = |n: u32| format!("is {n}, but Core ML has palettes of 1, 2, 4, 6 or 8 bits");
+    rules.must(BITS.contains(&palettize.n_bits), "palettize.n_bits", bits(palettize.n_bits));
+    rules.at_least_one(palettize.kmeans_max_iter, "palettize.kmeans_max_iter");
+    rules.positive(palettize.temperature_start, "palettize.temperature_start");
+    rules.positive(palettize.temperature_end, "palettize.temperature_end");
+    rules.must(
+        palettize.temperature_end <= palettize.temperature_start,
+        "palettize.temperature_end",
+        "must not be above temperature_start: temperatures fall, so that soft weights become palettes",
+    );
+    rules.between(palettize.freeze_fraction, 0.0, 1.0, "palettize.freeze_fraction");
+    rules.not_negative(palettize.palette_learning_rate, "palettize.palette_learning_rate");
+    for exception in &palettize.overrides {
+        let named = format!("(match = \"{}\")", exception.pattern);
+        rules.must(
+            exception.n_bits.is_some() != exception.skip,
+            "palettize.overrides",
+            format!("{named} needs either n_bits or skip = true"),
+        );
+        if let Some(n) = exception.n_bits {
+            rules.must(BITS.contains(&n), "palettize.overrides", format!("{named} n_bits {}", bits(n)));
+        }
+    }
+    rules.not_negative(config.distill.lambda_sd, "distill.lambda_sd");
+    rules.not_negative(config.distill.lambda_kd_output, "distill.lambda_kd_output");
+    rules.must(
+        !config.distill.enabled || config.distill.lambda_sd + config.distill.lambda_kd_output > 0.0,
+        "distill.lambda_sd",
+        "and lambda_kd_output are both 0: there is nothing to learn from",
+    );
+}
+
+fn rest(config: &Config, rules: &mut Rules) {
+    rules.at_least_one(config.sample.sample_steps, "sample.sample_steps");
+    rules.not_negative(config.sample.guidance_scale, "sample.guidance_scale");
+    rules.must(
+        config.checkpoint.checkpoints_total_limit >= 2,
+        "checkpoint.checkpoints_total_limit",
+        "must be at least 2, so that a good checkpoint is there while the next is written",
+    );
+    rules.must(config.logging.log_every >= 1, "logging.log_every", "must be at least 1");
+    rules.at_least_one(config.validation.batches, "validation.batches");
+    for (key, latent) in [("export.latent_h", config.export.latent_h), ("export.latent_w", config.export.latent_w)] {
+        rules.must(latent >= 1, key, format!("is {latent}, but must be at least 1"));
+    }
+}

@@ -1,0 +1,547 @@
+//! The keys of a config and their defaults. A key is here only if this version honours it.
+//!
+//! Defaults come from diffusers' examples, kohya's READMEs and EveryDream2 (learning rates, steps, prior loss) and from
+//! measurements of palette training (temperatures, frozen fraction). Steps are optimizer steps, except in
+//! [`Sample::sample_steps`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Version of this schema: 1.
+    pub config_version: u32,
+    /// Names the run and what it writes: letters, digits, `-`, `_`, `.`.
+    pub name: String,
+    /// Where everything goes; `{name}` is replaced.
+    pub output_dir: PathBuf,
+    /// All randomness of a run follows from it.
+    pub seed: u64,
+    pub model: Model,
+    pub data: Data,
+    pub train: Train,
+    pub palettize: Palettize,
+    pub distill: Distill,
+    pub sample: Sample,
+    pub checkpoint: Checkpoint,
+    pub logging: Logging,
+    pub validation: Validation,
+    pub export: Export,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// A diffusers folder (required).
+    pub pretrained_model_name_or_path: String,
+    /// Starts the networks that are trained from random weights; only their `config.json` is read.
+    pub train_from_scratch: bool,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Side of the square that pictures are brought to, px; a multiple of 8.
+    pub resolution: i64,
+    /// Pictures and captions for `mode = "full"`: `metadata.jsonl` (`file_name`, `text`) or sidecar files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_data_dir: Option<PathBuf>,
+    /// Pictures and captions that are never trained on, for the validation loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_data_dir: Option<PathBuf>,
+    /// Extensions of sidecar caption files, tried in this order.
+    pub caption_extension: Vec<String>,
+    /// What a picture without a caption is.
+    pub missing_caption: MissingCaption,
+    /// Fraction of captions replaced by the empty one, so that classifier-free guidance keeps working; default 0.05 for
+    /// `mode = "full"`, 0 for `"dreambooth"`.
+    pub caption_dropout_rate: f64,
+    /// Mirrors pictures at random.
+    pub flip_aug: bool,
+    /// Crops from the centre; otherwise at random.
+    pub center_crop: bool,
+    /// Latents and text embeddings, computed once; `{output_dir}` is replaced. Runs may share it.
+    pub cache_dir: PathBuf,
+    /// Required by `mode = "dreambooth"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dreambooth: Option<Dreambooth>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MissingCaption {
+    /// A mistake in the data: stop and say which picture.
+    Error,
+    /// Trained on with the empty caption.
+    Empty,
+}
+
+/// `[data.dreambooth]` (Ruiz et al. 2022, arXiv:2208.12242)
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dreambooth {
+    /// 3 to 20 pictures of the subject (required).
+    pub instance_data_dir: PathBuf,
+    /// `a photo of sks dog` (required).
+    pub instance_prompt: String,
+    /// Pictures of the subject's class; drawn by the model where too few.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_data_dir: Option<PathBuf>,
+    /// `a photo of dog`
+    pub class_prompt: String,
+    /// Also trains on pictures of the class, so that the model does not forget it (section 3.3).
+    pub with_prior_preservation: bool,
+    /// λ of the prior loss.
+    pub prior_loss_weight: f64,
+    /// How many pictures of the class to have.
+    pub num_class_images: usize,
+    /// How many of them to draw at a time.
+    pub sample_batch_size: usize,
+    /// Sampler steps of each.
+    pub prior_sample_steps: usize,
+    /// Guidance of each.
+    pub prior_guidance_scale: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Pictures with captions.
+    Full,
+    /// A subject, named by a rare word.
+    Dreambooth,
+}
+
+/// The network that learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainedComponent {
+    Unet,
+    Autoencoder,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrScheduler {
+    Constant,
+    ConstantWithWarmup,
+    Linear,
+    Cosine,
+    CosineWithRestarts,
+    Polynomial,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceChoice {
+    /// CUDA where there is a GPU, else the CPU.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixedPrecision {
+    /// fp32 throughout.
+    No,
+    /// Networks compute in bf16; master weights, palettes and losses stay fp32.
+    Bf16,
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    pub mode: Mode,
+    pub component: TrainedComponent,
+    /// Trains the text encoder along with the UNet.
+    pub train_text_encoder: bool,
+    /// The step after which the text encoder stays as it is; 0 = never.
+    pub stop_text_encoder_training: u64,
+    pub max_train_steps: u64,
+    pub train_batch_size: usize,
+    /// Batches summed into one step.
+    pub gradient_accumulation_steps: usize,
+    /// Default 5e-6 for `mode = "full"`, 1e-6 for `"dreambooth"`.
+    pub learning_rate: f64,
+    /// Default: half of `learning_rate`.
+    pub text_encoder_lr: f64,
+    pub lr_scheduler: LrScheduler,
+    /// Steps over which the rate rises from 0.
+    pub lr_warmup_steps: u64,
+    /// Restarts of `cosine_with_restarts`.
+    pub lr_num_cycles: u64,
+    /// Exponent of `polynomial`.
+    pub lr_power: f64,
+    /// Gradients are scaled down to this norm; 0 = never.
+    pub max_grad_norm: f64,
+    /// Keeps a moving average of the weights and ships that.
+    pub use_ema: bool,
+    pub ema_decay: f64,
+    /// γ of min-SNR weighting (Hang et al. 2023, arXiv:2303.09556); off when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_snr_gamma: Option<f64>,
+    /// Adds this times a constant per channel to the noise.
+    pub noise_offset: f64,
+    pub device: DeviceChoice,
+    pub mixed_precision: MixedPrecision,
+    pub optimizer: Optimizer,
+    pub autoencoder: AutoencoderLoss,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerType {
+    Adamw,
+}
+
+/// `[train.optimizer]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optimizer {
+    #[serde(rename = "type")]
+    pub kind: OptimizerType,
+    pub betas: [f64; 2],
+    pub weight_decay: f64,
+    pub eps: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossType {
+    L1,
+    L2,
+}
+
+/// `[train.autoencoder]`: only with `component = "autoencoder"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AutoencoderLoss {
+    /// Weight of the KL divergence of the latents from a unit normal (Rombach et al. 2022, appendix G).
+    pub kl_weight: f64,
+    /// Trains on random crops of this side, px; the whole picture when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crop: Option<i64>,
+    /// Of the reconstruction.
+    pub loss_type: LossType,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Granularity {
+    /// One palette a weight tensor.
+    PerTensor,
+}
+
+/// `[palettize]`: differentiable k-means (Cho et al. 2022, arXiv:2108.12659) on every conv and linear weight of the UNet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Palettize {
+    pub enabled: bool,
+    /// 1, 2, 4, 6 or 8: a palette has 2^n_bits values.
+    pub n_bits: u32,
+    pub granularity: Granularity,
+    /// Weights with no more elements than this stay fp16.
+    pub weight_threshold: usize,
+    /// Soft k-means iterations a step (T).
+    pub kmeans_max_iter: usize,
+    /// ρ at the first step: a layer's temperature is ρ times the mean squared error of its k-means.
+    pub temperature_start: f64,
+    /// ρ when assignments freeze; in between it falls geometrically.
+    pub temperature_end: f64,
+    /// Last fraction of the run, with assignments fixed: only palettes, biases and norms learn.
+    pub freeze_fraction: f64,
+    /// Learning rate of palettes while assignments are fixed; default: `learning_rate`.
+    pub palette_learning_rate: f64,
+    /// Exceptions; the last that matches a weight holds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<PaletteOverride>,
+}
+
+/// `[[palettize.overrides]]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PaletteOverride {
+    /// Glob over a weight's name: `*` is anything, `?` one character (`*.attn1.*`, `conv_in.weight`).
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// Bits for the weights that match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_bits: Option<u32>,
+    /// Leaves them fp16.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip: bool,
+}
+
+/// `[distill]`: the float model teaches (BK-SDM, Kim et al. 2023, arXiv:2305.15798, section 3.2).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Distill {
+    pub enabled: bool,
+    /// Weight of the denoising loss.
+    pub lambda_sd: f64,
+    /// Weight of the squared difference from the teacher's output.
+    pub lambda_kd_output: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampler {
+    Ddim,
+    Pndm,
+    Euler,
+    #[serde(rename = "dpmpp_2m")]
+    DpmppTwoM,
+}
+
+/// `[sample]`: pictures drawn during a run, with the palettes in place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sample {
+    /// 0 = never.
+    pub sample_every_n_steps: u64,
+    pub prompts: Vec<String>,
+    pub sample_steps: usize,
+    pub guidance_scale: f64,
+    pub seed: u64,
+    pub sampler: Sampler,
+}
+
+/// `[checkpoint]`: what `--resume` continues from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// 0 = only by time and at the end.
+    pub checkpointing_steps: u64,
+    /// 0 = only by steps and at the end.
+    pub checkpoint_every_n_minutes: u64,
+    /// Older ones are deleted; at least 2, so that a good one is always there.
+    pub checkpoints_total_limit: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tracker {
+    /// `logs/metrics.jsonl`
+    Jsonl,
+    /// `logs/events.out.tfevents.*`
+    Tensorboard,
+}
+
+/// `[logging]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logging {
+    /// Steps.
+    pub log_every: u64,
+    pub report_to: Vec<Tracker>,
+}
+
+/// `[validation]`: the denoising loss on `validation_data_dir`, with noise and timesteps that never change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Validation {
+    /// 0 = only at the end.
+    pub every_n_steps: u64,
+    pub seed: u64,
+    /// Batches measured.
+    pub batches: usize,
+}
+
+/// The systems that a package runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeploymentTarget {
+    #[serde(rename = "iOS16", alias = "macOS13")]
+    Ios16,
+    #[serde(rename = "iOS17", alias = "macOS14")]
+    Ios17,
+    #[serde(rename = "iOS18", alias = "macOS15")]
+    Ios18,
+}
+
+/// `[export]`: what is written when a run ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Export {
+    /// Writes `coreml/`.
+    pub coreml: bool,
+    pub min_deployment_target: DeploymentTarget,
+    /// Default: `resolution` / 8.
+    pub latent_h: i64,
+    /// Default: `resolution` / 8.
+    pub latent_w: i64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            config_version: 1,
+            name: "palettist".into(),
+            output_dir: "runs/{name}".into(),
+            seed: 42,
+            model: Model::default(),
+            data: Data::default(),
+            train: Train::default(),
+            palettize: Palettize::default(),
+            distill: Distill::default(),
+            sample: Sample::default(),
+            checkpoint: Checkpoint::default(),
+            logging: Logging::default(),
+            validation: Validation::default(),
+            export: Export::default(),
+        }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            resolution: 512,
+            train_data_dir: None,
+            validation_data_dir: None,
+            caption_extension: vec![".txt".into(), ".caption".into()],
+            missing_caption: MissingCaption::Error,
+            caption_dropout_rate: 0.05,
+            flip_aug: false,
+            center_crop: true,
+            cache_dir: "{output_dir}/../cache".into(),
+            dreambooth: None,
+        }
+    }
+}
+
+impl Default for Dreambooth {
+    fn default() -> Self {
+        Self {
+            instance_data_dir: PathBuf::new(),
+            instance_prompt: String::new(),
+            class_data_dir: None,
+            class_prompt: String::new(),
+            with_prior_preservation: true,
+            prior_loss_weight: 1.0,
+            num_class_images: 200,
+            sample_batch_size: 4,
+            prior_sample_steps: 50,
+            prior_guidance_scale: 7.5,
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Full,
+            component: TrainedComponent::Unet,
+            train_text_encoder: false,
+            stop_text_encoder_training: 0,
+            max_train_steps: 800,
+            train_batch_size: 1,
+            gradient_accumulation_steps: 1,
+            learning_rate: 5e-6,
+            text_encoder_lr: 2.5e-6,
+            lr_scheduler: LrScheduler::Constant,
+            lr_warmup_steps: 0,
+            lr_num_cycles: 1,
+            lr_power: 1.0,
+            max_grad_norm: 1.0,
+            use_ema: false,
+            ema_decay: 0.9999,
+            min_snr_gamma: None,
+            noise_offset: 0.0,
+            device: DeviceChoice::Auto,
+            mixed_precision: MixedPrecision::No,
+            optimizer: Optimizer::default(),
+            autoencoder: AutoencoderLoss::default(),
+        }
+    }
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self { kind: OptimizerType::Adamw, betas: [0.9, 0.999], weight_decay: 0.01, eps: 1e-8 }
+    }
+}
+
+impl Default for AutoencoderLoss {
+    fn default() -> Self {
+        Self { kl_weight: 1e-6, crop: None, loss_type: LossType::L1 }
+    }
+}
+
+impl Default for Palettize {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            n_bits: 4,
+            granularity: Granularity::PerTensor,
+            weight_threshold: 2048,
+            kmeans_max_iter: 3,
+            temperature_start: 1.0,
+            temperature_end: 0.1,
+            freeze_fraction: 0.2,
+            palette_learning_rate: 5e-6,
+            overrides: Vec::new(),
+        }
+    }
+}
+
+impl Default for Distill {
+    fn default() -> Self {
+        Self { enabled: false, lambda_sd: 1.0, lambda_kd_output: 1.0 }
+    }
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self {
+            sample_every_n_steps: 100,
+            prompts: Vec::new(),
+            sample_steps: 25,
+            guidance_scale: 7.5,
+            seed: 42,
+            sampler: Sampler::Ddim,
+        }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { checkpointing_steps: 200, checkpoint_every_n_minutes: 15, checkpoints_total_limit: 3 }
+    }
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self { log_every: 10, report_to: vec![Tracker::Jsonl, Tracker::Tensorboard] }
+    }
+}
+
+impl Default for Validation {
+    fn default() -> Self {
+        Self { every_n_steps: 100, seed: 0, batches: 16 }
+    }
+}
+
+impl Default for Export {
+    fn default() -> Self {
+        Self { coreml: true, min_deployment_target: DeploymentTarget::Ios16, latent_h: 64, latent_w: 64 }
+    }
+}
+
+/// A config that holds every key there is, to tell a misspelt key from a real one.
+pub(super) fn every_key() -> Config {
+    let mut config = Config::default();
+    config.data.train_data_dir = Some("x".into());
+    config.data.validation_data_dir = Some("x".into());
+    config.data.dreambooth = Some(Dreambooth { class_data_dir: Some("x".into()), ..Dreambooth::default() });
+    config.train.min_snr_gamma = Some(5.0);
+    config.train.autoencoder.crop = Some(64);
+    config.palettize.overrides = vec![PaletteOverride { pattern: "*".into(), n_bits: Some(4), skip: true }];
+    config
+}

@@ -1,0 +1,180 @@
+use super::*;
+
+const SMALL: &str = r#"
+name = "dog"
+[model]
+pretrained_model_name_or_path = "models/sd15"
+[data]
+train_data_dir = "data/dog"
+"#;
+
+fn problems(text: &str, overrides: &[&str]) -> Vec<String> {
+    let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
+    let error = parse(text, "dog.toml", &overrides).expect_err("the config is wrong");
+    error.problems.iter().map(|p| format!("{}: {}", p.place, p.message)).collect()
+}
+
+#[test]
+fn the_smallest_config_gets_every_default() {
+    let config = parse(SMALL, "dog.toml", &[]).unwrap();
+    assert_eq!(config.output_dir, Path::new("runs/dog"));
+    assert_eq!(config.data.cache_dir, Path::new("runs/cache"));
+    assert_eq!(config.train.learning_rate, 5e-6);
+    assert_eq!(config.train.text_encoder_lr, 2.5e-6);
+    assert_eq!((config.export.latent_h, config.export.latent_w), (64, 64));
+}
+
+#[test]
+fn defaults_follow_the_keys_they_depend_on() {
+    let overrides = ["train.learning_rate=1e-4".to_string(), "data.resolution=256".to_string()];
+    let config = parse(SMALL, "dog.toml", &overrides).unwrap();
+    assert_eq!(config.train.text_encoder_lr, 5e-5);
+    assert_eq!(config.palettize.palette_learning_rate, 1e-4);
+    assert_eq!(config.export.latent_h, 32);
+    let dreambooth = r#"
+        train.mode = "dreambooth"
+        model.pretrained_model_name_or_path = "m"
+        [data.dreambooth]
+        instance_data_dir = "a"
+        class_data_dir = "b"
+        instance_prompt = "a photo of sks dog"
+        class_prompt = "a photo of dog"
+    "#;
+    let config = parse(dreambooth, "dog.toml", &[]).unwrap();
+    assert_eq!((config.train.learning_rate, config.data.caption_dropout_rate), (1e-6, 0.0));
+}
+
+#[test]
+fn the_resolved_config_reads_back_to_itself() {
+    for text in [SMALL.to_string(), SMALL.replace("[model]", "train.min_snr_gamma = 5\n[model]")] {
+        let config = parse(&text, "dog.toml", &[]).unwrap();
+        assert_eq!(parse(&config.resolved_toml(), "resolved.toml", &[]).unwrap(), config);
+    }
+}
+
+#[test]
+fn a_misspelt_key_names_the_nearest_with_line_and_column() {
+    let text = format!("{SMALL}\n[train]\nlearning_rte = 1e-6\n  max_train_step = 3\n");
+    assert_eq!(
+        problems(&text, &[]),
+        [
+            "dog.toml:9:1: unknown key `learning_rte` in [train]; did you mean `learning_rate`?",
+            "dog.toml:10:3: unknown key `max_train_step` in [train]; did you mean `max_train_steps`?",
+        ]
+    );
+    assert_eq!(
+        problems(&format!("{SMALL}\n[trian]\nx = 1"), &[]),
+        ["dog.toml:8:2: unknown key `trian`; did you mean `train`?"]
+    );
+}
+
+#[test]
+fn a_key_in_the_wrong_table_or_with_another_tools_name_is_sent_home() {
+    assert_eq!(
+        problems(&format!("{SMALL}learning_rate = 1e-6\nsnr_gamma = 5.0\nseed = 1"), &[]),
+        [
+            "dog.toml:7:1: unknown key `learning_rate` in [data]; it belongs in [train]",
+            "dog.toml:8:1: unknown key `snr_gamma` in [data]; here it is `train.min_snr_gamma`",
+            "dog.toml:9:1: unknown key `seed` in [data]; it belongs at the top, before the first [table]",
+        ]
+    );
+}
+
+#[test]
+fn every_ill_typed_value_is_named() {
+    let text = format!(
+        "{SMALL}resolution = \"512\"\nflip_aug = 1\n[train]\ntrain_batch_size = -1\nmode = \"lora\"\n\
+         learning_rate = \"1e-6\"\nmax_train_steps = 1.5\noptimizer = 3\n"
+    );
+    let found = problems(&text, &[]);
+    for (i, (line, what)) in [
+        (":14:1", "`train.optimizer` is a table; write its keys under [train.optimizer]"),
+        (":7:1", "`data.resolution`: is string \"512\", expected a whole number"),
+        (":8:1", "`data.flip_aug`: is integer `1`, expected true or false"),
+        (":10:1", "`train.train_batch_size`: is integer `-1`, expected a whole number of at least 0"),
+        (":11:1", "`train.mode`: is `lora`, expected `full` or `dreambooth`"),
+        (":12:1", "`train.learning_rate`: is string \"1e-6\", expected a number"),
+        (":13:1", "`train.max_train_steps`: is floating point `1.5`, expected a whole number of at least 0"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(found[i], format!("dog.toml{line}: {what}"));
+    }
+    assert_eq!(found.len(), 7);
+}
+
+#[test]
+fn what_does_not_fit_together_is_told_all_at_once() {
+    let text = format!("{SMALL}resolution = 100\n[palettize]\nn_bits = 3\n[checkpoint]\ncheckpoints_total_limit = 1");
+    assert_eq!(
+        problems(&text, &["train.component=autoencoder", "train.max_train_steps=0"]),
+        [
+            "dog.toml:7:1: `data.resolution` is 100, but must be a multiple of 8",
+            "`train.max_train_steps=0` on the command line: `train.max_train_steps` must be at least 1",
+            "dog.toml: `palettize.enabled` is only for the UNet; with train.component = \"autoencoder\" set it to false",
+            "dog.toml: `export.coreml` is only for the UNet; with train.component = \"autoencoder\" set it to false",
+            "dog.toml:9:1: `palettize.n_bits` is 3, but Core ML has palettes of 1, 2, 4, 6 or 8 bits",
+            "dog.toml:11:1: `checkpoint.checkpoints_total_limit` must be at least 2, so that a good checkpoint is \
+             there while the next is written",
+        ]
+    );
+}
+
+#[test]
+fn overrides_win_over_the_file_and_need_no_second_quotes() {
+    let overrides: Vec<String> = [
+        "name=cat",
+        "train.max_train_steps=20",
+        "sample.prompts=[\"a cat\", \"a = b\"]",
+        "model.pretrained_model_name_or_path=/models/sd 1.5",
+        "palettize.overrides=[{match=\"conv_in.*\", skip=true}]",
+    ]
+    .iter()
+    .map(|s| s.to_string())
+    .collect();
+    let config = parse(SMALL, "dog.toml", &overrides).unwrap();
+    assert_eq!(config.output_dir, Path::new("runs/cat"));
+    assert_eq!(config.train.max_train_steps, 20);
+    assert_eq!(config.sample.prompts, ["a cat", "a = b"]);
+    assert_eq!(config.model.pretrained_model_name_or_path, "/models/sd 1.5");
+    assert!(config.palettize.overrides[0].skip);
+    assert_eq!(
+        problems(SMALL, &["train.max_train_stps=20", "seed", "train=1", "seed=x"]),
+        [
+            "`train.max_train_stps=20` on the command line: unknown key `max_train_stps` in [train]; did you mean \
+             `max_train_steps`?",
+            "`seed` on the command line: is not of the form key=value",
+            "`train=1` on the command line: `train` is a table; give one of its keys, train.…=value",
+            "`seed=x` on the command line: `seed`: is string \"x\", expected a whole number of at least 0",
+        ]
+    );
+}
+
+#[test]
+fn broken_toml_says_where() {
+    let found = problems("name = \"dog\"\n[model\n", &[]);
+    assert!(found[0].starts_with("dog.toml:2:"), "{found:?}");
+    let found = problems("seed = 1\nseed = 2\n", &[]);
+    assert!(found[0].starts_with("dog.toml:2:1") && found[0].contains("duplicate key"), "{found:?}");
+}
+
+#[test]
+fn a_misspelt_key_in_an_array_of_tables_is_found() {
+    let text = format!("{SMALL}[[palettize.overrides]]\nmatch = \"*\"\nnbits = 2\n");
+    let found = problems(&text, &[]);
+    assert_eq!(found[0], "dog.toml:9:1: unknown key `nbits` in [[palettize.overrides]]; did you mean `n_bits`?");
+}
+
+/// Keys that are absent by default must be in `every_key`, or they would be called unknown.
+#[test]
+fn every_key_of_the_schema_can_be_written() {
+    let every = toml::to_string(&schema::every_key()).unwrap();
+    let read: Config = toml::from_str(&every).unwrap();
+    assert_eq!(read, schema::every_key());
+    let source = include_str!("schema.rs");
+    for line in source.lines().filter(|line| line.trim().starts_with("pub ") && line.contains(": Option<")) {
+        let name = line.trim().trim_start_matches("pub ").split(':').next().unwrap();
+        assert!(every.contains(&format!("\n{name} = ")) || every.contains(&format!(".{name}]")), "{name}");
+    }
+}
