@@ -4,8 +4,15 @@
 //! is mixed into clean latents during training and what the network then has to predict; a [`Sampler`] walks from
 //! pure noise to latents.
 
+mod ddim;
+mod dpm_solver;
+mod euler;
+mod pndm;
+mod sampler;
 mod schedule;
 mod settings;
+mod spacing;
 
+pub use sampler::{Model, Sampler, SamplerKind, sample};
 pub use schedule::{NoiseSchedule, Prediction};
 pub use settings::{Settings, parse_config};

@@ -93,6 +93,14 @@ impl<'a> Settings<'a> {
         })
     }
 
+    /// One of a few whole numbers.
+    pub fn choice_of_numbers(&self, key: &str, default: i64, choices: &[i64]) -> Result<i64> {
+        let names: Vec<_> = choices.iter().map(i64::to_string).collect();
+        self.read(key, default, &format!("one of {}", names.join(", ")), |value| {
+            value.as_i64().filter(|number| choices.contains(number))
+        })
+    }
+
     /// A list of numbers, or nothing where the key is missing.
     pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
         self.read(key, None, "a list of numbers", |value| {

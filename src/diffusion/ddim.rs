@@ -1,0 +1,70 @@
+//! DDIM (Song, Meng & Ermon 2020, eq. 12) with η = 0.
+
+use anyhow::Result;
+use tch::Tensor;
+
+use super::sampler::{Model, Walk};
+use super::schedule::{BetaDefaults, Prediction, alphas_cumprod};
+use super::settings::Settings;
+use super::spacing::{Spacing, timesteps};
+
+pub(super) struct Ddim {
+    timesteps: Vec<f64>,
+    /// Training timesteps per step.
+    stride: i64,
+    alphas_cumprod: Vec<f64>,
+    /// ᾱ after the last step.
+    final_alpha: f64,
+    /// x₀ is held within ± this.
+    clip: Option<f64>,
+    prediction: Prediction,
+}
+
+impl Ddim {
+    pub fn new(settings: Settings, steps: i64) -> Result<Self> {
+        settings.refuse_true(&["thresholding"])?;
+        let alphas_cumprod = alphas_cumprod(settings, BetaDefaults::USUAL, true)?;
+        let train = alphas_cumprod.len() as i64;
+        let offset = settings.integer("steps_offset", 0, 0)?;
+        let timesteps = timesteps(Spacing::read(settings, Spacing::Leading)?, train, steps, offset)?;
+        let clip = settings.number("clip_sample_range", 1.0)?;
+        Ok(Self {
+            timesteps: timesteps.into_iter().map(f64::round_ties_even).collect(),
+            stride: train / steps,
+            final_alpha: if settings.truth("set_alpha_to_one", true)? { 1.0 } else { alphas_cumprod[0] },
+            alphas_cumprod,
+            clip: settings.truth("clip_sample", true)?.then_some(clip),
+            prediction: Prediction::from_settings(settings)?,
+        })
+    }
+}
+
+impl Walk for Ddim {
+    fn timesteps(&self) -> Vec<f64> {
+        self.timesteps.clone()
+    }
+
+    fn init_noise_sigma(&self) -> f64 {
+        1.0
+    }
+
+    fn walk(&self, mut x: Tensor, model: &mut Model) -> Result<Tensor> {
+        for &t in &self.timesteps {
+            let output = model(&x, t)?;
+            let alpha = self.alphas_cumprod[t as usize];
+            let previous = t as i64 - self.stride;
+            let next_alpha = if previous >= 0 { self.alphas_cumprod[previous as usize] } else { self.final_alpha };
+            let (signal, spread) = (alpha.sqrt(), (1.0 - alpha).sqrt());
+            let (x0, noise) = match self.prediction {
+                Prediction::Epsilon => ((&x - &output * spread) / signal, output),
+                Prediction::VPrediction => (&x * signal - &output * spread, &output * signal + &x * spread),
+            };
+            let x0 = match self.clip {
+                Some(range) => x0.clamp(-range, range),
+                None => x0,
+            };
+            x = x0 * next_alpha.sqrt() + noise * (1.0 - next_alpha).sqrt();
+        }
+        Ok(x)
+    }
+}
