@@ -1,4 +1,4 @@
 fn main() -> std::process::ExitCode {
     palettist::torch::load_cuda();
-    std::process::ExitCode::SUCCESS
+    palettist::cli::run()
 }

@@ -1,1 +1,186 @@
-//! The command line: one file a command.
+//! The command line: one file a command, each with its `Args` and `run`.
+//!
+//! Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 1 the work failed; 2 the
+//! command line or the config is wrong ([`Usage`], [`crate::config::Error`]); 130 stopped by Ctrl-C after saving
+//! ([`Interrupted`]). Whatever is written takes a new name or says that the old one is there: nothing is overwritten.
+
+mod doctor;
+mod init;
+mod inspect;
+
+use std::fmt;
+use std::io::Write;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+/// Fine-tunes Stable Diffusion while it learns 2- and 4-bit palettes, and exports Core ML packages.
+#[derive(Parser)]
+#[command(name = "palettist", version, about, max_term_width = 100)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Init(init::Args),
+    Inspect(inspect::Args),
+    Doctor(doctor::Args),
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Init(args) => init::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    }
+}
+
+/// The program.
+pub fn run() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("no message").lines().next().unwrap_or_default();
+        let place = panic.location().map_or_else(String::new, |l| format!(" ({}:{})", l.file(), l.line()));
+        let _ = writeln!(
+            std::io::stderr(),
+            "error: internal error{place}: {message}; this is a bug in palettist, please report it with your command"
+        );
+    }));
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(answer) => {
+            // Help and versions come this way too, with code 0. A closed pipe is nobody's mistake.
+            let _ = answer.print();
+            return ExitCode::from(answer.exit_code() as u8);
+        }
+    };
+    match std::panic::catch_unwind(AssertUnwindSafe(|| dispatch(line.command))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => report(&error),
+        Err(_) => ExitCode::from(1),
+    }
+}
+
+/// Prints an error, each of its lines with `error: ` in front, and chooses the exit code.
+fn report(error: &anyhow::Error) -> ExitCode {
+    if error.is::<ClosedPipe>() {
+        return ExitCode::SUCCESS;
+    }
+    if error.is::<Interrupted>() {
+        let _ = writeln!(std::io::stderr(), "{error}");
+        return ExitCode::from(130);
+    }
+    // libtorch puts its C++ stack under its messages; a config has one mistake a line.
+    let mistakes = error.is::<crate::config::Error>() || error.is::<Usage>();
+    let text = format!("{error:#}");
+    for line in text.lines().take(if mistakes { usize::MAX } else { 1 }) {
+        let _ = writeln!(std::io::stderr(), "error: {line}");
+    }
+    ExitCode::from(if mistakes { 2 } else { 1 })
+}
+
+/// The command line is wrong: exit code 2. One mistake a line.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Ctrl-C, after saving; says what was saved and how to go on. Exit code 130.
+#[derive(Debug)]
+pub struct Interrupted(pub String);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Whoever read standard output has seen enough (`| head`): exit code 0, no message.
+#[derive(Debug)]
+struct ClosedPipe;
+
+impl fmt::Display for ClosedPipe {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("standard output is closed")
+    }
+}
+
+impl std::error::Error for ClosedPipe {}
+
+/// Writes a result to standard output with a line end. Unlike `println!` it does not panic on a closed pipe.
+///
+/// # Errors
+/// An error that ends the program quietly when the pipe is closed; that of the system otherwise (a full disk).
+pub fn print(text: impl fmt::Display) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(ClosedPipe.into()),
+        result => result.context("writing to standard output"),
+    }
+}
+
+/// Refuses a path that exists already.
+///
+/// # Errors
+/// [`Usage`], naming it.
+pub fn must_be_new(path: &Path) -> Result<()> {
+    match path.symlink_metadata() {
+        Ok(_) => Err(Usage(format!("{} exists already; nothing was overwritten", path.display())).into()),
+        Err(_) => Ok(()),
+    }
+}
+
+/// A count with thin groups of three: `859 520 964`.
+fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes in decimal units, as disks and app stores count: `0.43 GB`.
+fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
+        b if b >= 1e3 => format!("{:.1} kB", b / 1e3),
+        b => format!("{b} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_sizes_read_well() {
+        let counts: Vec<String> = [0, 999, 1000, 859_520_964].map(grouped).to_vec();
+        assert_eq!(counts, ["0", "999", "1 000", "859 520 964"]);
+        let sizes: Vec<String> = [12, 1500, 214_900_000, 1_720_000_000].map(size).to_vec();
+        assert_eq!(sizes, ["12 B", "1.5 kB", "214.9 MB", "1.72 GB"]);
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        CommandLine::command().debug_assert();
+    }
+}

@@ -1,11 +1,12 @@
 //! The config of a run: one TOML file, strict, read once into [`Config`].
 //!
-//! Precedence: the documented defaults ([`schema`]) < the file < `key=value` on the command line. Names are those of
+//! Precedence: the documented defaults  < the file < `key=value` on the command line. Names are those of
 //! diffusers' and kohya's trainers. Every mistake is reported, not only the first: keys that do not exist with the
 //! nearest one that does, values of a wrong type, and what does not fit together, each with its line and column.
 //!
 //! Relative paths are relative to the working directory, as in kohya's and diffusers' trainers (not to the file).
 
+mod defaults;
 mod read;
 mod rules;
 mod schema;

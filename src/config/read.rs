@@ -9,7 +9,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::{Config, Error, Mode, Problem, rules, schema};
+use super::{Config, Error, Mode, Problem, defaults, rules};
 
 /// A key with its value, and where it was written.
 struct Leaf {
@@ -28,7 +28,7 @@ struct Reader<'a> {
 }
 
 pub(super) fn read(text: &str, file: &str, overrides: &[String]) -> Result<Config, Error> {
-    let known = Table::try_from(schema::every_key()).expect("the schema has a TOML form");
+    let known = Table::try_from(defaults::every_key()).expect("the schema has a TOML form");
     let mut reader = Reader { text, file, known, leaves: Vec::new(), problems: Vec::new() };
     match (DeTable::parse(text), text.parse::<Table>()) {
         (Ok(spans), Ok(values)) => reader.table(&mut Vec::new(), spans.get_ref(), &values),

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <dlfcn.h>
+#include <torch/version.h>
 
 #include <cstring>
 #include <string>
@@ -77,6 +78,9 @@ char* palettist_call(const char* name, const char* overload, const ExtArg* argum
     }
   });
 }
+
+// The version of the libtorch that this was compiled against. Static: not freed.
+const char* palettist_torch_version() { return TORCH_VERSION; }
 
 // Loads libtorch_cuda.so from the folder of the libtorch_cpu.so in use, if it lies there.
 int palettist_load_cuda() {

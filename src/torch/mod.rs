@@ -51,6 +51,7 @@ unsafe extern "C" {
         written: *mut usize,
     ) -> *mut c_char;
     fn palettist_load_cuda() -> i32;
+    fn palettist_torch_version() -> *const c_char;
     fn free(pointer: *mut c_void);
 }
 
@@ -119,4 +120,10 @@ pub fn call(name: &str, overload: &str, arguments: &[Arg]) -> Result<Vec<Tensor>
 pub fn load_cuda() -> bool {
     // SAFETY: only loads a library of the same libtorch that this program is linked to.
     unsafe { palettist_load_cuda() != 0 }
+}
+
+/// The version of libtorch, `2.11.0`.
+pub fn version() -> String {
+    // SAFETY: a static, null-terminated string.
+    unsafe { CStr::from_ptr(palettist_torch_version()) }.to_string_lossy().into_owned()
 }

@@ -1,0 +1,57 @@
+//! `palettist init`: a commented config to start from.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::{Usage, must_be_new, print};
+use crate::source::files::write_bytes;
+
+/// Writes a commented config to start from; without RECIPE lists them
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which one
+    recipe: Option<String>,
+    /// The file to write; `-` for standard output [default: RECIPE.toml]
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+}
+
+macro_rules! recipes {
+    ($($name:literal),*) => { [$(($name, include_str!(concat!("../../configs/", $name, ".toml")))),*] };
+}
+
+/// Names and texts of the configs that `init` writes.
+pub const RECIPES: [(&str, &str); 6] = recipes![
+    "dreambooth-2bit",
+    "dreambooth-4bit",
+    "sd21-dreambooth-2bit",
+    "sd21-dreambooth-4bit",
+    "finetune-2bit",
+    "finetune-4bit"
+];
+
+pub fn run(args: Args) -> Result<()> {
+    let Some(name) = args.recipe else {
+        for (name, text) in RECIPES {
+            let title = text.lines().next().unwrap_or_default().trim_start_matches("# ");
+            print(format_args!("{name:<22}{title}"))?;
+        }
+        return Ok(());
+    };
+    let Some((_, text)) = RECIPES.iter().find(|(known, _)| *known == name) else {
+        let near = RECIPES
+            .iter()
+            .map(|(known, _)| *known)
+            .max_by(|a, b| strsim::jaro_winkler(a, &name).total_cmp(&strsim::jaro_winkler(b, &name)));
+        let hint = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        return Err(Usage(format!("there is no recipe {name}{hint} (`palettist init` lists them)")).into());
+    };
+    let output = args.output.unwrap_or_else(|| format!("{name}.toml").into());
+    if output.as_os_str() == "-" {
+        return print(text.trim_end());
+    }
+    must_be_new(&output)?;
+    write_bytes(&output, text.as_bytes())?;
+    print(format_args!("wrote {0}; fill in its paths, then: palettist check {0}", output.display()))
+}

@@ -1,0 +1,175 @@
+//! `palettist inspect`: what a checkpoint or a package holds.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tch::Kind;
+
+use super::{grouped, print, size};
+use crate::palette::PalettizedCheckpoint;
+use crate::source::files::TensorFile;
+
+/// Tells what a checkpoint or package holds: tensors, bits per weight with palettes counted, sizes
+#[derive(clap::Args)]
+pub struct Args {
+    /// `.safetensors` files, palettized or not
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// One JSON object a file, one a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    for (i, path) in args.files.iter().enumerate() {
+        let contents = Contents::read(path)?;
+        if args.json {
+            print(contents.json(path))?;
+            continue;
+        }
+        if i > 0 {
+            print("")?;
+        }
+        contents.print(path)?;
+    }
+    Ok(())
+}
+
+/// One weight tensor.
+struct Entry {
+    name: String,
+    shape: Vec<i64>,
+    /// `f16`, or `2-bit palette`.
+    kind: String,
+    elements: u64,
+    /// Bits on disk, palette included.
+    bits: u64,
+    palettized: bool,
+}
+
+/// All of a file.
+struct Contents {
+    what: &'static str,
+    entries: Vec<Entry>,
+    metadata: Vec<(String, String)>,
+    bytes: u64,
+}
+
+impl Contents {
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = path.metadata().with_context(|| path.display().to_string())?.len();
+        let file = TensorFile::open(path)?;
+        let metadata: Vec<(String, String)> = file.metadata().into_iter().collect();
+        if metadata.iter().any(|(key, _)| key == "palettist.palettes") {
+            return Self::palettized(path, bytes);
+        }
+        let mut entries = Vec::new();
+        for name in file.names() {
+            let shape = file.shape(&name).unwrap_or_default();
+            let kind = file.kind(&name)?;
+            let elements = shape.iter().product::<i64>() as u64;
+            let bits = file.bytes(&name)?.len() as u64 * 8;
+            entries.push(Entry { name, shape, kind: kind_name(kind), elements, bits, palettized: false });
+        }
+        Ok(Self { what: "safetensors", entries, metadata, bytes })
+    }
+
+    fn palettized(path: &Path, bytes: u64) -> Result<Self> {
+        let checkpoint = PalettizedCheckpoint::read(path)?;
+        let mut entries = Vec::new();
+        for (name, palette) in &checkpoint.palettes {
+            let elements = palette.indices.len() as u64;
+            // Indices are packed to whole bytes; palette values are fp16.
+            let bits = (elements * u64::from(palette.bits)).div_ceil(8) * 8 + palette.entries.len() as u64 * 16;
+            entries.push(Entry {
+                name: name.clone(),
+                shape: palette.shape.clone(),
+                kind: format!("{}-bit palette", palette.bits),
+                elements,
+                bits,
+                palettized: true,
+            });
+        }
+        for (name, tensor) in &checkpoint.dense {
+            let elements = tensor.numel() as u64;
+            let bits = elements * tensor.kind().elt_size_in_bytes() as u64 * 8;
+            let kind = kind_name(tensor.kind());
+            entries.push(Entry { name: name.clone(), shape: tensor.size(), kind, elements, bits, palettized: false });
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        let metadata = checkpoint.metadata.into_iter().collect();
+        Ok(Self { what: "palettized checkpoint", entries, metadata, bytes })
+    }
+
+    /// (weights, bits) of the entries that `keep` accepts.
+    fn sum(&self, keep: impl Fn(&Entry) -> bool) -> (u64, u64) {
+        self.entries.iter().filter(|entry| keep(entry)).fold((0, 0), |(n, b), e| (n + e.elements, b + e.bits))
+    }
+
+    fn print(&self, path: &Path) -> Result<()> {
+        let (weights, bits) = self.sum(|_| true);
+        print(format_args!("{}: {}, {}", path.display(), self.what, size(self.bytes)))?;
+        let width = self.entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
+        for entry in &self.entries {
+            let shape = entry.shape.iter().map(i64::to_string).collect::<Vec<_>>().join("×");
+            let per_weight = entry.bits as f64 / entry.elements.max(1) as f64;
+            print(format_args!("  {:width$}  {shape:>18}  {:<14}  {per_weight:6.3} bits", entry.name, entry.kind))?;
+        }
+        for (key, value) in &self.metadata {
+            // A recipe is a whole config.
+            let first = value.lines().next().unwrap_or_default();
+            let more = if value.lines().count() > 1 { " …" } else { "" };
+            print(format_args!("  {key}: {first}{more}"))?;
+        }
+        let (in_palettes, palette_bits) = self.sum(|entry| entry.palettized);
+        if in_palettes > 0 {
+            print(format_args!(
+                "{} of {} weights in palettes, at {:.3} bits each with palettes counted",
+                grouped(in_palettes),
+                grouped(weights),
+                palette_bits as f64 / in_palettes as f64
+            ))?;
+        }
+        print(format_args!(
+            "{} tensors, {} weights, {}: {:.3} bits a weight; {} as fp16",
+            self.entries.len(),
+            grouped(weights),
+            size(bits / 8),
+            bits as f64 / weights.max(1) as f64,
+            size(weights * 2)
+        ))
+    }
+
+    fn json(&self, path: &Path) -> Value {
+        let (weights, bits) = self.sum(|_| true);
+        let (palettized_weights, palettized_bits) = self.sum(|entry| entry.palettized);
+        let tensors: Vec<Value> = self
+            .entries
+            .iter()
+            .map(|e| json!({"name": e.name, "shape": e.shape, "type": e.kind, "weights": e.elements, "bits": e.bits}))
+            .collect();
+        json!({
+            "file": path.display().to_string(),
+            "kind": self.what,
+            "file_bytes": self.bytes,
+            "weights": weights,
+            "bits": bits,
+            "bits_per_weight": bits as f64 / weights.max(1) as f64,
+            "palettized_weights": palettized_weights,
+            "palettized_bits": palettized_bits,
+            "metadata": self.metadata.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+            "tensors": tensors,
+        })
+    }
+}
+
+fn kind_name(kind: Kind) -> String {
+    match kind {
+        Kind::Half => "fp16".to_string(),
+        Kind::BFloat16 => "bf16".to_string(),
+        Kind::Float => "fp32".to_string(),
+        Kind::Double => "fp64".to_string(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}

@@ -1,0 +1,175 @@
+//! Defaults: from diffusers' examples, kohya's READMEs and EveryDream2 (learning rates, steps, prior loss), and from
+//! measurements of palette training (temperatures, frozen fraction). Those that depend on other keys (`learning_rate`
+//! on `mode`, latent sizes on `resolution`) are set in `read`.
+
+use std::path::PathBuf;
+
+use super::*;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            config_version: 1,
+            name: "palettist".into(),
+            output_dir: "runs/{name}".into(),
+            seed: 42,
+            model: Model::default(),
+            data: Data::default(),
+            train: Train::default(),
+            palettize: Palettize::default(),
+            distill: Distill::default(),
+            sample: Sample::default(),
+            checkpoint: Checkpoint::default(),
+            logging: Logging::default(),
+            validation: Validation::default(),
+            export: Export::default(),
+        }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            resolution: 512,
+            train_data_dir: None,
+            validation_data_dir: None,
+            caption_extension: vec![".txt".into(), ".caption".into()],
+            missing_caption: MissingCaption::Error,
+            caption_dropout_rate: 0.05,
+            flip_aug: false,
+            center_crop: true,
+            cache_dir: "{output_dir}/../cache".into(),
+            dreambooth: None,
+        }
+    }
+}
+
+impl Default for Dreambooth {
+    fn default() -> Self {
+        Self {
+            instance_data_dir: PathBuf::new(),
+            instance_prompt: String::new(),
+            class_data_dir: None,
+            class_prompt: String::new(),
+            with_prior_preservation: true,
+            prior_loss_weight: 1.0,
+            num_class_images: 200,
+            sample_batch_size: 4,
+            prior_sample_steps: 50,
+            prior_guidance_scale: 7.5,
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Full,
+            component: TrainedComponent::Unet,
+            train_text_encoder: false,
+            stop_text_encoder_training: 0,
+            max_train_steps: 800,
+            train_batch_size: 1,
+            gradient_accumulation_steps: 1,
+            learning_rate: 5e-6,
+            text_encoder_lr: 2.5e-6,
+            lr_scheduler: LrScheduler::Constant,
+            lr_warmup_steps: 0,
+            lr_num_cycles: 1,
+            lr_power: 1.0,
+            max_grad_norm: 1.0,
+            use_ema: false,
+            ema_decay: 0.9999,
+            min_snr_gamma: None,
+            noise_offset: 0.0,
+            device: DeviceChoice::Auto,
+            mixed_precision: MixedPrecision::No,
+            optimizer: Optimizer::default(),
+            autoencoder: AutoencoderLoss::default(),
+        }
+    }
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self { kind: OptimizerType::Adamw, betas: [0.9, 0.999], weight_decay: 0.01, eps: 1e-8 }
+    }
+}
+
+impl Default for AutoencoderLoss {
+    fn default() -> Self {
+        Self { kl_weight: 1e-6, crop: None, loss_type: LossType::L1 }
+    }
+}
+
+impl Default for Palettize {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            n_bits: 4,
+            granularity: Granularity::PerTensor,
+            weight_threshold: 2048,
+            kmeans_max_iter: 3,
+            temperature_start: 1.0,
+            temperature_end: 0.1,
+            freeze_fraction: 0.2,
+            palette_learning_rate: 5e-6,
+            overrides: Vec::new(),
+        }
+    }
+}
+
+impl Default for Distill {
+    fn default() -> Self {
+        Self { enabled: false, lambda_sd: 1.0, lambda_kd_output: 1.0 }
+    }
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self {
+            sample_every_n_steps: 100,
+            prompts: Vec::new(),
+            sample_steps: 25,
+            guidance_scale: 7.5,
+            seed: 42,
+            sampler: Sampler::Ddim,
+        }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { checkpointing_steps: 200, checkpoint_every_n_minutes: 15, checkpoints_total_limit: 3 }
+    }
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self { log_every: 10, report_to: vec![Tracker::Jsonl, Tracker::Tensorboard] }
+    }
+}
+
+impl Default for Validation {
+    fn default() -> Self {
+        Self { every_n_steps: 100, seed: 0, batches: 16 }
+    }
+}
+
+impl Default for Export {
+    fn default() -> Self {
+        Self { coreml: true, min_deployment_target: DeploymentTarget::Ios16, latent_h: 64, latent_w: 64 }
+    }
+}
+
+/// A config that holds every key there is, to tell a misspelt key from a real one.
+pub(super) fn every_key() -> Config {
+    let mut config = Config::default();
+    config.data.train_data_dir = Some("x".into());
+    config.data.validation_data_dir = Some("x".into());
+    config.data.dreambooth = Some(Dreambooth { class_data_dir: Some("x".into()), ..Dreambooth::default() });
+    config.train.min_snr_gamma = Some(5.0);
+    config.train.autoencoder.crop = Some(64);
+    config.palettize.overrides = vec![PaletteOverride { pattern: "*".into(), n_bits: Some(4), skip: true }];
+    config
+}
