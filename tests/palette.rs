@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::f16;
+use palettist::ops::{Initial, Parameter};
+use palettist::palette::codes::{Code, Histogram};
 use palettist::palette::packing::{pack, unpack};
-use palettist::palette::{BITS, Palette, PalettizedCheckpoint};
+use palettist::palette::{BITS, Palette, PalettizedCheckpoint, kmeans, post_training};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
@@ -186,4 +188,199 @@ fn hostile_checkpoints_are_refused() {
     nan[start..start + 2].copy_from_slice(&f16::NAN.to_le_bytes());
     refuse(&nan, "layer1.weight: a palette entry is NaN");
     assert!(PalettizedCheckpoint::read(Path::new("/nowhere/x.safetensors")).is_err());
+}
+
+fn squared_error(values: &[f64], weights: &[f64], entries: &[f64]) -> f64 {
+    let nearest = |v: f64| entries.iter().map(|e| (v - e).powi(2)).fold(f64::INFINITY, f64::min);
+    values.iter().zip(weights).map(|(&v, w)| w * nearest(v)).sum()
+}
+
+/// Least squared error over every way to cut sorted values into at most `clusters` intervals.
+fn brute_force(values: &[f64], weights: &[f64], clusters: usize) -> f64 {
+    if values.is_empty() || clusters == 0 {
+        return if values.is_empty() { 0.0 } else { f64::INFINITY };
+    }
+    (1..=values.len())
+        .map(|n| {
+            let total: f64 = weights[..n].iter().sum();
+            let mean = values[..n].iter().zip(weights).map(|(v, w)| v * w).sum::<f64>() / total;
+            squared_error(&values[..n], &weights[..n], &[mean]) + brute_force(&values[n..], &weights[n..], clusters - 1)
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+#[test]
+fn k_means_is_the_best_of_all_clusterings() {
+    let mut random = ChaCha8Rng::seed_from_u64(3);
+    for round in 0..400 {
+        let count = 1 + round % 11;
+        let scale = [1.0, 1e-6, 3e4][round % 3];
+        let mut values: Vec<f64> = (0..count).map(|_| scale * (random.random::<f64>() - 0.5)).collect();
+        if round % 4 == 0 {
+            values[0] = 65504.0; // an outlier, as f16 can hold
+        }
+        values.sort_by(f64::total_cmp);
+        let weights: Vec<f64> = (0..count).map(|_| (1 + random.random::<u32>() % 50) as f64).collect();
+        for clusters in [1, 2, 3, 4, 6] {
+            let means = kmeans::means(&values, &weights, clusters);
+            assert!(means.len() <= clusters && means.is_sorted());
+            let (ours, best) = (squared_error(&values, &weights, &means), brute_force(&values, &weights, clusters));
+            let noise = 1e-24 * scale * scale;
+            assert!(ours <= best * (1.0 + 1e-9) + noise, "{values:?} {weights:?} {clusters}: {ours} > {best}");
+        }
+    }
+}
+
+/// Student's t with 4 degrees of freedom, nearly: heavier tails than a normal.
+fn heavy_tailed(count: usize, scale: f64, random: &mut ChaCha8Rng) -> Vec<f16> {
+    let mut normal = || (0..12).map(|_| random.random::<f64>()).sum::<f64>() - 6.0;
+    (0..count)
+        .map(|_| {
+            let spread: f64 = (0..4).map(|_| normal().powi(2)).sum::<f64>() / 4.0;
+            f16::from_f64(scale * normal() / spread.sqrt())
+        })
+        .collect()
+}
+
+#[test]
+fn k_means_is_never_worse_than_lloyds_best_of_ten() {
+    let mut random = ChaCha8Rng::seed_from_u64(4);
+    for (round, bits) in [1, 2, 4, 6].into_iter().cycle().take(8).enumerate() {
+        let values = heavy_tailed(3000, [0.02, 1.0][round % 2], &mut random);
+        let fit = kmeans::fit(&values, &[30, 100], bits).unwrap();
+        let mut wide: Vec<f64> = values.iter().map(|v| v.to_f64()).collect();
+        wide.sort_by(f64::total_cmp);
+        let ones = vec![1.0; wide.len()];
+        let lloyd = (0..10)
+            .map(|_| {
+                let mut entries: Vec<f64> =
+                    (0..1 << bits).map(|_| wide[random.random::<u32>() as usize % wide.len()]).collect();
+                for _ in 0..100 {
+                    let mut sums = vec![(0.0, 0.0); entries.len()];
+                    for &v in &wide {
+                        let near = (0..entries.len())
+                            .min_by(|&a, &b| (v - entries[a]).abs().total_cmp(&(v - entries[b]).abs()))
+                            .unwrap();
+                        sums[near] = (sums[near].0 + v, sums[near].1 + 1.0);
+                    }
+                    for (entry, (sum, n)) in entries.iter_mut().zip(sums) {
+                        *entry = if n > 0.0 { sum / n } else { *entry };
+                    }
+                }
+                squared_error(&wide, &ones, &entries)
+            })
+            .fold(f64::INFINITY, f64::min);
+        // Our entries are rounded to f16, Lloyd's are not.
+        assert!(fit.error * 3000.0 <= lloyd * (1.0 + 1e-4), "{bits} bits: {} > {lloyd}", fit.error * 3000.0);
+        let dense: Vec<f64> = fit.palette.dense().iter().map(|v| v.to_f64()).collect();
+        let own: f64 = values.iter().zip(&dense).map(|(v, d)| (v.to_f64() - d).powi(2)).sum::<f64>() / 3000.0;
+        assert!((own - fit.error).abs() <= 1e-12 * own, "{own} is reported as {}", fit.error);
+        let nearest = squared_error(&wide, &ones, &fit.palette.entries.iter().map(|e| e.to_f64()).collect::<Vec<_>>());
+        assert!((own * 3000.0 - nearest).abs() <= 1e-9 * nearest, "not every weight has its nearest entry");
+    }
+}
+
+#[test]
+fn degenerate_weights_have_palettes_too() {
+    let of = |values: &[f32]| values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>();
+    let tiny = f16::from_bits(1).to_f32();
+    let exact: [&[f32]; 8] = [
+        &[],
+        &[0.0; 7],
+        &[-0.0, 0.0, -0.0],
+        &[0.3; 9],
+        &[-1.5, 2.25, -1.5, 2.25],
+        &[65504.0, -65504.0, -65504.0],
+        &[tiny, tiny, -tiny],
+        &[tiny, 65504.0],
+    ];
+    for values in exact {
+        for bits in BITS {
+            let values = of(values);
+            let fit = kmeans::fit(&values, &[values.len() as i64], bits).unwrap();
+            assert_eq!(fit.error, 0.0);
+            assert_eq!(fit.palette.entries.len(), 1 << bits);
+            assert!(fit.palette.dense().iter().zip(&values).all(|(d, v)| d == v), "{values:?}, {bits} bits");
+        }
+    }
+    // One outlier of 3 million times the others' size takes one entry and costs the others nothing else.
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let mut values = heavy_tailed(5000, 0.02, &mut random);
+    let without = kmeans::fit(&values, &[5000], 2).unwrap();
+    values.push(f16::from_f32(-60000.0));
+    let fit = kmeans::fit(&values, &[5001], 2).unwrap();
+    assert_eq!(fit.palette.entries[0], f16::from_f32(-60000.0));
+    let wide: Vec<f64> = values[..5000].iter().map(|v| v.to_f64()).collect();
+    assert!(fit.error * 5001.0 > without.error * 5000.0 && fit.error < 1.0, "{}", fit.error);
+    let mut sorted = wide.clone();
+    sorted.sort_by(f64::total_cmp);
+    let three = squared_error(&sorted, &vec![1.0; 5000], &kmeans::means(&sorted, &vec![1.0; 5000], 3));
+    assert!((fit.error * 5001.0 - three).abs() < 1e-4 * three, "{} is not {three}", fit.error * 5001.0);
+
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e9] {
+        let message = error(kmeans::fit(&of(&[1.0, bad]), &[2], 2));
+        assert!(message.contains("1 of its values"), "{message}");
+        let tensor = Tensor::from_slice(&[1.0, bad]);
+        assert!(Histogram::of(&tensor, Code::F16).is_err());
+        // bf16 reaches as far as f32.
+        assert_eq!(Histogram::of(&tensor, Code::Bf16).is_err(), !bad.is_finite());
+    }
+    assert!(kmeans::fit(&of(&[1.0, 2.0]), &[3], 2).is_err());
+}
+
+#[test]
+fn a_network_is_palettized_by_threshold() {
+    let parameter = |name: &str, shape: &[i64], palettizable: bool| Parameter {
+        name: name.to_string(),
+        shape: shape.to_vec(),
+        initial: Initial::Zero,
+        palettizable,
+    };
+    let parameters = [
+        parameter("large.weight", &[64, 33], true),
+        parameter("just.weight", &[64, 32], true),
+        parameter("norm.weight", &[4096], false),
+    ];
+    let chosen = post_training::chosen(&parameters, 4, post_training::WEIGHT_THRESHOLD);
+    assert_eq!(chosen.into_iter().collect::<Vec<_>>(), [("large.weight".to_string(), 4)]);
+
+    let chosen = BTreeMap::from([("a".to_string(), 2), ("b".to_string(), 8)]);
+    let make = |kind| {
+        tch::manual_seed(1);
+        let tensor = |n: &str, shape: &[i64]| Ok((n.to_string(), Tensor::randn(shape, (kind, Device::Cpu))));
+        vec![tensor("a", &[10, 9, 3, 3]), tensor("b", &[100, 5]), tensor("c", &[7])]
+    };
+    let run = |weights: Vec<anyhow::Result<(String, Tensor)>>| {
+        let layers = std::sync::Mutex::new(Vec::new());
+        let about = BTreeMap::from([("recipe".to_string(), "palettize --bits 2".to_string())]);
+        let made = post_training::palettize(weights.into_iter(), &chosen, about, &|layer| {
+            layers.lock().unwrap().push((layer.name.clone(), layer.elements, layer.bits, layer.relative_error));
+        })?;
+        Ok((made, layers.into_inner().unwrap()))
+    };
+    for kind in [Kind::Half, Kind::Float, Kind::BFloat16] {
+        let (made, mut layers) = run(make(kind)).unwrap();
+        layers.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!((layers[0].1, layers[0].2, layers[1].1, layers[1].2), (810, 2, 500, 8));
+        // The k-means of a normal distribution in 4 intervals leaves 0.1175 of its variance.
+        assert!((layers[0].3 - 0.1175).abs() < 0.02, "{}", layers[0].3);
+        let original: BTreeMap<String, Tensor> = make(kind).into_iter().map(|item| item.unwrap()).collect();
+        for (name, tensor) in made.weights(Kind::Double, Device::Cpu).unwrap() {
+            let weight = original[&name].to_kind(Kind::Half).to_kind(Kind::Double);
+            assert_eq!(tensor.size(), weight.size());
+            let error = (&tensor - &weight).square().sum(Kind::Double) / weight.square().sum(Kind::Double);
+            let reported = layers.iter().find(|l| l.0 == name).map_or(0.0, |l| l.3);
+            assert!((error.double_value(&[]) - reported).abs() < 1e-9, "{name}");
+        }
+        assert_eq!(made.metadata["recipe"], "palettize --bits 2");
+    }
+    let mut infinite = make(Kind::Float);
+    infinite[2] = Ok(("c".to_string(), Tensor::from_slice(&[1e9f32])));
+    assert!(error(run(infinite)).contains("parameter c: 1 of its values"));
+    let mut missing = make(Kind::Float);
+    drop(missing.swap_remove(0));
+    assert!(error(run(missing)).contains("parameter a is to become a palette"));
+    let mut unreadable = make(Kind::Float);
+    unreadable.push(Err(anyhow::anyhow!("the disk is gone")));
+    assert!(error(run(unreadable)).contains("the disk is gone"));
 }

@@ -2,11 +2,17 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
+//! | [`kmeans`] | the nearest palette to a weight: exact 1-d k-means |
 //! | [`packing`] | indices as a stream of bits |
+//! | [`post_training`] | palettes for a trained network, without training |
 //! | [`checkpoint`] | a whole UNet, its weights as palettes, in one safetensors file |
 
 pub mod checkpoint;
+pub mod codes;
+pub mod kmeans;
 pub mod packing;
+pub mod post_training;
 
 use anyhow::{Result, anyhow, ensure};
 use half::f16;
@@ -89,4 +95,15 @@ pub(crate) fn elements(shape: &[i64]) -> Result<usize> {
 /// A tensor of f16 on the CPU.
 pub(crate) fn halves_tensor(values: &[f16], shape: &[i64]) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(values)?.f_view(shape)?)
+}
+
+/// Between each entry (ascending) and the next. The nearest entry to a value is that at the number of midpoints below
+/// it; of two equally near, the lower.
+pub(crate) fn midpoints(entries: &[f64]) -> Vec<f64> {
+    entries.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).collect()
+}
+
+/// For each entry (ascending) the index of the first that equals it, so that of equal entries one only is used.
+pub(crate) fn first_of_equals(entries: &[f64]) -> Vec<u8> {
+    entries.iter().map(|entry| entries.partition_point(|e| e < entry) as u8).collect()
 }

@@ -1,0 +1,180 @@
+//! Post-training palettes: exact one-dimensional k-means.
+//!
+//! Sorted values fall into clusters that are intervals, so the best clustering is a shortest path: with D_k(j) the
+//! least squared error of the first j values in k clusters, D_k(j) = min_i D_{k-1}(i) + cost(i, j), and the best i
+//! grows with j (Wang & Song 2011; Grønlund et al. 2017, arXiv 1701.07204), so each row takes O(B log B) by dividing
+//! and conquering. B is the number of distinct f16 values, at most 63,487 however large the tensor.
+
+use anyhow::Result;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
+use super::codes::{CODES, Histogram, piece};
+use super::{Palette, first_of_equals};
+
+/// The exact k-means of f16 values.
+#[derive(Clone, Debug)]
+pub struct Fit {
+    /// Entries ascending; where there are fewer distinct values than entries the largest is repeated.
+    pub palette: Palette,
+    /// Mean squared error of the palette, entries rounded to f16.
+    pub error: f64,
+    /// Mean square of the values.
+    pub power: f64,
+}
+
+/// The palette of 2^`bits` entries that is nearest to `values` (row-major, of `shape`).
+///
+/// # Errors
+/// When a value is infinite or not a number, or the arguments do not fit each other.
+pub fn fit(values: &[f16], shape: &[i64], bits: u32) -> Result<Fit> {
+    let histogram = Histogram::of_halves(values)?;
+    let entries = entries(&histogram, bits);
+    let wide: Vec<f64> = entries.iter().map(|e| e.to_f64()).collect();
+    let mut table = vec![0u8; CODES];
+    let midpoints = super::midpoints(&wide);
+    let firsts = first_of_equals(&wide);
+    for (&bin, value) in histogram.bins.iter().zip(histogram.values()) {
+        table[bin as usize] = firsts[midpoints.partition_point(|&m| m < value)];
+    }
+    let codes: &[u16] = values.reinterpret_cast();
+    let mut indices = vec![0u8; codes.len()];
+    let size = piece(codes.len());
+    indices.par_chunks_mut(size).zip(codes.par_chunks(size)).for_each(|(indices, codes)| {
+        for (index, &code) in indices.iter_mut().zip(codes) {
+            *index = table[code as usize];
+        }
+    });
+    let (error, power) = (histogram.error(&wide), histogram.error(&[0.0]));
+    Ok(Fit { palette: Palette::new(bits, shape.to_vec(), indices, entries)?, error, power })
+}
+
+/// The 2^`bits` entries of the best palette, ascending, rounded to f16.
+pub fn entries(histogram: &Histogram, bits: u32) -> Vec<f16> {
+    let counts: Vec<f64> = histogram.counts.iter().map(|&n| n as f64).collect();
+    let mut entries: Vec<f16> = means(&histogram.values(), &counts, 1 << bits).into_iter().map(f16::from_f64).collect();
+    entries.resize(1 << bits, entries.last().copied().unwrap_or(f16::ZERO));
+    entries
+}
+
+/// The means of the best `clusters` clusters of `values` (ascending) with `weights` (positive): ascending, and fewer
+/// where there are fewer distinct values.
+pub fn means(values: &[f64], weights: &[f64], clusters: usize) -> Vec<f64> {
+    let (values, weights) = distinct(values, weights);
+    let count = values.len();
+    if count <= clusters {
+        return values;
+    }
+    let sums = Sums::new(&values, &weights);
+    // best[j]: least error of the first j values in the clusters so far.
+    let mut best: Vec<f64> = (0..=count).map(|j| if j == 0 { 0.0 } else { sums.cost(0, j) }).collect();
+    let mut splits: Vec<Vec<u32>> = Vec::with_capacity(clusters);
+    for k in 2..=clusters {
+        let mut row = vec![f64::INFINITY; count + 1];
+        let mut split = vec![0u32; count + 1];
+        // The last row is wanted at its end only; no row is wanted where later clusters would stay empty.
+        let from = if k == clusters { count } else { k };
+        let to = count - (clusters - k);
+        fill(&sums, &best, &mut row, &mut split, (from, to), (k - 1, to - 1));
+        best = row;
+        splits.push(split);
+    }
+    let mut means = Vec::with_capacity(clusters);
+    let mut end = count;
+    for split in splits.iter().rev() {
+        let start = split[end] as usize;
+        means.push(mean(&values[start..end], &weights[start..end]));
+        end = start;
+    }
+    means.push(mean(&values[..end], &weights[..end]));
+    means.reverse();
+    means
+}
+
+/// Equal values (−0 and 0 are) made one.
+fn distinct(values: &[f64], weights: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let mut merged: (Vec<f64>, Vec<f64>) = Default::default();
+    for (&value, &weight) in values.iter().zip(weights) {
+        match merged.0.last() {
+            Some(&last) if last == value => *merged.1.last_mut().expect("as many weights as values") += weight,
+            _ => {
+                merged.0.push(value);
+                merged.1.push(weight);
+            }
+        }
+    }
+    merged
+}
+
+/// Fills `row[j]` and `split[j]` for j in `columns` (both ends included), whose best split is known to lie in `range`.
+fn fill(sums: &Sums, best: &[f64], row: &mut [f64], split: &mut [u32], columns: (usize, usize), range: (usize, usize)) {
+    let (from, to) = columns;
+    if from > to {
+        return;
+    }
+    let middle = from + (to - from) / 2;
+    let (mut least, mut at) = (f64::INFINITY, range.0);
+    for (i, &before) in best.iter().enumerate().take(range.1.min(middle - 1) + 1).skip(range.0) {
+        let error = before + sums.cost(i, middle);
+        if error < least {
+            (least, at) = (error, i);
+        }
+    }
+    (row[middle], split[middle]) = (least, at as u32);
+    fill(sums, best, row, split, (from, middle - 1), (range.0, at));
+    fill(sums, best, row, split, (middle + 1, to), (at, range.1));
+}
+
+/// Prefix sums of weight, weight × value and weight × value², from which the error of any interval follows.
+///
+/// Values are taken relative to their weighted median, and sums run outward from it: a few far outliers then do not
+/// drown the small errors of the bulk in rounding.
+struct Sums {
+    /// weight, weight × value, weight × value²
+    prefix: Vec<[f64; 3]>,
+}
+
+impl Sums {
+    fn new(values: &[f64], weights: &[f64]) -> Self {
+        let half = weights.iter().sum::<f64>() / 2.0;
+        let mut so_far = 0.0;
+        let median = weights.iter().position(|w| {
+            so_far += w;
+            so_far >= half
+        });
+        let median = median.unwrap_or(0);
+        let centre = values[median];
+        let part = |i: usize| {
+            let (value, weight) = (values[i] - centre, weights[i]);
+            [weight, weight * value, weight * value * value]
+        };
+        let mut prefix = vec![[0.0; 3]; values.len() + 1];
+        for i in median..values.len() {
+            prefix[i + 1] = std::array::from_fn(|m| prefix[i][m] + part(i)[m]);
+        }
+        for i in (0..median).rev() {
+            prefix[i] = std::array::from_fn(|m| prefix[i + 1][m] - part(i)[m]);
+        }
+        Self { prefix }
+    }
+
+    /// Squared error of the values `from..to` about their mean.
+    #[inline]
+    fn cost(&self, from: usize, to: usize) -> f64 {
+        let ([w0, s0, q0], [w1, s1, q1]) = (self.prefix[from], self.prefix[to]);
+        let sum = s1 - s0;
+        // One value has no error, and for one far from the centre the difference below would be rounding.
+        if to - from == 1 {
+            return 0.0;
+        }
+        ((q1 - q0) - sum * sum / (w1 - w0)).max(0.0)
+    }
+}
+
+/// The weighted mean of values, taken relative to the first, so that one value is its own mean exactly.
+fn mean(values: &[f64], weights: &[f64]) -> f64 {
+    let first = values[0];
+    let sum: f64 = values.iter().zip(weights).map(|(value, weight)| (value - first) * weight).sum();
+    first + sum / weights.iter().sum::<f64>()
+}
