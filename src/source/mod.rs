@@ -1,3 +1,52 @@
-//! Where models come from.
+//! Where models come from and go to: diffusers folders, their tokenizers, and the files they are made of.
 
 pub mod files;
+mod hub;
+mod json;
+mod model;
+mod names;
+mod tokenizer;
+mod write;
+
+pub use model::Model;
+pub use tokenizer::Tokenizer;
+pub use write::{copy_model, write_component};
+
+/// One network of a Stable Diffusion model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Component {
+    Unet,
+    TextEncoder,
+    Autoencoder,
+}
+
+impl Component {
+    /// All of them.
+    pub const ALL: [Component; 3] = [Component::Unet, Component::TextEncoder, Component::Autoencoder];
+
+    /// Its folder in a diffusers model.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Component::Unet => "unet",
+            Component::TextEncoder => "text_encoder",
+            Component::Autoencoder => "vae",
+        }
+    }
+
+    /// What messages call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Component::Unet => "UNet",
+            Component::TextEncoder => "text encoder",
+            Component::Autoencoder => "autoencoder",
+        }
+    }
+
+    /// The weight file that diffusers and transformers expect in its folder.
+    pub fn weight_file(self) -> &'static str {
+        match self {
+            Component::TextEncoder => "model.safetensors",
+            _ => "diffusion_pytorch_model.safetensors",
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Tensor names through the versions of diffusers and transformers, mapped to those that the networks ask for.
+
+use super::Component;
+
+/// Today's name of a tensor of `component` that a file calls `name`; `None` for what is no parameter.
+///
+/// - Text encoder: transformers 5 writes names without the prefix `text_model.`; transformers before 4.31 also wrote
+///   the buffer `position_ids`.
+/// - Autoencoder: diffusers before 0.12 called the linear layers of its attention `query`, `key`, `value`, `proj_attn`.
+pub fn today(component: Component, name: &str) -> Option<String> {
+    match component {
+        Component::Unet => Some(name.to_owned()),
+        Component::TextEncoder => {
+            let bare = name.strip_prefix("text_model.").unwrap_or(name);
+            (bare != "embeddings.position_ids").then(|| format!("text_model.{bare}"))
+        }
+        Component::Autoencoder => {
+            let renamed = attention_layer(name).and_then(|(attention, layer, part)| {
+                let layer = match layer {
+                    "query" => "to_q",
+                    "key" => "to_k",
+                    "value" => "to_v",
+                    "proj_attn" => "to_out.0",
+                    _ => return None,
+                };
+                Some(format!("{attention}.{layer}.{part}"))
+            });
+            Some(renamed.unwrap_or_else(|| name.to_owned()))
+        }
+    }
+}
+
+/// The shape that the network has for a tensor of today's `name` stored as `shape`: the layers of the autoencoder's
+/// attention were once written as 1×1 convolutions, `[out, in, 1, 1]`, and are linear, `[out, in]`.
+pub fn today_shape(component: Component, name: &str, shape: &[i64]) -> Vec<i64> {
+    match shape {
+        [out, inner, 1, 1] if component == Component::Autoencoder && name.contains("mid_block.attentions.") => {
+            vec![*out, *inner]
+        }
+        _ => shape.to_vec(),
+    }
+}
+
+/// `decoder.mid_block.attentions.0`, `query`, `weight`.
+fn attention_layer(name: &str) -> Option<(&str, &str, &str)> {
+    let (path, part) = name.rsplit_once('.')?;
+    let (attention, layer) = path.rsplit_once('.')?;
+    attention.contains("mid_block.attentions.").then_some((attention, layer, part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_names_become_todays() {
+        let old = |component, name| today(component, name);
+        let vae = Component::Autoencoder;
+        assert_eq!(
+            old(vae, "decoder.mid_block.attentions.0.proj_attn.bias").unwrap(),
+            "decoder.mid_block.attentions.0.to_out.0.bias"
+        );
+        assert_eq!(
+            old(vae, "encoder.mid_block.attentions.0.key.weight").unwrap(),
+            "encoder.mid_block.attentions.0.to_k.weight"
+        );
+        for name in ["encoder.mid_block.attentions.0.to_out.0.weight", "encoder.mid_block.resnets.0.conv1.weight"] {
+            assert_eq!(old(vae, name).unwrap(), name);
+        }
+        let text = Component::TextEncoder;
+        for name in ["text_model.final_layer_norm.weight", "final_layer_norm.weight"] {
+            assert_eq!(old(text, name).unwrap(), "text_model.final_layer_norm.weight");
+        }
+        for name in ["text_model.embeddings.position_ids", "embeddings.position_ids"] {
+            assert_eq!(old(text, name), None);
+        }
+        let name = "decoder.mid_block.attentions.0.to_q.weight";
+        assert_eq!(today_shape(vae, name, &[8, 8, 1, 1]), [8, 8]);
+        assert_eq!(today_shape(vae, "decoder.conv_in.weight", &[8, 8, 1, 1]), [8, 8, 1, 1]);
+    }
+}

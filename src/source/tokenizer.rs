@@ -1,0 +1,213 @@
+//! CLIP's byte-pair tokenizer (Radford et al. 2021, after Sennrich et al. 2016), with the ids that transformers'
+//! `CLIPTokenizer` gives.
+//!
+//! Read from `tokenizer.json` or from `vocab.json` and `merges.txt`. As transformers does since its version 5, only the
+//! vocabulary, the merges and the special tokens are taken from the files; normalisation and splitting are CLIP's own.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as Splitters;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+use super::json::{read_json, read_json_if_there};
+
+/// Special tokens, then contractions, words, single digits, runs of anything else (OpenAI's `simple_tokenizer.py`).
+const PIECES: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// Text to ids.
+pub struct Tokenizer {
+    bpe: tokenizers::Tokenizer,
+    start: i64,
+    end: i64,
+    pad: i64,
+    length: usize,
+}
+
+impl Tokenizer {
+    /// Reads a tokenizer folder.
+    ///
+    /// # Errors
+    /// One line with the file: neither form is there, it is not CLIP's kind, a token that another file needs is missing.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let whole = folder.join("tokenizer.json");
+        let files = match read_json_if_there(&whole)? {
+            Some(json) => Files::from_tokenizer_json(&json).with_context(|| whole.display().to_string())?,
+            None => Files::from_vocabulary_and_merges(folder)?,
+        };
+        Self::build(folder, files).with_context(|| format!("the tokenizer in {}", folder.display()))
+    }
+
+    fn build(folder: &Path, files: Files) -> Result<Self> {
+        let config = read_json_if_there(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
+        // transformers lets the older special_tokens_map.json win, unless the newer file lists its added tokens.
+        let map = match config.get("added_tokens_decoder") {
+            None => read_json_if_there(&folder.join("special_tokens_map.json"))?.unwrap_or(Value::Null),
+            Some(_) => Value::Null,
+        };
+        let special = |key: &str, default: &str| {
+            let value = [&map, &config].into_iter().find_map(|json| json.get(key).filter(|value| !value.is_null()));
+            value.map_or_else(|| Ok(AddedToken::from(default, true)), |value| added_token(value, true))
+        };
+        let (start, end) = ("<|startoftext|>", "<|endoftext|>");
+        let pad = special("pad_token", files.pad.as_deref().unwrap_or(end))?;
+        let specials =
+            [special("bos_token", start)?, special("eos_token", end)?, special("unk_token", end)?, pad.clone()];
+        // The byte-pair model itself answers with this one to bytes that it does not know.
+        if !files.vocabulary.contains_key(&specials[2].content) {
+            bail!("its vocabulary lacks the unknown token `{}`", specials[2].content);
+        }
+        let model = BPE::builder()
+            .vocab_and_merges(files.vocabulary.into_iter().collect::<tokenizers::models::bpe::Vocab>(), files.merges)
+            .unk_token(specials[2].content.clone())
+            .continuing_subword_prefix(String::new())
+            .end_of_word_suffix("</w>".into())
+            .build()
+            .map_err(|error| anyhow!("{error}"))?;
+        let mut bpe = tokenizers::Tokenizer::new(model);
+        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(|error| anyhow!("{error}"))?;
+        let normalizers = Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()]);
+        bpe.with_normalizer(Some(normalizers)).map_err(|error| anyhow!("{error}"))?;
+        let pieces = Split::new(SplitPattern::Regex(PIECES.into()), SplitDelimiterBehavior::Removed, true)
+            .map_err(|error| anyhow!("{error}"))?;
+        bpe.with_pre_tokenizer(Some(Splitters::new(vec![pieces.into(), ByteLevel::new(false, true, true).into()])));
+
+        let mut added = files.added;
+        for (id, token) in config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
+            let id = id.parse().map_err(|_| anyhow!("`added_tokens_decoder` has the id `{id}`"))?;
+            added.push((added_token(token, false)?, id));
+        }
+        if let Some(Value::Object(tokens)) = read_json_if_there(&folder.join("added_tokens.json"))? {
+            for (token, id) in tokens {
+                let id = id.as_u64().ok_or_else(|| anyhow!("added_tokens.json: `{token}` has no id"))?;
+                added.push((AddedToken::from(token, false), id));
+            }
+        }
+        // New tokens take the next free ids: in the order of the ids that the files give them.
+        added.sort_by_key(|(_, id)| *id);
+        for (token, id) in added {
+            let name = token.content.clone();
+            let added = if token.special { bpe.add_special_tokens([token]) } else { bpe.add_tokens([token]) };
+            added.map_err(|error| anyhow!("the added token `{name}`: {error}"))?;
+            if bpe.token_to_id(&name).map(u64::from) != Some(id) {
+                bail!("the added token `{name}` has the id {id}, which does not follow the vocabulary");
+            }
+        }
+        let id = |token: &AddedToken| bpe.token_to_id(&token.content).map(i64::from).ok_or(token.content.clone());
+        let ids: Result<Vec<i64>, String> = specials.iter().map(id).collect();
+        let ids = ids.map_err(|token| anyhow!("its vocabulary lacks the special token `{token}`"))?;
+        bpe.add_special_tokens(specials).map_err(|error| anyhow!("its special tokens: {error}"))?;
+        // Absent or absurd (transformers writes 1e30 for "unknown"): CLIP's own 77.
+        let length = config.get("model_max_length").and_then(Value::as_u64).filter(|&n| n < 10_000).unwrap_or(77);
+        if length < 2 {
+            bail!("tokenizer_config.json has `model_max_length`: {length}; start and end alone are 2");
+        }
+        Ok(Self { bpe, start: ids[0], end: ids[1], pad: ids[3], length: length as usize })
+    }
+
+    /// Ids of `text` between start and end, cut and padded to [`Self::length`], as transformers does with
+    /// `padding="max_length", truncation=True`.
+    pub fn encode(&self, text: &str) -> Vec<i64> {
+        // Nothing in CLIP's pipeline fails on text: bytes that the vocabulary lacks become the unknown token.
+        let pieces = self.bpe.encode_fast(text, false).expect("CLIP's splitting takes any text");
+        let mut ids = vec![self.start];
+        ids.extend(pieces.get_ids().iter().take(self.length - 2).map(|&id| i64::from(id)));
+        ids.push(self.end);
+        ids.resize(self.length, self.pad);
+        ids
+    }
+
+    /// How many ids [`Self::encode`] gives: 77 for every Stable Diffusion.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// One more than the largest id.
+    pub fn vocabulary_size(&self) -> i64 {
+        self.bpe.get_vocab(true).into_values().max().map_or(0, |id| i64::from(id) + 1)
+    }
+}
+
+/// What a tokenizer's files hold, whichever form they have.
+struct Files {
+    vocabulary: BTreeMap<String, u32>,
+    merges: Vec<(String, String)>,
+    added: Vec<(AddedToken, u64)>,
+    pad: Option<String>,
+}
+
+impl Files {
+    fn from_vocabulary_and_merges(folder: &Path) -> Result<Self> {
+        let path = folder.join("vocab.json");
+        if !path.is_file() {
+            bail!("{} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt", folder.display());
+        }
+        let vocabulary = serde_json::from_value(read_json(&path)?)
+            .with_context(|| format!("{} is not a table of tokens and ids", path.display()))?;
+        let path = folder.join("merges.txt");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut merges = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            if line.starts_with("#version") || line.trim().is_empty() {
+                continue;
+            }
+            match line.split_once(' ') {
+                Some((left, right)) if !right.contains(' ') => merges.push((left.to_owned(), right.to_owned())),
+                _ => bail!("{}, line {}: `{line}` is not two tokens", path.display(), number + 1),
+            }
+        }
+        Ok(Self { vocabulary, merges, added: Vec::new(), pad: None })
+    }
+
+    fn from_tokenizer_json(json: &Value) -> Result<Self> {
+        let model = json.get("model").context("it has no `model`")?;
+        match model.get("type").and_then(Value::as_str) {
+            None | Some("BPE") => {}
+            Some(other) => bail!("`model.type` is {other}, which is not supported (BPE is)"),
+        }
+        if model.get("end_of_word_suffix").and_then(Value::as_str) != Some("</w>") {
+            bail!("`model.end_of_word_suffix` is not \"</w>\": it is not a CLIP tokenizer");
+        }
+        let vocabulary = model.get("vocab").cloned().unwrap_or(Value::Null);
+        let vocabulary =
+            serde_json::from_value(vocabulary).context("`model.vocab` is not a table of tokens and ids")?;
+        let merges = model.get("merges").and_then(Value::as_array).context("`model.merges` is missing")?;
+        // Two forms: "a b", and since tokenizers 0.20 ["a", "b"].
+        let pair = |merge: &Value| match merge {
+            Value::String(text) => text.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())),
+            other => serde_json::from_value(other.clone()).ok(),
+        };
+        let merges = merges
+            .iter()
+            .map(|merge| pair(merge).ok_or_else(|| anyhow!("`model.merges` has {merge}, which is not two tokens")))
+            .collect::<Result<_>>()?;
+        let mut added = Vec::new();
+        for token in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+            let id =
+                token.get("id").and_then(Value::as_u64).with_context(|| format!("added token {token} has no id"))?;
+            added.push((added_token(token, false)?, id));
+        }
+        let pad = json.pointer("/padding/pad_token").and_then(Value::as_str).map(str::to_owned);
+        Ok(Self { vocabulary, merges, added, pad })
+    }
+}
+
+/// A token given as a text (then never normalised, as transformers has it) or as an object with its flags.
+fn added_token(value: &Value, special: bool) -> Result<AddedToken> {
+    let flag = |key: &str, default: bool| value.get(key).and_then(Value::as_bool).unwrap_or(default);
+    let content = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
+    let content = content.with_context(|| format!("a special token is {value}, neither a text nor an object"))?;
+    let special = special || flag("special", false);
+    Ok(AddedToken::from(content, special)
+        .normalized(flag("normalized", !special))
+        .lstrip(flag("lstrip", false))
+        .rstrip(flag("rstrip", false))
+        .single_word(flag("single_word", false)))
+}

@@ -1,0 +1,119 @@
+//! Writing diffusers folders that diffusers itself loads.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tch::{Device, Kind};
+
+use super::files::{write_atomically, write_bytes, write_safetensors};
+use super::json::read_json_if_there;
+use super::{Component, Model};
+use crate::ops::Weights;
+
+/// Writes `folder/config.json` and the component's weight file, its weights as `kind`.
+///
+/// # Errors
+/// One line when the disk is full or the folder cannot be written.
+pub fn write_component(
+    folder: &Path,
+    component: Component,
+    config: &Value,
+    weights: &Weights,
+    kind: Kind,
+) -> Result<()> {
+    let text = serde_json::to_string_pretty(config)? + "\n";
+    write_bytes(&folder.join("config.json"), text.as_bytes())?;
+    // transformers refuses a file that does not say which framework's layout it has.
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let tensors = weights.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    write_safetensors(&folder.join(component.weight_file()), tensors, Some(kind), &metadata)
+}
+
+/// Writes a whole model to the new folder `to`: configurations, tokenizer and scheduler of `from`, the weights of
+/// `replace` where given, else those of `from`, all as `kind`. The safety checker and feature extractor are not copied:
+/// the index says so, and diffusers then runs without.
+///
+/// # Errors
+/// `to` exists; a component of `from` cannot be read; the disk is full. Nothing is left over.
+pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], kind: Kind) -> Result<()> {
+    if to.exists() {
+        bail!("{} exists already; nothing was written", to.display());
+    }
+    write_atomically(to, |part| {
+        fs::create_dir(part).with_context(|| format!("cannot create {}", to.display()))?;
+        for component in Component::ALL {
+            let read;
+            let weights = match replace.iter().find(|(replaced, _)| *replaced == component) {
+                Some((_, weights)) => *weights,
+                None => {
+                    read = from.weights(component, kind, Device::Cpu)?;
+                    &read
+                }
+            };
+            let config = with_kind(component, from.config_json(component)?, kind);
+            write_component(&part.join(component.folder()), component, &config, weights, kind)?;
+        }
+        for folder in ["tokenizer", "scheduler"] {
+            copy_small_files(&from.folder.join(folder), &part.join(folder))?;
+        }
+        let index = serde_json::to_string_pretty(&index(from)?)? + "\n";
+        write_bytes(&part.join("model_index.json"), index.as_bytes())
+    })
+}
+
+/// transformers loads a text encoder as the type that its config.json names.
+fn with_kind(component: Component, mut config: Value, kind: Kind) -> Value {
+    let name = match kind {
+        Kind::Half => "float16",
+        Kind::BFloat16 => "bfloat16",
+        _ => "float32",
+    };
+    if let (Component::TextEncoder, Some(config)) = (component, config.as_object_mut()) {
+        // `dtype` since transformers 5.
+        for key in ["torch_dtype", "dtype"] {
+            if let Some(value) = config.get_mut(key) {
+                *value = json!(name);
+            }
+        }
+    }
+    config
+}
+
+/// The model's own index without what is not copied; a plain Stable Diffusion's when it has none.
+fn index(from: &Model) -> Result<Value> {
+    let mut index = read_json_if_there(&from.folder.join("model_index.json"))?.unwrap_or_else(|| json!({}));
+    let scheduler = from.scheduler_config()?.get("_class_name").cloned().unwrap_or_else(|| json!("PNDMScheduler"));
+    let entries = [
+        ("_class_name", json!("StableDiffusionPipeline")),
+        ("scheduler", json!(["diffusers", scheduler])),
+        ("text_encoder", json!(["transformers", "CLIPTextModel"])),
+        ("tokenizer", json!(["transformers", "CLIPTokenizer"])),
+        ("unet", json!(["diffusers", "UNet2DConditionModel"])),
+        ("vae", json!(["diffusers", "AutoencoderKL"])),
+    ];
+    let index_object = index.as_object_mut().context("model_index.json is not an object")?;
+    for (key, value) in entries {
+        index_object.entry(key).or_insert(value);
+    }
+    for key in ["safety_checker", "feature_extractor", "image_encoder"] {
+        index_object.insert(key.into(), json!([null, null]));
+    }
+    index_object.insert("requires_safety_checker".into(), json!(false));
+    Ok(index)
+}
+
+/// Copies the plain files of a folder; links are followed (the Hugging Face cache is made of them).
+fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
+    let entries = fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?;
+    fs::create_dir(to).with_context(|| format!("cannot create {}", to.display()))?;
+    for entry in entries {
+        let path = entry.with_context(|| format!("cannot read {}", from.display()))?.path();
+        if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+            fs::copy(&path, to.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
