@@ -168,21 +168,17 @@ pub fn unet<O: Ops>(
 
     let mut x = ops.conv2d(sample, "conv_in", Conv::same(config.in_channels, channels[0], 3));
     let mut skips = vec![ops.share(&x)];
-    for block in 0..blocks {
+    for (block, &out) in channels.iter().enumerate() {
         let name = format!("down_blocks.{block}");
         for layer in 0..config.layers_per_block[block] {
-            x = resnet.forward(ops, &format!("{name}.resnets.{layer}"), &x, Some(&temb), channels[block]);
+            x = resnet.forward(ops, &format!("{name}.resnets.{layer}"), &x, Some(&temb), out);
             if config.down_attention[block] {
                 x = transformer(block).forward(ops, &format!("{name}.attentions.{layer}"), &x, context);
             }
             skips.push(ops.share(&x));
         }
         if block + 1 < blocks {
-            let down = Conv {
-                stride: 2,
-                padding: config.downsample_padding,
-                ..Conv::same(channels[block], channels[block], 3)
-            };
+            let down = Conv { stride: 2, padding: config.downsample_padding, ..Conv::same(out, out, 3) };
             x = ops.conv2d(&x, &format!("{name}.downsamplers.0.conv"), down);
             skips.push(ops.share(&x));
         }
