@@ -1,0 +1,108 @@
+//! Writes the folder that is an `.mlpackage`: `Manifest.json`, `model.mlmodel` and `weights/weight.bin`.
+//!
+//! Identifiers come from what the package holds, so that equal models give equal bytes.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use prost::Message;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::blob::BlobWriter;
+use super::proto::Model;
+use crate::source::files::write_atomically;
+
+/// Who the two items of a package are written by, as Core ML's tools have it.
+const AUTHOR: &str = "com.apple.CoreML";
+
+/// The weights of a package while they are written.
+pub type WeightFile = BlobWriter<BufWriter<File>>;
+
+/// Writes a package to `path`: beside it first, then renamed, so that it is there whole or not at all.
+///
+/// `build` writes the weights and returns the model with the digest of [`BlobWriter::finish`].
+///
+/// # Errors
+/// When something is at `path` already and `overwrite` is not given, or it is no package; what `build` returned; when
+/// the files cannot be written.
+pub fn write_package(
+    path: &Path,
+    overwrite: bool,
+    build: impl FnOnce(WeightFile) -> Result<(Model, [u8; 32])>,
+) -> Result<()> {
+    let old = match fs::symlink_metadata(path) {
+        Err(_) => None,
+        Ok(_) if !overwrite => bail!(
+            "{} exists already and is left as it is: remove it, choose another folder, or ask for it to be overwritten",
+            path.display()
+        ),
+        Ok(_) if !path.join("Manifest.json").is_file() => {
+            bail!("{} exists and is not a Core ML package: it is left as it is", path.display())
+        }
+        Ok(_) => Some(aside(path)),
+    };
+    let written = write_atomically(path, |part| {
+        write_into(part, build)?;
+        match &old {
+            Some(old) => fs::rename(path, old).with_context(|| format!("cannot replace {}", path.display())),
+            None => Ok(()),
+        }
+    });
+    if let Some(old) = old.filter(|old| old.exists()) {
+        match written {
+            Ok(()) => fs::remove_dir_all(&old).with_context(|| format!("cannot remove {}", old.display()))?,
+            Err(_) => fs::rename(&old, path).with_context(|| format!("cannot put back {}", path.display()))?,
+        }
+    }
+    written
+}
+
+/// Where a package waits that is being replaced.
+fn aside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.old", std::process::id()))
+}
+
+fn write_into(package: &Path, build: impl FnOnce(WeightFile) -> Result<(Model, [u8; 32])>) -> Result<()> {
+    let data = package.join("Data").join(AUTHOR);
+    let weights = data.join("weights");
+    fs::create_dir_all(&weights).with_context(|| format!("cannot create {}", weights.display()))?;
+    let file = File::create(weights.join("weight.bin")).context("cannot create weight.bin")?;
+    let (model, digest) = build(BlobWriter::new(BufWriter::with_capacity(1 << 20, file))?)?;
+    let model = model.encode_to_vec();
+    fs::write(data.join("model.mlmodel"), &model).context("cannot write model.mlmodel")?;
+
+    let model_id = identifier("model", &[&model, &digest]);
+    let manifest = json!({
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            (model_id.clone()): item("model.mlmodel", "CoreML Model Specification"),
+            (identifier("weights", &[&model, &digest])): item("weights", "CoreML Model Weights"),
+        },
+        "rootModelIdentifier": model_id,
+    });
+    let text = format!("{manifest:#}\n");
+    fs::write(package.join("Manifest.json"), text).context("cannot write Manifest.json")
+}
+
+fn item(name: &str, description: &str) -> serde_json::Value {
+    json!({ "author": AUTHOR, "description": description, "name": name, "path": format!("{AUTHOR}/{name}") })
+}
+
+/// A UUID of version 8 (RFC 9562: the bits are the application's own) made of what the package holds.
+fn identifier(item: &str, content: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(item);
+    for part in content {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let mut bytes: Vec<u8> = hash.finalize()[..16].to_vec();
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
