@@ -40,7 +40,7 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) ->
         // Whichever of the two it is; if neither can be removed, the error that matters is still the first one.
         let _ = fs::remove_file(&part).or_else(|_| fs::remove_dir_all(&part));
         if is_full_disk(&error) {
-            bail!("no space left for {}: nothing was written; free some space there and run again", path.display());
+            return Err(NoSpace { path: path.to_owned() }.into());
         }
         return Err(error);
     }
@@ -56,11 +56,22 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |part| fs::write(part, bytes).with_context(|| format!("cannot write {}", path.display())))
 }
 
+/// A disk or a quota is full. Of nested writes the outermost names its path: the inner ones are temporary.
+#[derive(Debug, thiserror::Error)]
+#[error("no space left for {}: nothing was written; free some space there and run again", path.display())]
+struct NoSpace {
+    path: PathBuf,
+}
+
 /// Whether an error comes, at the bottom, from a disk or a quota that is full.
 pub fn is_full_disk(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|error| {
-        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
-    })
+    error.is::<NoSpace>()
+        || error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+            )
+        })
 }
 
 /// Flushes to the disk and makes readable for everybody, a folder with all that is in it.
@@ -292,6 +303,16 @@ mod tests {
         .unwrap_err();
         assert!(format!("{error:#}").starts_with("no space left for "), "{error:#}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names_in(folder.path()), ["weights.safetensors"]);
+
+        // A file within a folder that is itself written beside its place: the message names the place.
+        let model = folder.path().join("model");
+        let error = write_atomically(&model, |part| {
+            write_atomically(&part.join("unet/a"), |_| Err(io::Error::from(io::ErrorKind::StorageFull).into()))
+        })
+        .unwrap_err();
+        let message = format!("{error:#}");
+        assert!(message.starts_with(&format!("no space left for {}:", model.display())), "{message}");
         assert_eq!(names_in(folder.path()), ["weights.safetensors"]);
     }
 
