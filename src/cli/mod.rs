@@ -43,6 +43,9 @@ fn dispatch(command: Command) -> Result<()> {
 /// The program.
 pub fn run() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
+        if panic.location().is_some_and(|place| crate::report::is_caught(place.file())) {
+            return;
+        }
         let message = panic.payload_as_str().unwrap_or("no message").lines().next().unwrap_or_default();
         let place = panic.location().map_or_else(String::new, |l| format!(" ({}:{})", l.file(), l.line()));
         let _ = writeln!(

@@ -1,1 +1,10 @@
-//! Progress, event files, pictures.
+//! What a run shows and leaves behind: a progress line, `metrics.jsonl`, TensorBoard event files, pictures.
+
+mod metrics;
+pub mod pictures;
+mod progress;
+mod tensorboard;
+
+pub use metrics::Metrics;
+pub use progress::Progress;
+pub use tensorboard::{TensorBoard, is_caught};
