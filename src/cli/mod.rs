@@ -7,6 +7,7 @@
 mod doctor;
 mod init;
 mod inspect;
+mod palettize;
 
 use std::fmt;
 use std::io::Write;
@@ -28,6 +29,7 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     Init(init::Args),
+    Palettize(palettize::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
 }
@@ -35,6 +37,7 @@ enum Command {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Init(args) => init::run(args),
+        Command::Palettize(args) => palettize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args),
     }

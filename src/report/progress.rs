@@ -13,6 +13,7 @@ const NEWEST: f64 = 0.1;
 /// One piece of work of a known number of steps.
 pub struct Progress {
     what: String,
+    unit: &'static str,
     total: u64,
     bar: Option<ProgressBar>,
     last_step: u64,
@@ -34,6 +35,7 @@ impl Progress {
         });
         Self {
             what: what.to_string(),
+            unit: "step",
             total,
             bar,
             last_step: done,
@@ -41,6 +43,11 @@ impl Progress {
             seconds_per_step: None,
             last_line: None,
         }
+    }
+
+    /// Counts something else than steps (`layer`).
+    pub fn counting(self, unit: &'static str) -> Self {
+        Self { unit, ..self }
     }
 
     /// `step` steps are done; `values` are shown beside (`("loss", 0.0812)`).
@@ -52,7 +59,7 @@ impl Progress {
             self.seconds_per_step = Some(average);
         }
         (self.last_step, self.last_time) = (step, now);
-        let line = describe(values, self.seconds_per_step, self.total.saturating_sub(step));
+        let line = describe(values, self.unit, self.seconds_per_step, self.total.saturating_sub(step));
         match &self.bar {
             Some(bar) => {
                 bar.set_position(step);
@@ -89,13 +96,13 @@ impl Progress {
 }
 
 /// `loss 0.0812  lr 1.0e-6  1.52 s/step  17 min left`
-fn describe(values: &[(&str, f64)], seconds_per_step: Option<f64>, left: u64) -> String {
+fn describe(values: &[(&str, f64)], unit: &str, seconds_per_step: Option<f64>, left: u64) -> String {
     let mut parts: Vec<String> = values.iter().map(|(name, value)| format!("{name} {}", number(*value))).collect();
     if let Some(seconds) = seconds_per_step {
         parts.push(if seconds >= 0.5 {
-            format!("{seconds:.2} s/step")
+            format!("{seconds:.2} s/{unit}")
         } else {
-            format!("{:.1} steps/s", 1.0 / seconds)
+            format!("{:.1} {unit}s/s", 1.0 / seconds)
         });
         if left > 0 {
             parts.push(format!("{} left", duration(seconds * left as f64)));
@@ -127,10 +134,10 @@ mod tests {
     #[test]
     fn lines_read_well() {
         assert_eq!(
-            describe(&[("loss", 0.08123), ("lr", 1e-6)], Some(1.5), 680),
+            describe(&[("loss", 0.08123), ("lr", 1e-6)], "step", Some(1.5), 680),
             "loss 0.0812  lr 1.00e-6  1.50 s/step  17 min left"
         );
-        assert_eq!(describe(&[("loss", f64::NAN)], Some(0.05), 0), "loss NaN  20.0 steps/s");
+        assert_eq!(describe(&[("loss", f64::NAN)], "step", Some(0.05), 0), "loss NaN  20.0 steps/s");
         assert_eq!([5.0, 3600.0, 11_100.0].map(duration), ["5 s", "60 min", "3 h 05 min"]);
     }
 
