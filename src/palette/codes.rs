@@ -108,9 +108,7 @@ impl Histogram {
     /// When a value is infinite, not a number, or beyond what the code can hold.
     pub fn of(weight: &Tensor, code: Code) -> Result<Self> {
         if weight.device() != Device::Cpu {
-            let counts = codes(weight, code)?.f_bincount(None::<&Tensor>, CODES as i64)?;
-            let counts = Vec::<i64>::try_from(counts.f_to_device(Device::Cpu)?)?;
-            return Self::merge(code, &[counts.iter().map(|&n| n as u32).collect()]);
+            return Self::merge(code, &[operators::counts(weight, code)?]);
         }
         let weight = weight.f_contiguous()?;
         let values = slices::floats(&weight)?;
@@ -163,8 +161,7 @@ impl Histogram {
 /// For each element of `weight` (f32) the value of its code in `table` (by code): a new tensor of its shape.
 pub fn gather(weight: &Tensor, code: Code, table: &[f32]) -> Result<Tensor> {
     if weight.device() != Device::Cpu {
-        let table = Tensor::f_from_slice(table)?.f_to_device(weight.device())?;
-        return Ok(table.f_index_select(0, &codes(weight, code)?)?.f_view(weight.size().as_slice())?);
+        return operators::gather(weight, code, table);
     }
     let weight = weight.f_contiguous()?;
     let mut result = Tensor::f_empty(weight.size(), (Kind::Float, Device::Cpu))?;
@@ -185,8 +182,7 @@ pub fn gather(weight: &Tensor, code: Code, table: &[f32]) -> Result<Tensor> {
 pub fn sums(weight: &Tensor, upstream: &Tensor, histogram: &Histogram) -> Result<Vec<f64>> {
     let code = histogram.code;
     if weight.device() != Device::Cpu {
-        let totals = codes(weight, code)?.f_bincount(Some(&upstream.f_reshape(-1)?), CODES as i64)?;
-        let totals = Vec::<f64>::try_from(totals.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?)?;
+        let totals = operators::sums(weight, upstream, code)?;
         return Ok(histogram.bins.iter().map(|&bin| totals[bin as usize]).collect());
     }
     let (weight, upstream) = (weight.f_contiguous()?, upstream.f_contiguous()?);
@@ -213,13 +209,7 @@ pub fn sums(weight: &Tensor, upstream: &Tensor, histogram: &Histogram) -> Result
 /// tensor of its shape.
 pub fn combine(weight: &Tensor, upstream: &Tensor, code: Code, table: &[(f32, f32)]) -> Result<Tensor> {
     if weight.device() != Device::Cpu {
-        let codes = codes(weight, code)?;
-        let look_up = |values: Vec<f32>| -> Result<Tensor> {
-            let table = Tensor::f_from_slice(&values)?.f_to_device(weight.device())?;
-            Ok(table.f_index_select(0, &codes)?.f_view(weight.size().as_slice())?)
-        };
-        let slopes = look_up(table.iter().map(|row| row.0).collect())?;
-        return Ok(look_up(table.iter().map(|row| row.1).collect())?.f_addcmul(&slopes, upstream)?);
+        return operators::combine(weight, upstream, code, table);
     }
     let (weight, upstream) = (weight.f_contiguous()?, upstream.f_contiguous()?);
     let mut result = Tensor::f_empty(weight.size(), (Kind::Float, Device::Cpu))?;
@@ -242,13 +232,83 @@ pub fn combine(weight: &Tensor, upstream: &Tensor, code: Code, table: &[(f32, f3
     Ok(result)
 }
 
-/// Codes of a tensor on any device, through libtorch's operators: `[elements]` Int.
-fn codes(weight: &Tensor, code: Code) -> Result<Tensor> {
-    let bits = weight.f_to_kind(code.kind())?.f_contiguous()?.f_view_dtype(Kind::Int16)?;
-    Ok(bits.f_to_kind(Kind::Int)?.f_bitwise_and(0xFFFFi64)?.f_view(-1)?)
+/// Size of the pieces of a tensor: at most 16, and none below 2^18 elements but the last.
+pub(crate) fn piece(elements: usize) -> usize {
+    elements.div_ceil(16).max(1 << 18)
 }
 
-/// Size of the pieces of a tensor: at most 16, and none below 2^18 elements but the last.
-pub(super) fn piece(elements: usize) -> usize {
-    elements.div_ceil(16).max(1 << 18)
+/// The same passes through libtorch's operators, for devices other than the CPU.
+mod operators {
+    use super::*;
+
+    /// The code of each element: `[elements]` Int.
+    fn codes(weight: &Tensor, code: Code) -> Result<Tensor> {
+        let bits = weight.f_to_kind(code.kind())?.f_contiguous()?.f_view_dtype(Kind::Int16)?;
+        Ok(bits.f_to_kind(Kind::Int)?.f_bitwise_and(0xFFFFi64)?.f_view(-1)?)
+    }
+
+    fn look_up(codes: &Tensor, table: &[f32], shape: &[i64]) -> Result<Tensor> {
+        let table = Tensor::f_from_slice(table)?.f_to_device(codes.device())?;
+        Ok(table.f_index_select(0, codes)?.f_view(shape)?)
+    }
+
+    pub fn counts(weight: &Tensor, code: Code) -> Result<Vec<u32>> {
+        let counts = codes(weight, code)?.f_bincount(None::<&Tensor>, CODES as i64)?;
+        Ok(Vec::<i64>::try_from(counts.f_to_device(Device::Cpu)?)?.iter().map(|&n| n as u32).collect())
+    }
+
+    pub fn gather(weight: &Tensor, code: Code, table: &[f32]) -> Result<Tensor> {
+        look_up(&codes(weight, code)?, table, &weight.size())
+    }
+
+    pub fn sums(weight: &Tensor, upstream: &Tensor, code: Code) -> Result<Vec<f64>> {
+        let totals = codes(weight, code)?.f_bincount(Some(&upstream.f_reshape(-1)?), CODES as i64)?;
+        Ok(Vec::<f64>::try_from(totals.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?)?)
+    }
+
+    pub fn combine(weight: &Tensor, upstream: &Tensor, code: Code, table: &[(f32, f32)]) -> Result<Tensor> {
+        let (codes, shape) = (codes(weight, code)?, weight.size());
+        let (slopes, offsets): (Vec<f32>, Vec<f32>) = table.iter().copied().unzip();
+        Ok(look_up(&codes, &offsets, &shape)?.f_addcmul(&look_up(&codes, &slopes, &shape)?, upstream)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What other devices compute with operators is what the CPU computes without.
+    #[test]
+    fn operators_and_kernels_agree() {
+        tch::manual_seed(2);
+        // More than one piece, and values where rounding to a code ties.
+        let float = (Kind::Float, Device::Cpu);
+        let ties = Tensor::from_slice(&[1.00390625f32, 1.01171875, 1.00048828125, -1.00146484375, 0.0, -0.0, 1e-7]);
+        let weight = Tensor::cat(&[Tensor::randn([300_000], float), ties], 0);
+        let upstream = Tensor::randn_like(&weight);
+        for code in [Code::Bf16, Code::F16] {
+            let histogram = Histogram::of(&weight, code).unwrap();
+            assert_eq!(Histogram::merge(code, &[operators::counts(&weight, code).unwrap()]).unwrap(), histogram);
+            assert_eq!(histogram.total(), 300_007.0);
+
+            let table: Vec<f32> = (0..CODES).map(|i| (i as f32).sin()).collect();
+            let ours = gather(&weight, code, &table).unwrap();
+            assert!(ours.equal(&operators::gather(&weight, code, &table).unwrap()));
+            // Rounding by libtorch, then the value of each code.
+            let values: Vec<f32> = (0..=0xFFFF).map(|c| code.value(c) as f32).collect();
+            let rounded = weight.to_kind(code.kind()).to_kind(Kind::Float);
+            assert!(gather(&weight, code, &values).unwrap().equal(&rounded));
+
+            let ours = sums(&weight, &upstream, &histogram).unwrap();
+            let theirs = operators::sums(&weight, &upstream, code).unwrap();
+            assert!(histogram.bins.iter().zip(&ours).all(|(&bin, sum)| (sum - theirs[bin as usize]).abs() < 1e-3));
+            let total = upstream.sum(Kind::Double).double_value(&[]);
+            assert!((ours.iter().sum::<f64>() - total).abs() < 1e-6 * 300_000f64.sqrt());
+
+            let rows: Vec<(f32, f32)> = (0..CODES).map(|i| ((i as f32).sin(), (i as f32).cos())).collect();
+            let ours = combine(&weight, &upstream, code, &rows).unwrap();
+            let theirs = operators::combine(&weight, &upstream, code, &rows).unwrap();
+            assert!((ours - theirs).abs().max().double_value(&[]) < 1e-5);
+        }
+    }
 }

@@ -10,8 +10,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::codes::{CODES, Histogram, piece};
-use super::{Palette, first_of_equals};
+use super::codes::{CODES, Histogram};
+use super::{Palette, first_of_equals, midpoints, piece};
 
 /// The exact k-means of f16 values.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub fn fit(values: &[f16], shape: &[i64], bits: u32) -> Result<Fit> {
     let entries = entries(&histogram, bits);
     let wide: Vec<f64> = entries.iter().map(|e| e.to_f64()).collect();
     let mut table = vec![0u8; CODES];
-    let midpoints = super::midpoints(&wide);
+    let midpoints = midpoints(&wide);
     let firsts = first_of_equals(&wide);
     for (&bin, value) in histogram.bins.iter().zip(histogram.values()) {
         table[bin as usize] = firsts[midpoints.partition_point(|&m| m < value)];

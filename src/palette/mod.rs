@@ -4,21 +4,30 @@
 //! |---|---|
 //! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
 //! | [`kmeans`] | the nearest palette to a weight: exact 1-d k-means |
+//! | [`table`] | differentiable k-means on a histogram, forward and backward |
+//! | [`dkm`] | differentiable k-means of a weight, and of a layer while it is trained |
+//! | [`frozen`] | a layer with fixed assignments, its entries trained |
 //! | [`packing`] | indices as a stream of bits |
 //! | [`post_training`] | palettes for a trained network, without training |
 //! | [`checkpoint`] | a whole UNet, its weights as palettes, in one safetensors file |
 
 pub mod checkpoint;
 pub mod codes;
+pub mod dkm;
+pub mod frozen;
 pub mod kmeans;
 pub mod packing;
 pub mod post_training;
+pub mod table;
 
 use anyhow::{Result, anyhow, ensure};
 use half::f16;
 use tch::{Device, Kind, Tensor};
 
 pub use checkpoint::PalettizedCheckpoint;
+pub(crate) use codes::piece;
+pub use dkm::{DkmLayer, Soften, soften};
+pub use frozen::Frozen;
 
 /// How many bits an index may have: those that Core ML's iOS 16 form stores.
 pub const BITS: [u32; 5] = [1, 2, 4, 6, 8];

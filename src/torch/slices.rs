@@ -46,3 +46,13 @@ pub fn halves(tensor: &Tensor) -> Result<&[f16]> {
     // SAFETY: as in `floats`, with f16.
     Ok(if length == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const f16, length) } })
 }
+
+/// The elements of `tensor`, row-major.
+///
+/// # Errors
+/// When it is not a contiguous u8 tensor on the CPU.
+pub fn bytes(tensor: &Tensor) -> Result<&[u8]> {
+    let length = check(tensor, Kind::Uint8)?;
+    // SAFETY: as in `floats`, with u8.
+    Ok(if length == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const u8, length) } })
+}

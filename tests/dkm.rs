@@ -1,0 +1,316 @@
+//! Differentiable k-means against full autograd: reference values, and libtorch's own autograd in f64.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use half::f16;
+use palettist::ops::Weights;
+use palettist::palette::codes::{Code, Histogram};
+use palettist::palette::table::Table;
+use palettist::palette::{DkmLayer, Frozen, Palette, kmeans, soften};
+use palettist::source::files::TensorFile;
+use tch::{Device, Kind, Tensor};
+
+const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn vectors() -> Option<PathBuf> {
+    let near = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data"));
+    let shared = if near.exists() { Some(near) } else { std::env::var_os("PALETTIST_SHARED").map(PathBuf::from) };
+    let folder = shared.map(|shared| shared.join("dkm_vectors")).filter(|folder| folder.exists());
+    if folder.is_none() {
+        eprintln!("skipped: no dkm_vectors in ../shared/data or in $PALETTIST_SHARED");
+    }
+    folder
+}
+
+/// |a − b| / |b|, L2.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(Kind::Double).view(-1), b.to_kind(Kind::Double).view(-1));
+    ((&a - &b).norm() / b.norm()).double_value(&[])
+}
+
+#[test]
+fn reference_values() {
+    let Some(folder) = vectors() else { return };
+    let cases: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let mut checked = 0;
+    for case in cases.as_array().unwrap() {
+        if !case["group_size"].is_null() || case["cluster_dim"] != 1 {
+            continue; // one scalar palette a tensor here
+        }
+        let name = case["name"].as_str().unwrap();
+        let file = TensorFile::open(&folder.join(format!("{name}.safetensors"))).unwrap();
+        let get = |part: &str| file.tensor(part).unwrap();
+        let code = if case["rounded_to"] == "bf16" { Code::Bf16 } else { Code::F16 };
+        let centroids = Vec::<f64>::try_from(get("centroids_in").to_kind(Kind::Double).view(-1)).unwrap();
+        let tau = get("tau").to_kind(Kind::Double).double_value(&[0]);
+        let weight = get("weight").to_kind(Kind::Float);
+        let (soft, centroids, state) =
+            soften(&weight, &centroids, tau, case["iterations"].as_u64().unwrap() as usize, code).unwrap();
+        let gradient = state.backward(&get("upstream")).unwrap();
+        assert_eq!((soft.size(), gradient.size()), (weight.size(), weight.size()));
+        let errors = [
+            distance(&soft, &get("soft_weight")),
+            distance(&Tensor::from_slice(&centroids), &get("centroids_out")),
+            distance(&gradient, &get("gradient")),
+        ];
+        eprintln!("{name}: soft weight {:.1e}, centroids {:.1e}, gradient {:.1e}", errors[0], errors[1], errors[2]);
+        assert!(errors[0] < 1e-6 && errors[1] < 1e-9 && errors[2] < 1e-6, "{name}: {errors:?}");
+        checked += 1;
+    }
+    assert_eq!(checked, 14);
+}
+
+/// Differentiable k-means by the book, weights × entries, for autograd: (soft weight, centroids).
+fn by_the_book(weight: &Tensor, centroids: &Tensor, tau: f64, iterations: usize) -> (Tensor, Tensor) {
+    let column = weight.view([-1, 1]);
+    let mut centroids = centroids.shallow_clone();
+    let mut attention = Tensor::new();
+    for _ in 0..iterations {
+        attention = (-(&column - &centroids.view([1, -1])).square() / tau).softmax(1, Kind::Double);
+        let mass = attention.sum_dim_intlist(0i64, false, Kind::Double);
+        centroids = (&attention * &column).sum_dim_intlist(0i64, false, Kind::Double) / mass;
+    }
+    (attention.matmul(&centroids.view([-1, 1])).view_as(weight), centroids)
+}
+
+#[test]
+fn gradients_are_autograds_at_every_size_and_temperature() {
+    tch::manual_seed(7);
+    for (round, bits) in [1u32, 2, 4, 6, 8].into_iter().cycle().take(20).enumerate() {
+        let code = [Code::F16, Code::Bf16][round % 2];
+        let kind = [Kind::Half, Kind::BFloat16][round % 2];
+        let shape: &[i64] = [&[700i64] as &[i64], &[23, 7, 3, 3], &[1, 1], &[60, 61]][round % 4];
+        let scale = [0.02, 1.0, 1e-3][round % 3];
+        let weight = (Tensor::randn(shape, DOUBLE) * scale + 0.3 * scale).to_kind(kind).to_kind(Kind::Float);
+        let upstream = Tensor::randn(shape, FLOAT);
+        let layer = DkmLayer::new("layer", bits, &weight).unwrap();
+        let tau = layer.temperature([1.0, 0.3, 0.1, 3.0][round / 5]);
+        let wide = weight.to_kind(Kind::Double).set_requires_grad(true);
+        let (book_soft, book_centroids) = by_the_book(&wide, &Tensor::from_slice(&layer.centroids), tau, 3);
+        let book = Tensor::run_backward(&[(&book_soft * &upstream).sum(Kind::Double)], &[&wide], false, false);
+
+        let (soft, centroids, state) = soften(&weight, &layer.centroids, tau, 3, code).unwrap();
+        let gradient = state.backward(&upstream).unwrap();
+        // Where there are more entries than values, entries differ by rounding only and attention may be anything.
+        let case = format!("{bits} bits, {shape:?}, scale {scale}, {code:?}");
+        assert!(distance(&soft, &book_soft) < 1e-6, "{case}: soft {:e}", distance(&soft, &book_soft));
+        assert!(distance(&Tensor::from_slice(&centroids), &book_centroids) < 1e-7, "{case}");
+        let error = distance(&gradient, &book[0]);
+        let largest = book[0].abs().max().double_value(&[]);
+        assert!(error < 2e-6 || largest < 1e-9, "{case}: gradient {error:e} of {largest:e}");
+    }
+}
+
+#[test]
+fn the_table_is_exact_in_f64_and_agrees_with_finite_differences() {
+    // Values that f16 holds, so that moving one to its neighbour is a finite difference through the whole table.
+    let values: Vec<f16> = (0..64).map(|i| f16::from_f64((i as f64 * 0.7).sin() + 0.01 * i as f64)).collect();
+    let upstream: Vec<f64> = (0..64).map(|i| (i as f64 * 1.3).cos()).collect();
+    let centroids = [-0.8, -0.1, 0.45, 1.2];
+    let tau = 0.3;
+    let wide: Vec<f64> = values.iter().map(|v| v.to_f64()).collect();
+    let weight = Tensor::from_slice(&wide).set_requires_grad(true);
+    let (soft, out) = by_the_book(&weight, &Tensor::from_slice(&centroids), tau, 3);
+    let loss = (&soft * Tensor::from_slice(&upstream)).sum(Kind::Double);
+    let book = Vec::<f64>::try_from(&Tensor::run_backward(&[&loss], &[&weight], false, false)[0]).unwrap();
+
+    let loss_of = |values: &[f16]| -> f64 {
+        let table = Table::cluster(Histogram::of_halves(values).unwrap(), &centroids, tau, 3).unwrap();
+        let (bins, soft) = (&table.histogram().bins, table.soft_values());
+        let place = |v: &f16| bins.iter().position(|&bin| bin == v.to_bits()).unwrap();
+        values.iter().zip(&upstream).map(|(v, g)| g * soft[place(v)]).sum()
+    };
+    assert!((loss_of(&values) - loss.double_value(&[])).abs() < 1e-13);
+    let table = Table::cluster(Histogram::of_halves(&values).unwrap(), &centroids, tau, 3).unwrap();
+    for (ours, theirs) in table.entries().iter().zip(Vec::<f64>::try_from(out).unwrap()) {
+        assert!((ours - theirs).abs() < 1e-13);
+    }
+    let bins = &table.histogram().bins;
+    let place = |v: &f16| bins.iter().position(|&bin| bin == v.to_bits()).unwrap();
+    let mut sums = vec![0.0; bins.len()];
+    values.iter().zip(&upstream).for_each(|(v, g)| sums[place(v)] += g);
+    let (direct, through) = table.backward(&sums);
+    for i in 0..values.len() {
+        let ours = upstream[i] * direct[place(&values[i])] + through[place(&values[i])];
+        assert!((ours - book[i]).abs() < 1e-12, "{i}: {ours} is not {}", book[i]);
+        if values[i].to_f64().abs() < 0.01 {
+            continue; // ulps near zero are too small for a difference
+        }
+        // Steps of a few ulps of f16 to both sides.
+        let moved = |steps: i32| {
+            let mut moved = values.clone();
+            moved[i] = f16::from_bits((values[i].to_bits() as i32 + steps) as u16);
+            (loss_of(&moved), moved[i].to_f64())
+        };
+        let ((above, right), (below, left)) = (moved(2), moved(-2));
+        let difference = (above - below) / (right - left);
+        assert!((ours - difference).abs() < 1e-3, "{i}: {ours} is not {difference}");
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    tch::manual_seed(3);
+    // Four pieces, the last of them short.
+    let weight = Tensor::randn([1001, 900], FLOAT) * 0.02;
+    let upstream = Tensor::randn([1001, 900], FLOAT);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let (weight, upstream) = (weight.shallow_clone(), upstream.shallow_clone());
+        pool.install(move || {
+            let mut layer = DkmLayer::new("layer", 4, &weight).unwrap();
+            let (soft, state) = layer.soften(&weight, 0.5, 3, Code::F16).unwrap();
+            let gradient = state.backward(&upstream).unwrap();
+            let frozen = layer.freeze(&weight).unwrap();
+            (soft, gradient, layer, frozen.gradient(&upstream).unwrap(), frozen.palette().unwrap())
+        })
+    };
+    let one = run(1);
+    for threads in [2, 5] {
+        let many = run(threads);
+        assert!(one.0.equal(&many.0) && one.1.equal(&many.1) && one.3.equal(&many.3));
+        assert_eq!((&one.2, &one.4), (&many.2, &many.4));
+    }
+}
+
+#[test]
+fn degenerate_layers_stay_finite() {
+    let tiny = f16::from_bits(1).to_f32();
+    let normal = Vec::<f32>::try_from(Tensor::randn([4000], FLOAT)).unwrap();
+    let outlier: Vec<f32> = normal.iter().map(|v| v * 0.01).chain([6e4]).collect();
+    let denormals: Vec<f32> = normal.iter().map(|v| v * tiny * 40.0).collect();
+    let far_below: Vec<f32> = normal.iter().map(|v| v * 1e-40).collect();
+    let cases: [&[f32]; 8] =
+        [&[], &[0.0; 9], &[0.25; 9], &[-1.0, 1.0, 1.0], &outlier, &denormals, &far_below, &[tiny, 3e4]];
+    for values in cases {
+        for bits in palettist::palette::BITS {
+            for code in [Code::F16, Code::Bf16] {
+                let weight = Tensor::from_slice(values);
+                let mut layer = DkmLayer::new("layer", bits, &weight).unwrap();
+                for rho in [1.0, 0.1, 1e-6] {
+                    let (soft, state) = layer.soften(&weight, rho, 3, code).unwrap();
+                    let gradient = state.backward(&Tensor::ones_like(&weight)).unwrap();
+                    for tensor in [&soft, &gradient] {
+                        let finite = Vec::<f32>::try_from(tensor).unwrap().iter().all(|v| v.is_finite());
+                        assert!(finite, "{bits} bits, rho {rho}, {:?}", &values[..values.len().min(4)]);
+                    }
+                    assert!(layer.centroids.iter().all(|c| c.is_finite()));
+                    assert!(state.hard_error().is_finite());
+                }
+                let palette = layer.hard(&weight).unwrap();
+                assert_eq!((palette.indices.len(), palette.entries.len()), (values.len(), 1 << bits));
+            }
+        }
+    }
+    for bad in [f32::NAN, f32::INFINITY] {
+        let message = format!("{:#}", DkmLayer::new("mid.weight", 2, &Tensor::from_slice(&[1.0, bad])).unwrap_err());
+        assert!(message.contains("mid.weight") && message.contains("1 of its values"), "{message}");
+        let mut layer = DkmLayer::new("mid.weight", 2, &Tensor::from_slice(&[1.0f32, 2.0])).unwrap();
+        assert!(layer.soften(&Tensor::from_slice(&[1.0, bad]), 1.0, 3, Code::Bf16).is_err());
+        assert!(layer.hard(&Tensor::from_slice(&[1.0, bad])).is_err());
+    }
+}
+
+#[test]
+fn cooling_brings_the_soft_weight_to_the_hard_one() {
+    tch::manual_seed(11);
+    let weight = (Tensor::randn([64, 64], FLOAT) * 0.02).to_kind(Kind::Half).to_kind(Kind::Float);
+    let mut layer = DkmLayer::new("layer", 2, &weight).unwrap();
+    let fit = kmeans::fit(&Vec::<f16>::try_from(weight.to_kind(Kind::Half).view(-1)).unwrap(), &[64, 64], 2).unwrap();
+    // Before any step the layer's own palette is the post-training one.
+    assert_eq!(layer.hard(&weight).unwrap(), fit.palette);
+    assert_eq!(layer.kmeans_mse, fit.error);
+    let mut gaps = Vec::new();
+    for rho in [1.0, 0.1, 1e-3, 1e-5] {
+        let (soft, state) = layer.soften(&weight, rho, 3, Code::F16).unwrap();
+        let hard = layer.hard(&weight).unwrap().tensor(Kind::Float, Device::Cpu).unwrap();
+        gaps.push(distance(&soft, &hard));
+        let error = (&hard - &weight).square().mean(Kind::Double).double_value(&[]);
+        // The reported error is of entries that are not rounded to f16 yet.
+        assert!((state.hard_error() - error).abs() < 1e-3 * error);
+    }
+    assert!(gaps.is_sorted_by(|a, b| a > b) && gaps[3] < 0.01, "{gaps:?}");
+}
+
+#[test]
+fn frozen_layers_train_their_entries_alone() {
+    tch::manual_seed(5);
+    for bits in [1, 2, 4, 8] {
+        let weight = Tensor::randn([40, 11, 3, 3], FLOAT);
+        let layer = DkmLayer::new("layer", bits, &weight).unwrap();
+        let mut frozen = layer.freeze(&weight).unwrap();
+        let hard = layer.hard(&weight).unwrap();
+        assert_eq!(frozen.palette().unwrap(), hard);
+        assert!(frozen.dense().unwrap().equal(&hard.tensor(Kind::Float, Device::Cpu).unwrap()));
+
+        let indices: Vec<i64> = hard.indices.iter().map(|&i| i as i64).collect();
+        let entries = Tensor::from_slice(&hard.entries.iter().map(|e| e.to_f64()).collect::<Vec<_>>());
+        let entries = entries.set_requires_grad(true);
+        let upstream = Tensor::randn_like(&weight);
+        let dense = entries.index_select(0, &Tensor::from_slice(&indices)).view_as(&weight);
+        let book = Tensor::run_backward(&[(dense * &upstream).sum(Kind::Double)], &[&entries], false, false);
+        let gradient = frozen.gradient(&upstream).unwrap();
+        assert_eq!(gradient.size(), [1 << bits]);
+        assert!(distance(&gradient, &book[0]) < 1e-6, "{bits} bits");
+        assert!(frozen.gradient(&upstream.view([40, -1])).is_err());
+
+        // A step that f16 cannot hold: what the network sees stays what is stored.
+        let mut handle = frozen.entries.shallow_clone();
+        let _ = handle.g_add_(&(gradient * 1.2345e-4));
+        let palette = frozen.palette().unwrap();
+        assert!(frozen.dense().unwrap().equal(&palette.tensor(Kind::Float, Device::Cpu).unwrap()));
+        assert_eq!(palette.indices, hard.indices);
+        assert_ne!(palette.entries, hard.entries);
+
+        let saved: Weights = frozen.tensors().into_iter().collect();
+        let restored = Frozen::restore("layer", bits, &[40, 11, 3, 3], &saved, Device::Cpu).unwrap();
+        assert!(restored.entries.equal(&frozen.entries));
+        assert_eq!(restored.palette().unwrap(), palette);
+        let message = |result: anyhow::Result<Frozen>| format!("{:#}", result.unwrap_err());
+        assert!(message(Frozen::restore("other", bits, &[3960], &saved, Device::Cpu)).contains("`other.assignments`"));
+        assert!(message(Frozen::restore("layer", bits, &[3961], &saved, Device::Cpu)).contains("[3961] is expected"));
+        if bits < 8 {
+            let mut broken: Weights = saved.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
+            let _ = broken.get_mut("layer.assignments").unwrap().fill_(255);
+            assert!(message(Frozen::restore("layer", bits, &[3960], &broken, Device::Cpu)).contains("points past"));
+        }
+        frozen.entries = Tensor::full([1 << bits], f64::NAN, FLOAT);
+        assert!(format!("{:#}", frozen.palette().unwrap_err()).contains("parameter layer: a palette entry is NaN"));
+    }
+}
+
+#[test]
+fn layers_are_saved_and_restored_exactly() {
+    tch::manual_seed(6);
+    let weight = Tensor::randn([50, 50], FLOAT);
+    let mut layer = DkmLayer::new("a.weight", 4, &weight).unwrap();
+    drop(layer.soften(&weight, 0.7, 3, Code::Bf16).unwrap());
+    let saved: Weights = layer.tensors().into_iter().collect();
+    let mut restored = DkmLayer::restore("a.weight", 4, &saved).unwrap();
+    assert_eq!(restored, layer);
+    let (one, _) = layer.soften(&weight, 0.5, 3, Code::Bf16).unwrap();
+    let (two, _) = restored.soften(&weight, 0.5, 3, Code::Bf16).unwrap();
+    assert!(one.equal(&two) && layer == restored);
+    let message = format!("{:#}", DkmLayer::restore("a.weight", 2, &saved).unwrap_err());
+    assert!(message.contains("`a.weight.centroids`") && message.contains("[4] is expected"), "{message}");
+    assert!(DkmLayer::restore("b.weight", 4, &HashMap::new()).is_err());
+}
+
+#[test]
+fn ties_and_equal_entries_have_one_answer() {
+    let weight = Tensor::from_slice(&[0.0f32, 0.5, 1.0, 0.75, 0.25]);
+    let layer = DkmLayer {
+        name: "layer".to_string(),
+        bits: 2,
+        centroids: vec![1.0, 0.0, 0.5, 0.5],
+        kmeans_mse: 0.01,
+        power: 1.0,
+    };
+    let palette = layer.hard(&weight).unwrap();
+    assert_eq!(palette.entries, [0.0, 0.5, 0.5, 1.0].map(f16::from_f32));
+    assert_eq!(palette.indices, [0, 1, 3, 1, 0]);
+    assert!(Palette::new(2, vec![5], palette.indices.clone(), palette.entries[..3].to_vec()).is_err());
+    assert!(Palette::new(1, vec![5], palette.indices, vec![f16::ZERO, f16::ONE]).is_err());
+}
