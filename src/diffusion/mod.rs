@@ -7,12 +7,15 @@
 mod ddim;
 mod dpm_solver;
 mod euler;
+pub mod pictures;
+pub mod pipeline;
 mod pndm;
 mod sampler;
 mod schedule;
 mod settings;
 mod spacing;
 
+pub use pipeline::{Noise, Output, Pipeline, Request};
 pub use sampler::{Model, Sampler, SamplerKind, sample};
 pub use schedule::{NoiseSchedule, Prediction};
 pub use settings::{Settings, parse_config};

@@ -1,0 +1,227 @@
+//! `palettist generate`: pictures from a model and a prompt.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use tch::{Device, Kind, Tensor};
+
+use crate::diffusion::pictures::{save_png, to_rgb};
+use crate::diffusion::{Noise, Pipeline, Request, SamplerKind};
+use crate::palette::PalettizedCheckpoint;
+use crate::source::Model;
+use crate::source::files::{TensorFile, write_safetensors};
+
+/// Draw pictures from a prompt.
+///
+/// One picture is written to OUT.png; several to OUT-0.png, OUT-1.png, … Picture i depends on the seed and on i only,
+/// not on how many are drawn. Files that are there are replaced.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// A diffusers folder, or the hub id of a model in the local Hugging Face cache.
+    pub model: String,
+
+    /// What to draw.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+
+    /// What to stay away from.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub negative_prompt: String,
+
+    /// Where the picture goes.
+    #[arg(short, long, value_name = "OUT.png")]
+    pub output: PathBuf,
+
+    /// A palettized checkpoint, in place of the weights of the model's UNet.
+    #[arg(long, value_name = "PALETTES")]
+    pub palettes: Option<PathBuf>,
+
+    /// Steps of the sampler.
+    #[arg(long, value_name = "N", default_value_t = 25)]
+    pub steps: usize,
+
+    /// How strongly the prompt rules; 1 or less switches guidance off.
+    #[arg(long, value_name = "S", default_value_t = 7.5, allow_negative_numbers = true)]
+    pub guidance_scale: f64,
+
+    /// The sampler: ddim, pndm, euler or dpmpp_2m [default: the model's own].
+    #[arg(long, value_name = "NAME")]
+    pub scheduler: Option<SamplerKind>,
+
+    /// Seed of the initial noise.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+
+    /// Height of the picture in pixels [default: the model's own].
+    #[arg(long, value_name = "PIXELS")]
+    pub height: Option<i64>,
+
+    /// Width of the picture in pixels [default: the model's own].
+    #[arg(long, value_name = "PIXELS")]
+    pub width: Option<i64>,
+
+    /// How many pictures [default: 1, or as many as there are latents].
+    #[arg(long, value_name = "N")]
+    pub num_images: Option<usize>,
+
+    /// Initial noise of unit variance instead of the seed's: the tensor `latents` [N, 4, height/8, width/8].
+    #[arg(long, value_name = "IN.safetensors", conflicts_with = "seed")]
+    pub latents: Option<PathBuf>,
+
+    /// Write the final latents, before the VAE, as the tensor `latents`.
+    #[arg(long, value_name = "OUT.safetensors")]
+    pub save_latents: Option<PathBuf>,
+
+    /// How many pictures go through the UNet together; less takes less memory.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub batch_size: usize,
+
+    /// Where to compute: auto (a GPU that CUDA finds, else the CPU), cpu, cuda or mps.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    pub device: Device,
+
+    /// The type that the networks compute in: fp32, bf16 or fp16.
+    #[arg(long, value_name = "TYPE", default_value = "fp32", value_parser = precision)]
+    pub precision: Kind,
+}
+
+/// The device that a name means on this machine.
+pub fn device(name: &str) -> Result<Device> {
+    let cuda = tch::Cuda::is_available();
+    match name {
+        "auto" if cuda => Ok(Device::Cuda(0)),
+        "auto" | "cpu" => Ok(Device::Cpu),
+        "cuda" if cuda => Ok(Device::Cuda(0)),
+        "cuda" => bail!("libtorch finds no CUDA device here; `palettist doctor` says what there is"),
+        "mps" if tch::utils::has_mps() => Ok(Device::Mps),
+        "mps" => bail!("libtorch finds no Metal device here; `palettist doctor` says what there is"),
+        _ => bail!("there are auto, cpu, cuda and mps"),
+    }
+}
+
+fn precision(name: &str) -> Result<Kind> {
+    match name {
+        "fp32" => Ok(Kind::Float),
+        "bf16" => Ok(Kind::BFloat16),
+        "fp16" => Ok(Kind::Half),
+        _ => bail!("there are fp32, bf16 and fp16"),
+    }
+}
+
+/// Finds out before the work whether its result can be written.
+fn check_output(path: &Path, ending: &str) -> Result<()> {
+    let fits = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(ending));
+    ensure!(fits, "{}: the name should end in .{ending}", path.display());
+    ensure!(!path.is_dir(), "{} is a folder; give the name of a file", path.display());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(folder.is_dir(), "the folder {} does not exist; make it first", folder.display());
+    Ok(())
+}
+
+/// `OUT.png`, or `OUT-2.png` for the third of several.
+fn numbered(output: &Path, index: usize, count: usize) -> PathBuf {
+    if count == 1 {
+        return output.to_owned();
+    }
+    let stem = output.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = output.extension().unwrap_or_default().to_string_lossy();
+    output.with_file_name(format!("{stem}-{index}.{extension}"))
+}
+
+fn read_latents(path: &Path) -> Result<Tensor> {
+    let file = TensorFile::open(path)?;
+    ensure!(
+        file.names().iter().any(|name| name == "latents"),
+        "{} has no tensor `latents`; it has: {}",
+        path.display(),
+        file.names().join(", ")
+    );
+    let latents = file.tensor("latents")?.to_kind(Kind::Float);
+    ensure!(latents.isfinite().all().int64_value(&[]) != 0, "{}: `latents` are not all finite", path.display());
+    Ok(latents)
+}
+
+/// What is asked for, with everything that can be checked before the model is read.
+fn request(args: &Args) -> Result<Request> {
+    check_output(&args.output, "png")?;
+    if let Some(path) = &args.save_latents {
+        check_output(path, "safetensors")?;
+    }
+    ensure!(args.guidance_scale.is_finite(), "--guidance-scale {} is no number", args.guidance_scale);
+    ensure!(args.num_images != Some(0), "--num-images 0: at least one picture is needed");
+    ensure!(args.steps > 0, "--steps 0: at least one step is needed");
+    let (noise, images) = match &args.latents {
+        None => (Noise::Seed(args.seed), args.num_images.unwrap_or(1)),
+        Some(path) => {
+            let latents = read_latents(path)?;
+            let count = latents.size().first().map_or(0, |&n| n as usize);
+            let asked = args.num_images.unwrap_or(count);
+            ensure!(asked == count, "{} holds latents for {count}, and --num-images is {asked}", path.display());
+            (Noise::Latents(latents), count)
+        }
+    };
+    Ok(Request {
+        prompt: args.prompt.clone(),
+        negative_prompt: args.negative_prompt.clone(),
+        steps: args.steps,
+        guidance_scale: args.guidance_scale,
+        sampler: args.scheduler,
+        noise,
+        images,
+        size: None,
+        batch: args.batch_size,
+    })
+}
+
+/// Draws and writes; says on standard output what went where.
+pub fn run(args: Args) -> Result<()> {
+    let mut request = request(&args)?;
+    let model = Model::open(&args.model)?;
+    let palettes = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
+    let pipeline = Pipeline::load(&model, palettes.as_ref(), args.precision, args.device)?;
+    if args.height.is_some() || args.width.is_some() {
+        let (height, width) = match &request.noise {
+            Noise::Seed(_) => pipeline.own_size(),
+            Noise::Latents(latents) => {
+                let factor = pipeline.autoencoder_config.factor();
+                let side = |axis| latents.size().get(axis).copied().unwrap_or(0) * factor;
+                (side(2), side(3))
+            }
+        };
+        request.size = Some((args.height.unwrap_or(height), args.width.unwrap_or(width)));
+    }
+
+    let bar = ProgressBar::new(0)
+        .with_style(ProgressStyle::with_template("drawing {bar:32} {pos}/{len} steps, {elapsed} elapsed, {eta} left")?);
+    let drawn = pipeline.generate(&request, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let drawn = drawn?;
+
+    let pictures = drawn.images.unbind(0);
+    for (index, picture) in pictures.iter().enumerate() {
+        let path = numbered(&args.output, index, pictures.len());
+        save_png(&to_rgb(picture)?, &path)?;
+        super::print(path.display())?;
+    }
+    if let Some(path) = &args.save_latents {
+        write_safetensors(path, [("latents", &drawn.latents)], None, &Default::default())
+            .context("the final latents")?;
+        super::print(path.display())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_pictures_are_numbered() {
+        assert_eq!(numbered(Path::new("a/b.c.png"), 0, 1), Path::new("a/b.c.png"));
+        assert_eq!(numbered(Path::new("a/b.c.png"), 2, 3), Path::new("a/b.c-2.png"));
+    }
+}

@@ -1,0 +1,315 @@
+//! Text to image: prompt → text encoder → UNet under a sampler, with classifier-free guidance → VAE decoder.
+//!
+//! Symbols: N pictures, T tokens, D the width of the text encoder, `h × w` the latents' size, `H × W` the pictures',
+//! f = H / h the autoencoder's factor (8). Agrees with diffusers' `StableDiffusionPipeline` given the same noise.
+//! Latents and the sampler's arithmetic are fp32, whatever the type of the networks.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+use super::sampler::{Sampler, SamplerKind};
+use crate::networks::autoencoder::{AutoencoderConfig, decode};
+use crate::networks::text_encoder::{TextEncoderConfig, text_encoder};
+use crate::networks::unet::{UnetConfig, unet};
+use crate::ops::{Parameter, Tensors, Weights};
+use crate::palette::PalettizedCheckpoint;
+use crate::source::{Component, Model, Tokenizer};
+use crate::torch::random::{Purpose, generator, normal};
+
+/// A model that is ready to draw.
+pub struct Pipeline {
+    pub tokenizer: Tokenizer,
+    pub text_encoder_config: TextEncoderConfig,
+    pub text_encoder: Weights,
+    pub unet_config: UnetConfig,
+    pub unet: Weights,
+    pub autoencoder_config: AutoencoderConfig,
+    pub autoencoder: Weights,
+    /// `scheduler_config.json`, as [`pipeline_config`] has it.
+    pub scheduler_config: Value,
+    /// The type of all weights.
+    pub kind: Kind,
+    /// Where all weights are.
+    pub device: Device,
+}
+
+/// Where the initial noise comes from.
+#[derive(Debug)]
+pub enum Noise {
+    /// Picture i is drawn from the i-th stream of this seed: the same on every device, however many are drawn.
+    Seed(u64),
+    /// Noise of unit variance `[N, C, h, w]`.
+    Latents(Tensor),
+}
+
+/// What to draw.
+#[derive(Debug)]
+pub struct Request {
+    pub prompt: String,
+    /// What to stay away from; empty for none.
+    pub negative_prompt: String,
+    pub steps: usize,
+    /// 1 or less: no guidance, and half the work.
+    pub guidance_scale: f64,
+    /// The model's own, see [`Pipeline::own_sampler`], if not given.
+    pub sampler: Option<SamplerKind>,
+    pub noise: Noise,
+    /// How many pictures; with [`Noise::Latents`] as many as there are latents.
+    pub images: usize,
+    /// Height and width in pixels; the model's own if not given. With [`Noise::Latents`] those of the latents.
+    pub size: Option<(i64, i64)>,
+    /// How many pictures go through the UNet together.
+    pub batch: usize,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            steps: 25,
+            guidance_scale: 7.5,
+            sampler: None,
+            noise: Noise::Seed(0),
+            images: 1,
+            size: None,
+            batch: 4,
+        }
+    }
+}
+
+/// What was drawn, on the CPU.
+#[derive(Debug)]
+pub struct Output {
+    /// Final latents, before the VAE, fp32 `[N, C, h, w]`.
+    pub latents: Tensor,
+    /// Pictures from 0 to 1, fp32 `[N, 3, H, W]`.
+    pub images: Tensor,
+}
+
+/// The scheduler's configuration as diffusers' Stable Diffusion pipelines take it: a `steps_offset` that is not 1
+/// and a `clip_sample` that is true are mistakes of early model files, which they correct on loading.
+pub fn pipeline_config(mut config: Value) -> Value {
+    for (key, value) in [("steps_offset", json!(1)), ("clip_sample", json!(false))] {
+        if let Some(entry) = config.get_mut(key)
+            && !entry.is_null()
+        {
+            *entry = value;
+        }
+    }
+    config
+}
+
+/// Noise of unit variance `[N, C, h, w]`, fp32 on the CPU: picture i from the i-th stream of the seed.
+pub fn initial_noise(seed: u64, images: usize, shape: [i64; 3]) -> Tensor {
+    let one = |image: usize| normal(&mut generator(seed, Purpose::Picture, image as u64), &shape);
+    Tensor::stack(&(0..images).map(one).collect::<Vec<_>>(), 0)
+}
+
+/// Checks that `weights` are those of a network, by name and shape.
+fn check_parameters(weights: &Weights, parameters: &[Parameter], title: &str) -> Result<()> {
+    for parameter in parameters {
+        let Some(tensor) = weights.get(&parameter.name) else {
+            bail!("`{}` is missing, which this model's {title} has", parameter.name);
+        };
+        let (name, got, wanted) = (&parameter.name, tensor.size(), &parameter.shape);
+        ensure!(got == *wanted, "`{name}` has the shape {got:?}, and this model's {title} has {wanted:?}");
+    }
+    let mut names: Vec<_> = weights.keys().filter(|name| parameters.iter().all(|p| p.name != **name)).collect();
+    names.sort();
+    match names.first() {
+        Some(name) => bail!("`{name}` is there, which this model's {title} does not have"),
+        None => Ok(()),
+    }
+}
+
+/// The weights of a model's UNet: its own, or `palettes` in their place, checked against its configuration.
+pub fn unet_weights(
+    model: &Model,
+    palettes: Option<&PalettizedCheckpoint>,
+    kind: Kind,
+    device: Device,
+) -> Result<Weights> {
+    match palettes {
+        None => model.weights(Component::Unet, kind, device),
+        Some(checkpoint) => {
+            let weights = checkpoint.weights(kind, device)?;
+            let parameters = model.parameters(Component::Unet)?;
+            check_parameters(&weights, &parameters, "UNet").context("the palettes do not fit the model")?;
+            Ok(weights)
+        }
+    }
+}
+
+impl Pipeline {
+    /// Loads all that drawing needs; with `palettes`, in place of the UNet's weights.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged, networks that are not supported, palettes of another model.
+    pub fn load(model: &Model, palettes: Option<&PalettizedCheckpoint>, kind: Kind, device: Device) -> Result<Self> {
+        let pipeline = Self {
+            tokenizer: model.tokenizer()?,
+            text_encoder_config: model.text_encoder_config()?,
+            unet_config: model.unet_config()?,
+            autoencoder_config: model.autoencoder_config()?,
+            scheduler_config: pipeline_config(model.scheduler_config()?),
+            text_encoder: model.weights(Component::TextEncoder, kind, device)?,
+            unet: unet_weights(model, palettes, kind, device)?,
+            autoencoder: model.weights(Component::Autoencoder, kind, device)?,
+            kind,
+            device,
+        };
+        let (unet, text) = (&pipeline.unet_config, &pipeline.text_encoder_config);
+        let latents = pipeline.autoencoder_config.latent_channels;
+        ensure!(
+            (unet.in_channels, unet.out_channels) == (latents, latents),
+            "the UNet takes {} channels and gives {}, and the VAE's latents have {latents}: no text-to-image model",
+            unet.in_channels,
+            unet.out_channels
+        );
+        ensure!(
+            unet.cross_attention_dim == text.hidden_size,
+            "the UNet's `cross_attention_dim` is {} and the text encoder's `hidden_size` {}; they should agree",
+            unet.cross_attention_dim,
+            text.hidden_size
+        );
+        Ok(pipeline)
+    }
+
+    /// The sampler of the scheduler that the model came with; DDIM if it is none of the four.
+    pub fn own_sampler(&self) -> SamplerKind {
+        let class = self.scheduler_config.get("_class_name").and_then(Value::as_str);
+        class.and_then(SamplerKind::of_class).unwrap_or(SamplerKind::Ddim)
+    }
+
+    /// The size of pictures that the model was made for, height and width.
+    pub fn own_size(&self) -> (i64, i64) {
+        let side = self.unet_config.sample_size * self.autoencoder_config.factor();
+        (side, side)
+    }
+
+    /// Texts to what the UNet attends to, `[N, T, D]`.
+    pub fn encode_texts(&self, texts: &[&str]) -> Result<Tensor> {
+        let rows: Vec<Vec<i64>> = texts.iter().map(|text| self.tokenizer.encode(text)).collect();
+        let ids = Tensor::from_slice(&rows.concat()).view([texts.len() as i64, -1]).f_to_device(self.device)?;
+        let mut ops = Tensors::new(&self.text_encoder);
+        Ok(tch::no_grad(|| text_encoder(&mut ops, &self.text_encoder_config, &ids)).last_hidden_state)
+    }
+
+    /// From noise `[N, C, h, w]` of unit variance to latents of the same shape, fp32 on the device.
+    ///
+    /// `context` `[N, T, D]` is the prompts', `unconditional` `[N, T, D]` that of the negative prompts; without it
+    /// there is no guidance. `step` is called after each of [`Sampler::timesteps`].
+    pub fn denoise(
+        &self,
+        sampler: &Sampler,
+        noise: &Tensor,
+        context: &Tensor,
+        guidance: Option<(&Tensor, f64)>,
+        step: &mut dyn FnMut(),
+    ) -> Result<Tensor> {
+        let context = match guidance {
+            Some((unconditional, _)) => Tensor::cat(&[unconditional, context], 0),
+            None => context.shallow_clone(),
+        };
+        let rows = context.size()[0];
+        let mut ops = Tensors::new(&self.unet);
+        sampler.run(&noise.f_to_device(self.device)?, &mut |x, t| {
+            let x = x.to_kind(self.kind);
+            let x = if guidance.is_some() { Tensor::cat(&[&x, &x], 0) } else { x };
+            let timestep = Tensor::full(rows, t, (Kind::Float, self.device));
+            let output = unet(&mut ops, &self.unet_config, &x, &timestep, &context).to_kind(Kind::Float);
+            step();
+            Ok(match guidance {
+                Some((_, scale)) => {
+                    let halves = output.chunk(2, 0);
+                    &halves[0] + (&halves[1] - &halves[0]) * scale
+                }
+                None => output,
+            })
+        })
+    }
+
+    /// Latents `[N, C, h, w]` to pictures from 0 to 1, `[N, 3, H, W]`, fp32 on the CPU; one at a time, since the
+    /// decoder takes more memory than all the rest.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let latents = latents.f_to_device(self.device)?.f_to_kind(self.kind)? / self.autoencoder_config.scaling_factor;
+        let mut ops = Tensors::new(&self.autoencoder);
+        let one = |latents: &Tensor| {
+            let image = tch::no_grad(|| decode(&mut ops, &self.autoencoder_config, &latents.unsqueeze(0)));
+            (image.to_kind(Kind::Float) / 2.0 + 0.5).clamp(0.0, 1.0).to_device(Device::Cpu)
+        };
+        Ok(Tensor::cat(&latents.unbind(0).iter().map(one).collect::<Vec<_>>(), 0))
+    }
+
+    /// The initial noise that `request` asks for, `[N, C, h, w]` fp32, checked.
+    fn noise(&self, request: &Request) -> Result<Tensor> {
+        let factor = self.autoencoder_config.factor();
+        let channels = self.unet_config.in_channels;
+        match &request.noise {
+            Noise::Seed(seed) => {
+                let (height, width) = request.size.unwrap_or_else(|| self.own_size());
+                for (name, side) in [("height", height), ("width", width)] {
+                    ensure!(side > 0 && side % factor == 0, "{name} {side} is no multiple of {factor}");
+                }
+                Ok(initial_noise(*seed, request.images, [channels, height / factor, width / factor]))
+            }
+            Noise::Latents(latents) => {
+                let size = latents.size();
+                ensure!(
+                    size.len() == 4 && size[1] == channels && size.iter().all(|&n| n > 0),
+                    "the latents have the shape {size:?}; this model takes [N, {channels}, height/{factor}, width/{factor}]"
+                );
+                if let Some((height, width)) = request.size {
+                    ensure!(
+                        (height, width) == (size[2] * factor, size[3] * factor),
+                        "the latents are for {} × {} pixels (height × width), and {height} × {width} are asked for",
+                        size[2] * factor,
+                        size[3] * factor
+                    );
+                }
+                Ok(latents.to_kind(Kind::Float))
+            }
+        }
+    }
+
+    /// Draws. `progress` is told how many evaluations of the UNet are done, and how many there will be; it is called
+    /// with 0 first.
+    ///
+    /// # Errors
+    /// Sizes, numbers of steps or latents that the model cannot do; an output that is not finite.
+    pub fn generate(&self, request: &Request, progress: &mut dyn FnMut(usize, usize)) -> Result<Output> {
+        ensure!(request.images > 0, "0 pictures are asked for");
+        let noise = self.noise(request)?;
+        let kind = request.sampler.unwrap_or_else(|| self.own_sampler());
+        let sampler = Sampler::new(kind, &self.scheduler_config, request.steps)?;
+        let context = self.encode_texts(&[&request.prompt])?;
+        let guided = request.guidance_scale > 1.0;
+        let unconditional = if guided { Some(self.encode_texts(&[&request.negative_prompt])?) } else { None };
+
+        let chunks = noise.split(request.batch.max(1) as i64, 0);
+        let total = chunks.len() * sampler.timesteps().len();
+        let mut done = 0;
+        progress(done, total);
+        let (mut latents, mut images) = (Vec::new(), Vec::new());
+        for chunk in &chunks {
+            let rows = chunk.size()[0];
+            let repeated = |context: &Tensor| context.expand([rows, -1, -1], false);
+            let unconditional = unconditional.as_ref().map(repeated);
+            let guidance = unconditional.as_ref().map(|context| (context, request.guidance_scale));
+            let drawn = self.denoise(&sampler, chunk, &repeated(&context), guidance, &mut || {
+                done += 1;
+                progress(done, total);
+            })?;
+            ensure!(
+                drawn.isfinite().all().int64_value(&[]) != 0,
+                "the latents are not finite: the weights are damaged, or the networks overflow in {:?}",
+                self.kind
+            );
+            images.push(self.decode(&drawn)?);
+            latents.push(drawn.to_device(Device::Cpu));
+        }
+        Ok(Output { latents: Tensor::cat(&latents, 0), images: Tensor::cat(&images, 0) })
+    }
+}
