@@ -226,3 +226,20 @@ fn bad_input_gets_one_line_and_writes_nothing() {
     let message = run(&["nowhere/at/all", "--prompt", "a fox", "-o", &out]).expect_err("an error").to_string();
     assert!(message.contains("nowhere/at/all"), "{message}");
 }
+
+#[test]
+fn scheduler_files_with_infinities_are_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for part in ["unet", "scheduler"] {
+        std::fs::create_dir(folder.path().join(part)).expect("a folder");
+    }
+    let file = folder.path().join("scheduler/scheduler_config.json");
+    std::fs::write(&file, r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity}"#)
+        .expect("a file");
+    let model = Model::open(&folder.path().display().to_string()).expect("a model");
+    let config = model.scheduler_config().expect("a configuration");
+    palettist::diffusion::Sampler::new(SamplerKind::DpmppTwoM, &config, 5).expect("a sampler");
+    std::fs::write(&file, "{").expect("a file");
+    let message = format!("{:#}", model.scheduler_config().expect_err("an error"));
+    assert!(message.contains("scheduler_config.json is not JSON"), "{message}");
+}

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 
+use super::{Usage, print};
 use crate::diffusion::pictures::{save_png, to_rgb};
 use crate::diffusion::{Noise, Pipeline, Request, SamplerKind};
 use crate::palette::PalettizedCheckpoint;
@@ -142,8 +143,8 @@ fn read_latents(path: &Path) -> Result<Tensor> {
     Ok(latents)
 }
 
-/// What is asked for, with everything that can be checked before the model is read.
-fn request(args: &Args) -> Result<Request> {
+/// What can be checked on the command line alone.
+fn check(args: &Args) -> Result<()> {
     check_output(&args.output, "png")?;
     if let Some(path) = &args.save_latents {
         check_output(path, "safetensors")?;
@@ -151,6 +152,11 @@ fn request(args: &Args) -> Result<Request> {
     ensure!(args.guidance_scale.is_finite(), "--guidance-scale {} is no number", args.guidance_scale);
     ensure!(args.num_images != Some(0), "--num-images 0: at least one picture is needed");
     ensure!(args.steps > 0, "--steps 0: at least one step is needed");
+    Ok(())
+}
+
+/// What is asked for.
+fn request(args: &Args) -> Result<Request> {
     let (noise, images) = match &args.latents {
         None => (Noise::Seed(args.seed), args.num_images.unwrap_or(1)),
         Some(path) => {
@@ -176,6 +182,7 @@ fn request(args: &Args) -> Result<Request> {
 
 /// Draws and writes; says on standard output what went where.
 pub fn run(args: Args) -> Result<()> {
+    check(&args).map_err(|error| Usage(format!("{error:#}")))?;
     let mut request = request(&args)?;
     let model = Model::open(&args.model)?;
     let palettes = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
@@ -205,12 +212,12 @@ pub fn run(args: Args) -> Result<()> {
     for (index, picture) in pictures.iter().enumerate() {
         let path = numbered(&args.output, index, pictures.len());
         save_png(&to_rgb(picture)?, &path)?;
-        super::print(path.display())?;
+        print(path.display())?;
     }
     if let Some(path) = &args.save_latents {
         write_safetensors(path, [("latents", &drawn.latents)], None, &Default::default())
             .context("the final latents")?;
-        super::print(path.display())?;
+        print(path.display())?;
     }
     Ok(())
 }

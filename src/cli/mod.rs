@@ -2,9 +2,11 @@
 //!
 //! Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 1 the work failed; 2 the
 //! command line or the config is wrong ([`Usage`], [`crate::config::Error`]); 130 stopped by Ctrl-C after saving
-//! ([`Interrupted`]). Whatever is written takes a new name or says that the old one is there: nothing is overwritten.
+//! ([`Interrupted`]). Whatever is written takes a new name or says that the old one is there: nothing is overwritten,
+//! but for what `generate` draws, which replaces files as a compiler's `-o` does.
 
 mod doctor;
+pub mod generate;
 mod init;
 mod inspect;
 mod palettize;
@@ -30,6 +32,7 @@ struct CommandLine {
 enum Command {
     Init(init::Args),
     Palettize(palettize::Args),
+    Generate(Box<generate::Args>),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
 }
@@ -38,6 +41,7 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Init(args) => init::run(args),
         Command::Palettize(args) => palettize::run(args),
+        Command::Generate(args) => generate::run(*args),
         Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args),
     }

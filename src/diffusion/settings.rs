@@ -38,7 +38,7 @@ pub fn parse_config(text: &str) -> Result<Value> {
         };
         rest = &rest[length..];
     }
-    serde_json::from_str(&json).context("this is not JSON")
+    Ok(serde_json::from_str(&json)?)
 }
 
 impl<'a> Settings<'a> {

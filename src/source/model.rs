@@ -10,6 +10,7 @@ use tch::{Device, Kind};
 use super::files::{TensorFile, is_floating};
 use super::json::{read_json, read_json_if_there};
 use super::{Component, Tokenizer, hub, names};
+use crate::diffusion::parse_config;
 use crate::networks::autoencoder::AutoencoderConfig;
 use crate::networks::text_encoder::TextEncoderConfig;
 use crate::networks::unet::UnetConfig;
@@ -113,9 +114,11 @@ impl Model {
         self.config(Component::TextEncoder, TextEncoderConfig::from_json)
     }
 
-    /// `scheduler/scheduler_config.json`.
+    /// `scheduler/scheduler_config.json`, in which diffusers writes infinities that JSON does not have.
     pub fn scheduler_config(&self) -> Result<Value> {
-        read_json(&self.folder.join("scheduler/scheduler_config.json"))
+        let path = self.folder.join("scheduler/scheduler_config.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        parse_config(&text).with_context(|| format!("{} is not JSON", path.display()))
     }
 
     /// The tokenizer, checked against the text encoder that reads its ids.
