@@ -136,8 +136,8 @@ fn the_command_writes_pictures_and_latents() {
     // The seed's first picture does not depend on how many are drawn.
     let common = ["--prompt", &prompt, "--steps", "2", "--width", "32", "--seed", "5", "--device", "cpu"];
     run(&[&[model_path().as_str(), "-o", &path("two.png"), "--num-images", "2"], &common[..]].concat()).expect("two");
-    run(&[&[model_path().as_str(), "-o", &path("one.png")], &common[..]].concat()).expect("one");
-    let one = image::open(path("one.png")).expect("a picture").to_rgb8();
+    run(&[&[model_path().as_str(), "-o", &path("new/one.png")], &common[..]].concat()).expect("one");
+    let one = image::open(path("new/one.png")).expect("a picture").to_rgb8();
     assert_eq!(one.dimensions(), (32, 64));
     let two = image::open(path("two-0.png")).expect("a picture").to_rgb8();
     let off = one.as_raw().iter().zip(two.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
@@ -212,7 +212,7 @@ fn bad_input_gets_one_line_and_writes_nothing() {
         (&["--latents", &path("good.safetensors"), "--num-images", "3"], "latents for 2"),
         (&["--latents", &path("good.safetensors"), "--height", "128"], "64 × 48 pixels"),
         (&["--save-latents", &path("out.pt")], ".safetensors"),
-        (&["--save-latents", &path("no/out.safetensors")], "does not exist"),
+        (&["--save-latents", &path("cut.safetensors/out.safetensors")], "cannot create the folder"),
     ] {
         let line = [&[model.as_str(), "--prompt", "a fox", "-o", &out], arguments].concat();
         let error = run(&line).expect_err(part);

@@ -1,5 +1,6 @@
 //! `palettist generate`: pictures from a model and a prompt.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -66,8 +67,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub num_images: Option<usize>,
 
-    /// Initial noise of unit variance instead of the seed's: the tensor `latents` [N, 4, height/8, width/8].
-    #[arg(long, value_name = "IN.safetensors", conflicts_with = "seed")]
+    /// Initial noise of unit variance, whatever the seed: the tensor `latents` [N, 4, height/8, width/8].
+    #[arg(long, value_name = "IN.safetensors")]
     pub latents: Option<PathBuf>,
 
     /// Write the final latents, before the VAE, as the tensor `latents`.
@@ -110,13 +111,11 @@ fn precision(name: &str) -> Result<Kind> {
     }
 }
 
-/// Finds out before the work whether its result can be written.
+/// Refuses names that no result of this kind has.
 fn check_output(path: &Path, ending: &str) -> Result<()> {
     let fits = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(ending));
     ensure!(fits, "{}: the name should end in .{ending}", path.display());
     ensure!(!path.is_dir(), "{} is a folder; give the name of a file", path.display());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    ensure!(folder.is_dir(), "the folder {} does not exist; make it first", folder.display());
     Ok(())
 }
 
@@ -197,6 +196,12 @@ pub fn run(args: Args) -> Result<()> {
             }
         };
         request.size = Some((args.height.unwrap_or(height), args.width.unwrap_or(width)));
+    }
+
+    // Before the work, so that a folder that cannot be made does not cost it.
+    for path in [Some(&args.output), args.save_latents.as_ref()].into_iter().flatten() {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
     }
 
     let bar = ProgressBar::new(0)
