@@ -10,9 +10,9 @@ use std::process::Command;
 
 use half::f16;
 use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
-use palettist::coreml::lower::WeightSource;
 use palettist::coreml::program::Target;
 use palettist::coreml::proto::{BindingKind, Block, ImmediateKind, Model, Operation, TensorElements, Value, ValueKind};
+use palettist::coreml::weights::WeightSource;
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::{Tensors, Weights};
 use palettist::palette::{Palette, PalettizedCheckpoint, packing};

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use super::lower::{MilOps, WeightSource};
+use super::lower::MilOps;
 use super::package::write_package;
 use super::program::{ProgramBuilder, Target};
 use super::proto::{self, FeatureDescription, FeatureKind, array_type};
+use super::weights::WeightSource;
 use crate::networks::unet::{UnetConfig, unet};
 
 /// Tokens of a prompt, as all CLIP text encoders pad it.

@@ -7,59 +7,15 @@
 //!
 //! Weights are asked for one at a time and go to the file at once.
 
-use std::borrow::Cow;
 use std::io::{Seek, Write};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::f16;
-use tch::{Kind, Tensor};
 
 use super::program::{Parameter, ProgramBuilder, Var};
 use super::proto::data_type::{FLOAT16, FLOAT32};
-use crate::ops::{Activation, Conv, Linear, Mask, Ops, Weights};
-use crate::palette::{Palette, PalettizedCheckpoint};
-
-/// One parameter of a network, as it is to be stored.
-pub enum Weight<'a> {
-    /// Plain values, row-major.
-    Dense { shape: Vec<i64>, values: Vec<f16> },
-    /// Indices into a table of values.
-    Palette(Cow<'a, Palette>),
-}
-
-/// Where the exported weights come from, one at a time.
-pub trait WeightSource {
-    /// The parameter of this diffusers name.
-    ///
-    /// # Errors
-    /// When there is none.
-    fn weight(&self, name: &str) -> Result<Weight<'_>>;
-}
-
-impl WeightSource for Weights {
-    fn weight(&self, name: &str) -> Result<Weight<'_>> {
-        dense(self.get(name).with_context(|| format!("the weights lack `{name}`"))?)
-    }
-}
-
-impl WeightSource for PalettizedCheckpoint {
-    fn weight(&self, name: &str) -> Result<Weight<'_>> {
-        match self.palettes.get(name) {
-            Some(palette) => Ok(Weight::Palette(Cow::Borrowed(palette))),
-            None => dense(self.dense.get(name).with_context(|| format!("the checkpoint lacks `{name}`"))?),
-        }
-    }
-}
-
-/// A tensor of any floating type as [`Weight::Dense`].
-pub fn dense<'a>(tensor: &Tensor) -> Result<Weight<'a>> {
-    let shape = tensor.size();
-    let tensor = tensor.f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
-    let mut values = vec![f16::ZERO; tensor.numel()];
-    let count = values.len();
-    tensor.f_copy_data(&mut values, count)?;
-    Ok(Weight::Dense { shape, values })
-}
+use super::weights::{Weight, WeightSource};
+use crate::ops::{Activation, Conv, Linear, Mask, Ops};
 
 /// A value of the network: where it is in the program, and its shape in the network's own terms.
 #[derive(Clone, Debug)]
@@ -82,7 +38,7 @@ fn in_memory(shape: &[i64]) -> Vec<i64> {
 /// The vocabulary cannot fail, files can: the first error is kept, the rest of the walk appends nothing, and
 /// [`MilOps::finish`] returns the error.
 pub struct MilOps<'a, W> {
-    program: ProgramBuilder<W>,
+    pub(super) program: ProgramBuilder<W>,
     weights: &'a dyn WeightSource,
     written: &'a mut dyn FnMut(),
     error: Option<anyhow::Error>,
@@ -182,22 +138,22 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
         Ok(self.program.op("conv", name, &parameters, FLOAT16, out))
     }
 
-    fn unary(&mut self, kind: &str, name: &str, x: &Var) -> Var {
+    pub(super) fn unary(&mut self, kind: &str, name: &str, x: &Var) -> Var {
         self.program.op(kind, name, &[("x", Parameter::Var(x))], x.element, x.shape.clone())
     }
 
     /// `x ∘ y` by broadcasting; the result has the shape of `x`.
-    fn binary(&mut self, kind: &str, name: &str, x: &Var, y: Parameter) -> Var {
+    pub(super) fn binary(&mut self, kind: &str, name: &str, x: &Var, y: Parameter) -> Var {
         self.program.op(kind, name, &[("x", Parameter::Var(x)), ("y", y)], x.element, x.shape.clone())
     }
 
-    fn reshape(&mut self, name: &str, x: &Var, shape: Vec<i64>) -> Var {
+    pub(super) fn reshape(&mut self, name: &str, x: &Var, shape: Vec<i64>) -> Var {
         let sizes: Vec<i32> = shape.iter().map(|&size| size as i32).collect();
         let parameters = [("x", Parameter::Var(x)), ("shape", Parameter::Ints(&sizes))];
         self.program.op("reshape", name, &parameters, x.element, shape)
     }
 
-    fn concat(&mut self, name: &str, values: Vec<&Var>, axis: usize) -> Var {
+    pub(super) fn concat(&mut self, name: &str, values: Vec<&Var>, axis: usize) -> Var {
         let mut shape = values[0].shape.clone();
         shape[axis] = values.iter().map(|value| value.shape[axis]).sum();
         let element = values[0].element;
@@ -213,134 +169,6 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
         let parameters = [("x", Parameter::Var(x)), ("mode", Parameter::Text("EXACT"))];
         self.program.op("gelu", "gelu", &parameters, x.element, x.shape.clone())
     }
-
-    /// MIL has no group norm: the mean and the variance over `[C/groups, H, W]` of `[B, groups, C/groups, H, W]`.
-    fn normalize_groups(&mut self, x: &Var, name: &str, groups: i64, eps: f64) -> Var {
-        let (batch, channels, height, width) = (x.shape[0], x.shape[1], x.shape[2], x.shape[3]);
-        let part = |part: &str| format!("{name}_{part}");
-        let mean_of = |ops: &mut Self, hint: &str, x: &Var| {
-            let parameters =
-                [("x", Parameter::Var(x)), ("axes", Parameter::Ints(&[2, 3, 4])), ("keep_dims", Parameter::Bool(true))];
-            ops.program.op("reduce_mean", hint, &parameters, x.element, vec![batch, groups, 1, 1, 1])
-        };
-        let grouped = self.reshape(&part("grouped"), x, vec![batch, groups, channels / groups, height, width]);
-        let mean = mean_of(self, &part("mean"), &grouped);
-        let centered = self.binary("sub", &part("centered"), &grouped, Parameter::Var(&mean));
-        let squared = self.unary("square", &part("squared"), &centered);
-        let variance = mean_of(self, &part("variance"), &squared);
-        let variance = self.binary("add", &part("variance_eps"), &variance, Parameter::Half(f16::from_f64(eps)));
-        let deviation = self.unary("sqrt", &part("deviation"), &variance);
-        let normalized = self.binary("real_div", &part("normalized"), &centered, Parameter::Var(&deviation));
-        self.reshape(&part("ungrouped"), &normalized, x.shape.clone())
-    }
-
-    /// `x · factor` for a factor that need not be exact in fp16: see [`half_factors`].
-    fn scaled_pair(&mut self, q: &Var, k: &Var, factor: f64) -> (Var, Var) {
-        let (first, second) = half_factors(factor);
-        let q = self.binary("mul", "query_scaled", q, Parameter::Half(first));
-        if second == f16::ONE {
-            return (q, k.clone());
-        }
-        (q, self.binary("mul", "key_scaled", k, Parameter::Half(second)))
-    }
-
-    fn attend(&mut self, q: &Var, k: &Var, v: &Var, heads: i64, out: Vec<i64>) -> Result<Var> {
-        let (batch, channels, tokens, sources) = (q.shape[0], q.shape[1], q.shape[3], k.shape[3]);
-        let size = channels / heads;
-        ensure!(size * heads == channels, "{channels} channels do not split into {heads} heads");
-        let (q, k) = self.scaled_pair(q, k, 1.0 / (size as f64).sqrt());
-        let q = self.reshape("query", &q, vec![batch, heads, size, tokens]);
-        let k = self.reshape("key", &k, vec![batch, heads, size, sources]);
-        let v = self.reshape("value", v, vec![batch, heads, size, sources]);
-        let matmul = |ops: &mut Self, hint: &str, x: &Var, y: &Var, transpose_y: bool, shape: Vec<i64>| {
-            let parameters = [
-                ("x", Parameter::Var(x)),
-                ("y", Parameter::Var(y)),
-                ("transpose_x", Parameter::Bool(!transpose_y)),
-                ("transpose_y", Parameter::Bool(transpose_y)),
-            ];
-            ops.program.op("matmul", hint, &parameters, FLOAT16, shape)
-        };
-        let scores = matmul(self, "attention_scores", &q, &k, false, vec![batch, heads, tokens, sources]);
-        let parameters = [("x", Parameter::Var(&scores)), ("axis", Parameter::Int(3))];
-        let weights = self.program.op("softmax", "attention_weights", &parameters, FLOAT16, scores.shape.clone());
-        let mixed = matmul(self, "attention_values", &v, &weights, true, vec![batch, heads, size, tokens]);
-        Ok(self.reshape("attention", &mixed, out))
-    }
-
-    fn sinusoids(&mut self, t: &Var, dim: i64, flip: bool, shift: f64, out: Vec<i64>) -> Result<Var> {
-        let (batch, half) = (out[0], dim / 2);
-        // The very numbers that `ops::Tensors` computes.
-        let exponents = Tensor::f_arange(half, (Kind::Float, tch::Device::Cpu))?
-            .f_mul_scalar(-(10_000f64.ln()) / (half as f64 - shift))?;
-        let frequencies: Vec<f32> = Vec::try_from(exponents.f_exp()?)?;
-        let bytes: Vec<u8> = frequencies.iter().flat_map(|value| value.to_le_bytes()).collect();
-
-        let cast = |ops: &mut Self, hint: &str, x: &Var, to: (&str, i32)| {
-            let parameters = [("x", Parameter::Var(x)), ("dtype", Parameter::Text(to.0))];
-            ops.program.op("cast", hint, &parameters, to.1, x.shape.clone())
-        };
-        let t = cast(self, "timestep_to_fp32", t, ("fp32", FLOAT32));
-        let parameters = [("x", Parameter::Var(&t)), ("axes", Parameter::Ints(&[1, 2, 3]))];
-        let t = self.program.op("expand_dims", "timestep_expanded", &parameters, FLOAT32, vec![batch, 1, 1, 1]);
-        let frequencies = self.program.tensor("time_frequencies", FLOAT32, &[1, half, 1, 1], &bytes)?;
-        let parameters = [("x", Parameter::Var(&t)), ("y", Parameter::Var(&frequencies))];
-        let angles = self.program.op("mul", "time_angles", &parameters, FLOAT32, vec![batch, half, 1, 1]);
-        let sin = self.unary("sin", "time_sin", &angles);
-        let cos = self.unary("cos", "time_cos", &angles);
-        let mut parts = if flip { vec![&cos, &sin] } else { vec![&sin, &cos] };
-        let zeros;
-        if dim % 2 == 1 {
-            zeros = self.program.tensor("time_padding", FLOAT32, &[batch, 1, 1, 1], &vec![0; 4 * batch as usize])?;
-            parts.push(&zeros);
-        }
-        let embedding = self.concat("time_sinusoids", parts, 1);
-        Ok(cast(self, "time_sinusoids_to_fp16", &embedding, ("fp16", FLOAT16)))
-    }
-
-    fn enlarge(&mut self, x: &Var, out: Vec<i64>) -> Result<Var> {
-        let (height, width) = (x.shape[2], x.shape[3]);
-        let factor = ((out[2] + height - 1) / height, (out[3] + width - 1) / width);
-        let enlarged = vec![out[0], out[1], height * factor.0, width * factor.1];
-        // Nearest neighbours of 2n - 1 pixels from n are those of 2n without the last: floor(i n / (2n-1)) = floor(i/2).
-        let fits = |side: i64, factor: i64, to: i64| side * factor == to || (factor == 2 && to == 2 * side - 1);
-        if !fits(height, factor.0, out[2]) || !fits(width, factor.1, out[3]) {
-            bail!("a resize from {height}×{width} to {}×{} is not one that Core ML does exactly", out[2], out[3]);
-        }
-        let parameters = [
-            ("x", Parameter::Var(x)),
-            ("scale_factor_height", Parameter::Float(factor.0 as f32)),
-            ("scale_factor_width", Parameter::Float(factor.1 as f32)),
-        ];
-        let large = self.program.op("upsample_nearest_neighbor", "upsample", &parameters, FLOAT16, enlarged.clone());
-        if enlarged == out {
-            return Ok(large);
-        }
-        let end: Vec<i32> = out.iter().map(|&size| size as i32).collect();
-        let parameters =
-            [("x", Parameter::Var(&large)), ("begin", Parameter::Ints(&[0, 0, 0, 0])), ("size", Parameter::Ints(&end))];
-        Ok(self.program.op("slice_by_size", "upsample_cropped", &parameters, FLOAT16, out))
-    }
-}
-
-/// Two numbers in fp16 of which the product is `factor` to about one part in a million, the second as near to 1 as
-/// that allows; the second is 1 where the first alone will do.
-///
-/// 1/√40, the scale of Stable Diffusion 1's attention, is off by a part in 6000 in fp16, always to the same side.
-fn half_factors(factor: f64) -> (f16, f16) {
-    let whole = f16::from_f64(factor);
-    let error = |first: f16, second: f16| (first.to_f64() * second.to_f64() / factor - 1.0).abs();
-    if error(whole, f16::ONE) < 1e-6 {
-        return (whole, f16::ONE);
-    }
-    // All mantissas of one octave: there are 1024, and each leaves an error of at most 2^-11 at random.
-    (0..1024)
-        .map(|step| {
-            let second = f16::from_bits(f16::ONE.to_bits() + step);
-            (f16::from_f64(factor / second.to_f64()), second)
-        })
-        .min_by(|a, b| error(a.0, a.1).total_cmp(&error(b.0, b.1)))
-        .unwrap_or((whole, f16::ONE))
 }
 
 impl<W: Write + Seek> Ops for MilOps<'_, W> {
@@ -471,19 +299,4 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
 /// What text encoders need and UNets and autoencoders do not.
 fn unknown(what: &str) -> anyhow::Error {
     anyhow!("the Core ML export has no form for {what}: it writes UNets")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scales_are_exact_to_a_millionth() {
-        for size in [1, 4, 8, 16, 20, 32, 40, 64, 80, 96, 160] {
-            let scale = 1.0 / f64::from(size).sqrt();
-            let (first, second) = half_factors(scale);
-            assert!((first.to_f64() * second.to_f64() / scale - 1.0).abs() < 2e-6, "{size}: {first} · {second}");
-        }
-        assert_eq!(half_factors(0.125), (f16::from_f64(0.125), f16::ONE));
-    }
 }

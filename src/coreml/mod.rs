@@ -5,7 +5,9 @@
 //! | [`proto`] | the protobuf messages |
 //! | [`blob`] | weight.bin |
 //! | [`program`] | a MIL program, built operation by operation |
+//! | [`weights`] | where its weights come from |
 //! | [`lower`] | the vocabulary's interpreter that builds one |
+//! | `recipes` | its words that MIL spells with several operations |
 //! | [`package`] | the folder |
 //! | [`export`] | what Apple's programs expect of a UNet |
 
@@ -15,3 +17,5 @@ pub mod lower;
 pub mod package;
 pub mod program;
 pub mod proto;
+mod recipes;
+pub mod weights;

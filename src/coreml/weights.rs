@@ -1,0 +1,52 @@
+//! Where exported weights come from: dense tensors or palettes, one at a time.
+
+use std::borrow::Cow;
+
+use anyhow::{Context, Result};
+use half::f16;
+use tch::{Device, Kind, Tensor};
+
+use crate::ops::Weights;
+use crate::palette::{Palette, PalettizedCheckpoint};
+
+/// One parameter of a network, as it is to be stored.
+pub enum Weight<'a> {
+    /// Plain values, row-major.
+    Dense { shape: Vec<i64>, values: Vec<f16> },
+    /// Indices into a table of values.
+    Palette(Cow<'a, Palette>),
+}
+
+/// Where the exported weights come from, one at a time.
+pub trait WeightSource {
+    /// The parameter of this diffusers name.
+    ///
+    /// # Errors
+    /// When there is none.
+    fn weight(&self, name: &str) -> Result<Weight<'_>>;
+}
+
+impl WeightSource for Weights {
+    fn weight(&self, name: &str) -> Result<Weight<'_>> {
+        dense(self.get(name).with_context(|| format!("the weights lack `{name}`"))?)
+    }
+}
+
+impl WeightSource for PalettizedCheckpoint {
+    fn weight(&self, name: &str) -> Result<Weight<'_>> {
+        match self.palettes.get(name) {
+            Some(palette) => Ok(Weight::Palette(Cow::Borrowed(palette))),
+            None => dense(self.dense.get(name).with_context(|| format!("the checkpoint lacks `{name}`"))?),
+        }
+    }
+}
+
+/// A tensor of any floating type as [`Weight::Dense`].
+pub fn dense<'a>(tensor: &Tensor) -> Result<Weight<'a>> {
+    let shape = tensor.size();
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
+    let mut values = vec![f16::ZERO; tensor.numel()];
+    let count = values.len();
+    tensor.f_copy_data(&mut values, count)?;
+    Ok(Weight::Dense { shape, values })
+}
