@@ -10,6 +10,8 @@
 //! | `recipes` | its words that MIL spells with several operations |
 //! | [`package`] | the folder |
 //! | [`export`] | what Apple's programs expect of a UNet |
+//! | [`read`] | reading a package back and running it |
+//! | [`verify`] | a package against the network it was made from |
 
 pub mod blob;
 pub mod export;
@@ -19,3 +21,5 @@ pub mod program;
 pub mod proto;
 mod recipes;
 pub mod weights;
+pub mod read;
+pub mod verify;

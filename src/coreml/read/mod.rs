@@ -1,0 +1,36 @@
+//! Reading packages back from the bytes on disk, and running them.
+//!
+//! This is how a package can be trusted without a Mac: what was written is read by code that shares nothing with the
+//! writer but the protobuf messages, checked against the rules of the format, run with tensors, and compared with the
+//! network that was trained. It is also written for packages of others, hence with no trust in them: no file makes it
+//! panic, or allocate more than a bounded multiple of the file's own length.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`package`](Package) | the folder, its manifest and its description |
+//! | `blob` | `weight.bin` |
+//! | `types`, `constant`, `program` | the protobuf messages in the reader's own, checked terms |
+//! | `signature`, `check` | the rules of a program |
+//! | `constexpr`, `blocks` | compressed constants |
+//! | `call`, `ops` | types and tensors of each operation |
+//! | [`evaluate`](evaluate()) | running a program |
+//! | `summary` | what weights cost |
+
+mod blob;
+mod blocks;
+mod call;
+mod check;
+mod constant;
+mod constexpr;
+mod evaluate;
+mod ops;
+mod package;
+mod program;
+mod signature;
+mod summary;
+mod types;
+
+pub use evaluate::{Precision, evaluate, psnr};
+pub use package::{Feature, Package};
+pub use summary::{Palettes, WeightSummary};
+pub use types::{DataType, TensorType};

@@ -1,0 +1,308 @@
+//! Packages that somebody broke, by accident or on purpose: refused with a message, never a panic.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use palettist::coreml::proto::{self, BindingKind, DimensionKind, TensorElements, ValueKind, ValueTypeKind};
+use palettist::coreml::read::{Package, Precision, evaluate};
+use prost::Message;
+use tch::Tensor;
+
+const MODEL: &str = "Data/com.apple.CoreML/model.mlmodel";
+const WEIGHTS: &str = "Data/com.apple.CoreML/weights/weight.bin";
+
+/// A package of the shared data, or `None` where this checkout has none.
+fn original(name: &str) -> Option<PathBuf> {
+    let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data"));
+    let shared = if beside.is_dir() { Some(beside) } else { std::env::var_os("PALETTIST_SHARED").map(PathBuf::from) };
+    let folder = shared.map(|shared| shared.join("coreml_packages")).filter(|folder| folder.is_dir());
+    if folder.is_none() {
+        eprintln!("skipped: no ../shared/data/coreml_packages and no $PALETTIST_SHARED");
+    }
+    folder.map(|folder| folder.join(name).with_extension("mlpackage"))
+}
+
+/// A copy that can be changed.
+struct Copy {
+    folder: tempfile::TempDir,
+}
+
+impl Copy {
+    fn of(package: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join(WEIGHTS).parent().unwrap()).unwrap();
+        for file in ["Manifest.json", MODEL, WEIGHTS] {
+            // Not `fs::copy`, which would copy that the original is read-only.
+            fs::write(folder.path().join(file), fs::read(package.join(file)).unwrap()).unwrap();
+        }
+        Self { folder }
+    }
+
+    fn read(&self, file: &str) -> Vec<u8> {
+        fs::read(self.folder.path().join(file)).unwrap()
+    }
+
+    fn write(&self, file: &str, bytes: &[u8]) {
+        fs::write(self.folder.path().join(file), bytes).unwrap();
+    }
+
+    fn open(&self) -> anyhow::Result<Package> {
+        Package::open(self.folder.path())
+    }
+
+    fn refusal(&self) -> String {
+        match self.open() {
+            Ok(_) => panic!("a broken package was accepted"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+}
+
+/// xorshift: the same mutations on every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+#[test]
+fn broken_weight_files() {
+    let Some(package) = original("unet_pal4_cd2_ios18") else { return };
+    let copy = Copy::of(&package);
+    assert!(copy.open().is_ok(), "the copy itself is sound");
+    let whole = copy.read(WEIGHTS);
+    for cut in [0, 1, 63, 64, 100, 128, whole.len() / 2, whole.len() - 65, whole.len() - 1] {
+        copy.write(WEIGHTS, &whole[..cut]);
+        let message = copy.refusal();
+        assert!(message.contains("weight.bin"), "cut to {cut}: {message}");
+    }
+    copy.write(WEIGHTS, &[&whole[..], &[0; 64]].concat());
+    assert!(copy.refusal().contains("follow the last"));
+
+    // Header and first records: every single bit matters.
+    let second = (128 + u64::from_le_bytes(whole[72..80].try_into().unwrap()) as usize).next_multiple_of(64);
+    for at in (0..128).chain(second..second + 64) {
+        for bit in 0..8 {
+            let mut broken = whole.clone();
+            broken[at] ^= 1 << bit;
+            copy.write(WEIGHTS, &broken);
+            assert!(copy.open().is_err(), "bit {bit} of byte {at}");
+        }
+    }
+    let mut broken = whole.clone();
+    broken[second] = 0;
+    copy.write(WEIGHTS, &broken);
+    assert!(copy.refusal().contains("sentinel"), "{}", copy.refusal());
+
+    // A size that nobody could allocate.
+    broken = whole.clone();
+    broken[72..80].copy_from_slice(&(u64::MAX - 1000).to_le_bytes());
+    copy.write(WEIGHTS, &broken);
+    assert!(copy.refusal().contains("pass the end"), "{}", copy.refusal());
+
+    fs::remove_file(copy.folder.path().join(WEIGHTS)).unwrap();
+    assert!(copy.refusal().contains("is not in the package"), "{}", copy.refusal());
+}
+
+#[test]
+fn broken_manifests() {
+    let Some(package) = original("clip_pal4_ios16") else { return };
+    let copy = Copy::of(&package);
+    let manifest = String::from_utf8(copy.read("Manifest.json")).unwrap();
+    let mut broken: Vec<(String, &str)> = vec![
+        ("".into(), "Manifest.json"),
+        ("[]".into(), "fileFormatVersion"),
+        ("[".repeat(100_000), "Manifest.json"),
+        (manifest.replace("1.0.0", "2.0.0"), "fileFormatVersion"),
+        (manifest.replace("com.apple.CoreML/weights", "com.apple.CoreML/../../../etc"), "author/name"),
+        (manifest.replace("\"weights\"", "\"model.mlmodel\"").replace("CoreML/weights", "CoreML/model.mlmodel"), "second"),
+    ];
+    let root = manifest.split("rootModelIdentifier").nth(1).unwrap().split('"').nth(2).unwrap();
+    broken.push((manifest.replacen(&format!("\"{root}\": {{"), "\"x\": {", 1), "rootModelIdentifier"));
+    for (text, part) in broken {
+        assert_ne!(text, manifest, "{part}");
+        copy.write("Manifest.json", text.as_bytes());
+        let message = copy.refusal();
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    fs::remove_file(copy.folder.path().join("Manifest.json")).unwrap();
+    assert!(copy.refusal().contains("Manifest.json"));
+    assert!(Package::open(&copy.folder.path().join("nothing")).is_err());
+
+    // A link that leads out of the package.
+    let copy = Copy::of(&package);
+    fs::remove_file(copy.folder.path().join(WEIGHTS)).unwrap();
+    std::os::unix::fs::symlink(package.join(WEIGHTS), copy.folder.path().join(WEIGHTS)).unwrap();
+    assert!(copy.refusal().contains("not a regular file"));
+}
+
+/// The block of operations of a model.
+fn block(model: &mut proto::Model) -> &mut proto::Block {
+    let functions = &mut model.ml_program.as_mut().unwrap().functions;
+    functions.get_mut("main").unwrap().block_specializations.values_mut().next().unwrap()
+}
+
+/// The first operation of a kind.
+fn first<'a>(model: &'a mut proto::Model, kind: &str) -> &'a mut proto::Operation {
+    block(model).operations.iter_mut().find(|operation| operation.r#type == kind).unwrap()
+}
+
+/// The tensor type of a value type.
+fn tensor(kind: &mut Option<proto::ValueType>) -> &mut proto::TensorType {
+    match kind.as_mut().unwrap().kind.as_mut().unwrap() {
+        ValueTypeKind::Tensor(tensor) => tensor,
+        _ => panic!("not a tensor"),
+    }
+}
+
+fn set_dimension(kind: &mut Option<proto::ValueType>, axis: usize, size: u64) {
+    let constant = proto::ConstantDimension { size };
+    tensor(kind).dimensions[axis].dimension = Some(DimensionKind::Constant(constant));
+}
+
+/// A change to a model, and what the message must hold.
+type Change = (&'static str, fn(&mut proto::Model), &'static str);
+
+#[test]
+fn broken_programs_name_the_operation() {
+    let changes: [Change; 24] = [
+        ("version", |m| m.specification_version = 99, "specificationVersion is 99"),
+        ("another opset's version", |m| m.specification_version = 8, "goes with CoreML7"),
+        ("no program", |m| m.ml_program = None, "not an ML program"),
+        ("no description", |m| m.description = None, "no description"),
+        ("described shape", |m| m.description.as_mut().unwrap().input[0].name = "x".into(), "described are"),
+        ("order", |m| block(m).operations.reverse(), "not defined before"),
+        ("missing operation", |m| drop(block(m).operations.remove(0)), "operation"),
+        ("defined twice", |m| {
+            let twice = first(m, "softmax").clone();
+            block(m).operations.push(twice);
+        }, "twice"),
+        ("unknown operation", |m| first(m, "softmax").r#type = "launch_missiles".into(), "launch_missiles ->"),
+        ("unknown input", |m| {
+            let axis = first(m, "softmax").inputs["axis"].clone();
+            first(m, "softmax").inputs.insert("axes".into(), axis);
+        }, "softmax -> "),
+        ("default left out", |m| drop(first(m, "softmax").inputs.remove("axis")), "axis must be written out"),
+        ("newer parameter", |m| {
+            let axis = first(m, "gather").inputs["axis"].clone();
+            first(m, "gather").inputs.insert("validate_indices".into(), axis);
+        }, "validate_indices needs specification version 8"),
+        ("declared shape", |m| set_dimension(&mut first(m, "linear").outputs[0].r#type, 1, 17), "it follows"),
+        ("enormous shape", |m| set_dimension(&mut first(m, "linear").outputs[0].r#type, 1, u64::MAX / 2), "more than"),
+        ("empty dimension", |m| set_dimension(&mut first(m, "linear").outputs[0].r#type, 1, 0), "without elements"),
+        ("declared type", |m| tensor(&mut first(m, "linear").outputs[0].r#type).data_type = 11, "it follows"),
+        ("unknown type", |m| tensor(&mut first(m, "linear").outputs[0].r#type).data_type = 77, "data type 77"),
+        ("rank", |m| tensor(&mut first(m, "linear").outputs[0].r#type).rank = -1, "rank -1"),
+        ("computed weight", |m| {
+            let x = first(m, "linear").inputs["x"].clone();
+            first(m, "linear").inputs.insert("weight".into(), x);
+        }, "must be constant"),
+        ("constant output", |m| {
+            let constant = first(m, "const").outputs[0].name.clone();
+            block(m).outputs[0] = constant;
+        }, "must be computed"),
+        ("blob offset", |m| {
+            let indices = first(m, "constexpr_lut_to_dense").attributes.get_mut("indices").unwrap();
+            let Some(ValueKind::BlobFile(place)) = &mut indices.kind else { panic!("not a blob") };
+            place.offset += 64;
+        }, "no blob's record lies at offset"),
+        ("blob file", |m| {
+            let indices = first(m, "constexpr_lut_to_dense").attributes.get_mut("indices").unwrap();
+            let Some(ValueKind::BlobFile(place)) = &mut indices.kind else { panic!("not a blob") };
+            place.file_name = "@model_path/weights/../../../../../../etc/passwd".into();
+        }, "is not in the package"),
+        ("size of the lut", |m| {
+            let lut = first(m, "constexpr_lut_to_dense").attributes["indices"].clone();
+            first(m, "constexpr_lut_to_dense").attributes.insert("lut".into(), lut);
+        }, "constexpr_lut_to_dense ->"),
+        ("shape of the weight", |m| {
+            let shape = first(m, "constexpr_lut_to_dense").attributes.get_mut("shape").unwrap();
+            let Some(ValueKind::Immediate(immediate)) = &mut shape.kind else { panic!("not immediate") };
+            let Some(proto::ImmediateKind::Tensor(tensor)) = &mut immediate.value else { panic!("not a tensor") };
+            let Some(TensorElements::Bytes(bytes)) = &mut tensor.value else { panic!("not bytes") };
+            bytes.values[3] = 0x7f;
+        }, "constexpr_lut_to_dense ->"),
+    ];
+    let Some(package) = original("clip_pal4_ios16") else { return };
+    let copy = Copy::of(&package);
+    let model = proto::Model::decode(&copy.read(MODEL)[..]).unwrap();
+    for (name, change, part) in changes {
+        let mut changed = model.clone();
+        change(&mut changed);
+        assert_ne!(changed, model, "{name}");
+        copy.write(MODEL, &changed.encode_to_vec());
+        let message = copy.refusal();
+        assert!(message.contains(part), "{name}: {message}");
+    }
+}
+
+#[test]
+fn constants_that_refer_to_each_other_in_a_circle() {
+    let Some(package) = original("unet_pal4_lut8_ios18") else { return };
+    let copy = Copy::of(&package);
+    let mut model = proto::Model::decode(&copy.read(MODEL)[..]).unwrap();
+    // The table of the first weight becomes the weight itself; then two that name each other.
+    let weight = first(&mut model, "constexpr_lut_to_dense").outputs[0].name.clone();
+    let scale = first(&mut model, "constexpr_blockwise_shift_scale");
+    let argument = proto::Binding { binding: Some(BindingKind::Name(weight.clone())) };
+    scale.inputs.insert("data".into(), proto::Argument { arguments: vec![argument.clone()] });
+    copy.write(MODEL, &model.encode_to_vec());
+    assert!(copy.refusal().contains("is not an earlier constant"), "{}", copy.refusal());
+    // With an earlier definition of the same name the circle hides behind a duplicate.
+    let mut early = first(&mut model, "const").clone();
+    early.outputs[0].name = weight;
+    block(&mut model).operations.insert(0, early);
+    copy.write(MODEL, &model.encode_to_vec());
+    copy.refusal();
+}
+
+/// Opens, and runs what was opened: either may fail, neither may panic. Whether it ran.
+fn survive(copy: &Copy, inputs: &BTreeMap<String, Tensor>) -> (bool, bool) {
+    match copy.open() {
+        Err(_) => (false, false),
+        Ok(package) => {
+            let _ = package.weights().unwrap();
+            (true, evaluate(&package, inputs, Precision::Float16).is_ok())
+        }
+    }
+}
+
+#[test]
+fn random_bytes_never_panic() {
+    let Some(package) = original("clip_pal4_ios16") else { return };
+    let copy = Copy::of(&package);
+    let inputs: BTreeMap<_, _> = Tensor::read_npz(package.with_extension("npz")).unwrap().into_iter().collect();
+    let inputs: BTreeMap<_, _> = inputs.into_iter().filter(|(name, _)| !name.starts_with("expect.")).collect();
+    assert_eq!(survive(&copy, &inputs), (true, true));
+    let mut random = Random(0x9E37_79B9_7F4A_7C15);
+    for (file, rounds) in [(MODEL, 600), (WEIGHTS, 200)] {
+        let whole = copy.read(file);
+        let (mut opened, mut ran) = (0, 0);
+        for _ in 0..rounds {
+            let mut broken = whole.clone();
+            for _ in 0..1 + random.below(3) {
+                let at = random.below(broken.len());
+                match random.below(4) {
+                    0 => broken[at] ^= 1 << random.below(8),
+                    1 => broken[at] = random.below(256) as u8,
+                    2 => drop(broken.remove(at)),
+                    _ => broken.truncate(at.max(1)),
+                }
+            }
+            copy.write(file, &broken);
+            let survived = survive(&copy, &inputs);
+            opened += usize::from(survived.0);
+            ran += usize::from(survived.1);
+        }
+        copy.write(file, &whole);
+        println!("{file}: of {rounds} mutations {} refused, {opened} opened, {ran} ran", rounds - opened);
+        // Those that open have changed a name, a description or the value of a weight.
+        assert!(opened < rounds / 2, "{opened} of {rounds} broken {file} were accepted");
+    }
+}

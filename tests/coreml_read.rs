@@ -1,0 +1,134 @@
+//! The reader against packages that coremltools wrote, with outputs of the PyTorch models they were converted from.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use palettist::coreml::read::{Package, Precision, evaluate, psnr};
+use palettist::coreml::verify::{Settings, verify_unet};
+use tch::{Kind, Tensor};
+
+/// The folder of packages, or `None` where this checkout has no shared data.
+fn packages() -> Option<PathBuf> {
+    let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data"));
+    let shared = if beside.is_dir() { Some(beside) } else { std::env::var_os("PALETTIST_SHARED").map(PathBuf::from) };
+    let folder = shared.map(|shared| shared.join("coreml_packages")).filter(|folder| folder.is_dir());
+    if folder.is_none() {
+        eprintln!("skipped: no ../shared/data/coreml_packages and no $PALETTIST_SHARED");
+    }
+    folder
+}
+
+/// Inputs and expected outputs (`expect.NAME` in the file) that go with a package.
+fn example(package: &Path) -> (BTreeMap<String, Tensor>, BTreeMap<String, Tensor>) {
+    let (mut inputs, mut expected) = (BTreeMap::new(), BTreeMap::new());
+    for (name, tensor) in Tensor::read_npz(package.with_extension("npz")).unwrap() {
+        match name.strip_prefix("expect.") {
+            Some(name) => expected.insert(name.to_string(), tensor),
+            None => inputs.insert(name, tensor),
+        };
+    }
+    (inputs, expected)
+}
+
+fn open(folder: &Path, name: &str) -> anyhow::Result<Package> {
+    Package::open(&folder.join(name).with_extension("mlpackage"))
+}
+
+/// PSNR of every output, the least one.
+fn least_psnr(package: &Package, precision: Precision) -> f64 {
+    let (inputs, expected) = example(package.path());
+    let got = evaluate(package, &inputs, precision).unwrap();
+    assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    expected.iter().map(|(name, expected)| psnr(expected, &got[name])).fold(f64::INFINITY, f64::min)
+}
+
+/// What an independent evaluator (numpy and PyTorch) found: name, PSNR in 32 and in 16 bits in dB, weights of layers,
+/// how many of them are palettized, bits a weight of theirs.
+const PACKAGES: [(&str, f64, f64, usize, usize, &str); 7] = [
+    ("clip_pal4_ios16", 92.95, 67.42, 12, 12, "4.1875"),
+    ("unet_fp16_ios16", 111.84, 64.60, 83, 0, "16.0000"),
+    ("unet_pal2_ios16", 114.00, 65.83, 83, 83, "2.0068"),
+    ("unet_pal4_ios16", 112.97, 65.41, 83, 83, "4.0270"),
+    ("unet_pal4_g8_ios18", 112.22, 64.39, 83, 82, "4.2183"),
+    ("unet_pal4_cd2_ios18", 112.38, 65.26, 83, 83, "2.0541"),
+    ("unet_pal4_lut8_ios18", 112.88, 65.45, 83, 83, "4.0152"),
+];
+
+#[test]
+fn packages_of_coremltools_compute_what_pytorch_computed() {
+    let Some(folder) = packages() else { return };
+    for (name, float32, float16, ..) in PACKAGES {
+        let package = open(&folder, name).unwrap();
+        let (full, half) = (least_psnr(&package, Precision::Float32), least_psnr(&package, Precision::Float16));
+        println!("{name:22} {full:7.2} dB in 32 bits ({float32:.2}), {half:6.2} dB in 16 ({float16:.2})");
+        // Order of summation may differ between machines, so the last tenths do.
+        assert!(full >= float32 - 0.5, "{name}: {full:.2} dB in 32 bits");
+        assert!(half >= float16 - 1.0, "{name}: {half:.2} dB in 16 bits");
+    }
+}
+
+#[test]
+fn weights_cost_what_they_cost() {
+    let Some(folder) = packages() else { return };
+    for (name, _, _, count, palettized, bits) in PACKAGES {
+        let weights = open(&folder, name).unwrap().weights().unwrap();
+        let layers: Vec<_> = weights.iter().filter(|weight| weight.layer).collect();
+        let (bytes, elements) = layers.iter().fold((0, 0), |sum, w| (sum.0 + w.bytes, sum.1 + w.elements));
+        assert_eq!(layers.len(), count, "{name}");
+        assert_eq!(layers.iter().filter(|weight| weight.palettes.is_some()).count(), palettized, "{name}");
+        assert_eq!(format!("{:.4}", 8.0 * bytes as f64 / elements as f64), bits, "{name}");
+    }
+}
+
+#[test]
+fn what_a_package_declares() {
+    let Some(folder) = packages() else { return };
+    let package = open(&folder, "unet_pal4_g8_ios18").unwrap();
+    assert_eq!((package.specification_version(), package.opset()), (9, "CoreML8"));
+    let inputs: Vec<_> = package.inputs().iter().map(|input| format!("{} {}", input.name, input.kind)).collect();
+    let expected = ["sample FLOAT32[2, 4, 16, 16]", "timestep FLOAT32[2]", "encoder_hidden_states FLOAT32[2, 7, 32]"];
+    assert_eq!(inputs, expected);
+    assert_eq!(package.outputs()[0].name, "noise_pred");
+    assert_eq!(package.operation_counts()["constexpr_lut_to_dense"], 82);
+    assert!(package.metadata().user_defined.contains_key("com.github.apple.coremltools.version"));
+    let weights = package.weights().unwrap();
+    // Tables for 8 channels each; a tensor with another number of tables would show here.
+    let of = |w: &palettist::coreml::read::WeightSummary| w.palettes.map(|p| (p.bits, p.groups * 8 == w.shape[0] as u64));
+    assert!(weights.iter().filter_map(of).all(|found| found == (4, true)));
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_refused() {
+    let Some(folder) = packages() else { return };
+    let package = open(&folder, "clip_pal4_ios16").unwrap();
+    let refusal = |name: &str, tensor: Tensor| {
+        let inputs = BTreeMap::from([(name.to_string(), tensor)]);
+        format!("{:#}", evaluate(&package, &inputs, Precision::Float32).unwrap_err())
+    };
+    assert!(refusal("ids", Tensor::zeros([1, 16], (Kind::Int, tch::Device::Cpu))).contains("has no input ids"));
+    assert!(refusal("input_ids", Tensor::zeros([1, 15], (Kind::Int, tch::Device::Cpu))).contains("[1, 15]"));
+    assert!(refusal("input_ids", Tensor::full([1, 16], 0.5, (Kind::Float, tch::Device::Cpu))).contains("fractions"));
+    // Far outside the table of tokens: the gather is named.
+    let message = refusal("input_ids", Tensor::full([1, 16], 1 << 30, (Kind::Int, tch::Device::Cpu)));
+    assert!(message.contains("gather ->"), "{message}");
+}
+
+#[test]
+fn a_unet_agrees_with_itself() {
+    let Some(folder) = packages() else { return };
+    let path = folder.join("unet_pal4_ios16.mlpackage");
+    let package = Package::open(&path).unwrap();
+    let mut itself = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
+        let names = ["sample", "timestep", "encoder_hidden_states"].map(String::from);
+        let inputs = names.into_iter().zip([sample, timestep, context].map(Tensor::shallow_clone)).collect();
+        Ok(evaluate(&package, &inputs, Precision::Float32)?.remove("noise_pred").unwrap())
+    };
+    let report = verify_unet(&path, &mut itself, &Settings { timesteps: vec![981], ..Settings::default() }).unwrap();
+    println!("{report}");
+    assert!(report.least(Precision::Float32) > 120.0);
+    assert!((50.0..90.0).contains(&report.least(Precision::Float16)), "half precision has an error of its own");
+    assert_eq!((report.layers, report.palettized), (83, 83));
+    let clip = folder.join("clip_pal4_ios16.mlpackage");
+    let message = format!("{:#}", verify_unet(&clip, &mut itself, &Settings::default()).unwrap_err());
+    assert!(message.contains("is not a UNet") && message.contains("input_ids INT32[1, 16]"), "{message}");
+}
