@@ -121,7 +121,10 @@ fn broken_manifests() {
         ("[".repeat(100_000), "Manifest.json"),
         (manifest.replace("1.0.0", "2.0.0"), "fileFormatVersion"),
         (manifest.replace("com.apple.CoreML/weights", "com.apple.CoreML/../../../etc"), "author/name"),
-        (manifest.replace("\"weights\"", "\"model.mlmodel\"").replace("CoreML/weights", "CoreML/model.mlmodel"), "second"),
+        (
+            manifest.replace("\"weights\"", "\"model.mlmodel\"").replace("CoreML/weights", "CoreML/model.mlmodel"),
+            "second",
+        ),
     ];
     let root = manifest.split("rootModelIdentifier").nth(1).unwrap().split('"').nth(2).unwrap();
     broken.push((manifest.replacen(&format!("\"{root}\": {{"), "\"x\": {", 1), "rootModelIdentifier"));
@@ -179,55 +182,91 @@ fn broken_programs_name_the_operation() {
         ("described shape", |m| m.description.as_mut().unwrap().input[0].name = "x".into(), "described are"),
         ("order", |m| block(m).operations.reverse(), "not defined before"),
         ("missing operation", |m| drop(block(m).operations.remove(0)), "operation"),
-        ("defined twice", |m| {
-            let twice = first(m, "softmax").clone();
-            block(m).operations.push(twice);
-        }, "twice"),
+        (
+            "defined twice",
+            |m| {
+                let twice = first(m, "softmax").clone();
+                block(m).operations.push(twice);
+            },
+            "twice",
+        ),
         ("unknown operation", |m| first(m, "softmax").r#type = "launch_missiles".into(), "launch_missiles ->"),
-        ("unknown input", |m| {
-            let axis = first(m, "softmax").inputs["axis"].clone();
-            first(m, "softmax").inputs.insert("axes".into(), axis);
-        }, "softmax -> "),
+        (
+            "unknown input",
+            |m| {
+                let axis = first(m, "softmax").inputs["axis"].clone();
+                first(m, "softmax").inputs.insert("axes".into(), axis);
+            },
+            "softmax -> ",
+        ),
         ("default left out", |m| drop(first(m, "softmax").inputs.remove("axis")), "axis must be written out"),
-        ("newer parameter", |m| {
-            let axis = first(m, "gather").inputs["axis"].clone();
-            first(m, "gather").inputs.insert("validate_indices".into(), axis);
-        }, "validate_indices needs specification version 8"),
+        (
+            "newer parameter",
+            |m| {
+                let axis = first(m, "gather").inputs["axis"].clone();
+                first(m, "gather").inputs.insert("validate_indices".into(), axis);
+            },
+            "validate_indices needs specification version 8",
+        ),
         ("declared shape", |m| set_dimension(&mut first(m, "linear").outputs[0].r#type, 1, 17), "it follows"),
         ("enormous shape", |m| set_dimension(&mut first(m, "linear").outputs[0].r#type, 1, u64::MAX / 2), "more than"),
         ("empty dimension", |m| set_dimension(&mut first(m, "linear").outputs[0].r#type, 1, 0), "without elements"),
         ("declared type", |m| tensor(&mut first(m, "linear").outputs[0].r#type).data_type = 11, "it follows"),
         ("unknown type", |m| tensor(&mut first(m, "linear").outputs[0].r#type).data_type = 77, "data type 77"),
         ("rank", |m| tensor(&mut first(m, "linear").outputs[0].r#type).rank = -1, "rank -1"),
-        ("computed weight", |m| {
-            let x = first(m, "linear").inputs["x"].clone();
-            first(m, "linear").inputs.insert("weight".into(), x);
-        }, "must be constant"),
-        ("constant output", |m| {
-            let constant = first(m, "const").outputs[0].name.clone();
-            block(m).outputs[0] = constant;
-        }, "must be computed"),
-        ("blob offset", |m| {
-            let indices = first(m, "constexpr_lut_to_dense").attributes.get_mut("indices").unwrap();
-            let Some(ValueKind::BlobFile(place)) = &mut indices.kind else { panic!("not a blob") };
-            place.offset += 64;
-        }, "no blob's record lies at offset"),
-        ("blob file", |m| {
-            let indices = first(m, "constexpr_lut_to_dense").attributes.get_mut("indices").unwrap();
-            let Some(ValueKind::BlobFile(place)) = &mut indices.kind else { panic!("not a blob") };
-            place.file_name = "@model_path/weights/../../../../../../etc/passwd".into();
-        }, "is not in the package"),
-        ("size of the lut", |m| {
-            let lut = first(m, "constexpr_lut_to_dense").attributes["indices"].clone();
-            first(m, "constexpr_lut_to_dense").attributes.insert("lut".into(), lut);
-        }, "constexpr_lut_to_dense ->"),
-        ("shape of the weight", |m| {
-            let shape = first(m, "constexpr_lut_to_dense").attributes.get_mut("shape").unwrap();
-            let Some(ValueKind::Immediate(immediate)) = &mut shape.kind else { panic!("not immediate") };
-            let Some(proto::ImmediateKind::Tensor(tensor)) = &mut immediate.value else { panic!("not a tensor") };
-            let Some(TensorElements::Bytes(bytes)) = &mut tensor.value else { panic!("not bytes") };
-            bytes.values[3] = 0x7f;
-        }, "constexpr_lut_to_dense ->"),
+        (
+            "computed weight",
+            |m| {
+                let x = first(m, "linear").inputs["x"].clone();
+                first(m, "linear").inputs.insert("weight".into(), x);
+            },
+            "must be constant",
+        ),
+        (
+            "constant output",
+            |m| {
+                let constant = first(m, "const").outputs[0].name.clone();
+                block(m).outputs[0] = constant;
+            },
+            "must be computed",
+        ),
+        (
+            "blob offset",
+            |m| {
+                let indices = first(m, "constexpr_lut_to_dense").attributes.get_mut("indices").unwrap();
+                let Some(ValueKind::BlobFile(place)) = &mut indices.kind else { panic!("not a blob") };
+                place.offset += 64;
+            },
+            "no blob's record lies at offset",
+        ),
+        (
+            "blob file",
+            |m| {
+                let indices = first(m, "constexpr_lut_to_dense").attributes.get_mut("indices").unwrap();
+                let Some(ValueKind::BlobFile(place)) = &mut indices.kind else { panic!("not a blob") };
+                place.file_name = "@model_path/weights/../../../../../../etc/passwd".into();
+            },
+            "is not in the package",
+        ),
+        (
+            "size of the lut",
+            |m| {
+                let lut = first(m, "constexpr_lut_to_dense").attributes["indices"].clone();
+                first(m, "constexpr_lut_to_dense").attributes.insert("lut".into(), lut);
+            },
+            "constexpr_lut_to_dense ->",
+        ),
+        (
+            "shape of the weight",
+            |m| {
+                let shape = first(m, "constexpr_lut_to_dense").attributes.get_mut("shape").unwrap();
+                let Some(ValueKind::Immediate(immediate)) = &mut shape.kind else { panic!("not immediate") };
+                let Some(proto::ImmediateKind::Tensor(tensor)) = &mut immediate.value else { panic!("not a tensor") };
+                let Some(TensorElements::Bytes(bytes)) = &mut tensor.value else { panic!("not bytes") };
+                bytes.values[3] = 0x7f;
+            },
+            "constexpr_lut_to_dense ->",
+        ),
     ];
     let Some(package) = original("clip_pal4_ios16") else { return };
     let copy = Copy::of(&package);

@@ -93,7 +93,8 @@ fn what_a_package_declares() {
     assert!(package.metadata().user_defined.contains_key("com.github.apple.coremltools.version"));
     let weights = package.weights().unwrap();
     // Tables for 8 channels each; a tensor with another number of tables would show here.
-    let of = |w: &palettist::coreml::read::WeightSummary| w.palettes.map(|p| (p.bits, p.groups * 8 == w.shape[0] as u64));
+    let of =
+        |w: &palettist::coreml::read::WeightSummary| w.palettes.map(|p| (p.bits, p.groups * 8 == w.shape[0] as u64));
     assert!(weights.iter().filter_map(of).all(|found| found == (4, true)));
 }
 
