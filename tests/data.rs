@@ -418,4 +418,7 @@ fn the_sketchbook_is_whole_and_its_unseen_combinations_are_unseen() {
     assert!(more.is_subset(&vocabulary));
     assert_eq!(kept_out.difference(&combinations).count(), 48);
     check_pictures(&read_folder(&validation, &CaptionOptions::default()).unwrap()).unwrap();
+    let mascot = dreambooth(&own("datasets/mascot"), "a sks cat", None, "a cat").unwrap();
+    assert_eq!(mascot.instance.len(), 6);
+    check_pictures(&mascot.instance).unwrap();
 }

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! cargo run --example draw_dataset -- datasets/sketchbook
+//! cargo run --example draw_dataset -- --mascot datasets/mascot
 //! ```
 //!
 //! A picture is one thing in one colour at one place, 128x128 pixels, and its caption names all three: "a red apple
 //! on a table". Of all combinations one in twenty is left out of the training part altogether: a model that draws
 //! those has learnt the words, not the pictures. The validation part holds left-out combinations and, as many, known
-//! ones drawn anew. Everything follows from the seed: the same program draws the same bytes.
+//! ones drawn anew. The mascot is one certain cat at six places, without captions. Everything follows from the seed: the same program draws the same bytes.
 
+mod mascot;
 mod pen;
 mod places;
 mod things;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 use pen::{Pen, Rgb};
@@ -23,7 +25,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::fs;
 use std::path::Path;
-use things::{THINGS, Thing};
+use things::THINGS;
 use tiny_skia::{Pixmap, Transform};
 
 const SIDE: u32 = 128;
@@ -49,17 +51,23 @@ type Combination = (usize, usize, usize);
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    ensure!(arguments.len() == 1, "usage: draw_dataset FOLDER");
-    let folder = Path::new(&arguments[0]);
-
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--mascot", folder] => write_mascot(Path::new(folder), &mut rng),
+        [folder] if !folder.starts_with('-') => write_sketchbook(Path::new(folder), &mut rng),
+        _ => bail!("usage: draw_dataset [--mascot] FOLDER"),
+    }
+}
+
+/// Draws the training and the validation part.
+fn write_sketchbook(folder: &Path, rng: &mut ChaCha8Rng) -> Result<()> {
     let mut all: Vec<Combination> = Vec::new();
     for thing in 0..THINGS.len() {
         for color in 0..COLORS.len() {
             all.extend((0..PLACES.len()).map(|place| (thing, color, place)));
         }
     }
-    all.shuffle(&mut rng);
+    all.shuffle(rng);
     let unseen = all.split_off(all.len() - all.len() / 20);
     all.truncate(TRAINING_PICTURES);
     ensure!(all.len() == TRAINING_PICTURES, "only {} combinations", all.len());
@@ -70,8 +78,8 @@ fn main() -> Result<()> {
     all.sort();
     let training: Vec<_> = all.into_iter().map(|combination| (combination, false)).collect();
 
-    write_part(&folder.join("train"), &training, &mut rng)?;
-    write_part(&folder.join("validation"), &validation, &mut rng)
+    write_part(&folder.join("train"), &training, rng)?;
+    write_part(&folder.join("validation"), &validation, rng)
 }
 
 /// Draws `combinations` (each with whether training never sees it) and writes `metadata.jsonl` beside them.
@@ -81,7 +89,7 @@ fn write_part(folder: &Path, combinations: &[(Combination, bool)], rng: &mut Cha
     for (number, &((thing, color, place), unseen)) in combinations.iter().enumerate() {
         let (thing, (color_name, color), place) = (&THINGS[thing], COLORS[color], &PLACES[place]);
         let name = format!("{number:04}.png");
-        let png = compress(&draw(thing, color, place, rng))?;
+        let png = compress(&draw(place, thing.stands, rng, |pen| (thing.draw)(pen, color)))?;
         bytes += png.len();
         fs::write(folder.join(&name), png).with_context(|| format!("cannot write {name}"))?;
         let mut line = serde_json::json!({
@@ -111,8 +119,20 @@ fn caption(thing: &str, color: &str, place: &str, rng: &mut ChaCha8Rng) -> Strin
     }
 }
 
-/// The picture: the place, the shadow, the thing a little off its middle.
-fn draw(thing: &Thing, color: Rgb, place: &Place, rng: &mut ChaCha8Rng) -> Pixmap {
+/// Draws the mascot at six places.
+fn write_mascot(folder: &Path, rng: &mut ChaCha8Rng) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    for (number, place) in [0, 1, 3, 4, 5, 8].into_iter().map(|place| &PLACES[place]).enumerate() {
+        let look = [-3.0, 3.0, 0.0][number % 3];
+        let path = folder.join(format!("{number}.png"));
+        fs::write(&path, compress(&draw(place, true, rng, |pen| mascot::draw(pen, look)))?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The picture: the place, the shadow of a thing that stands, the thing a little off the middle.
+fn draw(place: &Place, stands: bool, rng: &mut ChaCha8Rng, thing: impl FnOnce(&mut Pen)) -> Pixmap {
     let mut picture = Pixmap::new(SIDE, SIDE).expect("the size is not zero");
     (place.draw)(&mut Pen { picture: &mut picture, place: Transform::identity() }, rng);
     let scale = 0.84 * rng.random_range(0.93..1.07);
@@ -120,11 +140,11 @@ fn draw(thing: &Thing, color: Rgb, place: &Place, rng: &mut ChaCha8Rng) -> Pixma
     let turn = rng.random_range(-3.5..3.5);
     let square = Transform::from_translate(x, y).pre_scale(scale, scale);
     let mut pen = Pen { picture: &mut picture, place: square };
-    if let (true, Some(shadow)) = (thing.stands, place.shadow) {
+    if let (true, Some(shadow)) = (stands, place.shadow) {
         places::shadow(&mut pen, shadow);
     }
     pen.place = square.pre_concat(Transform::from_rotate(turn));
-    (thing.draw)(&mut pen, color);
+    thing(&mut pen);
     picture
 }
 
