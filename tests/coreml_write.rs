@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use half::f16;
 use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
@@ -37,15 +38,24 @@ fn config(linear: bool) -> UnetConfig {
     .unwrap()
 }
 
+/// Normal numbers that fp16 holds, in fp32. libtorch's generator is one for all threads, and so is the lock.
+fn random(seed: i64, shapes: &[Vec<i64>]) -> Vec<Tensor> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    let draw = |shape: &Vec<i64>| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+    shapes.iter().map(|shape| draw(shape).to_kind(Kind::Half).to_kind(Kind::Float)).collect()
+}
+
 /// Random parameters in fp16, norms and biases too.
 fn weights(config: &UnetConfig) -> Weights {
-    tch::manual_seed(7);
-    let random = |shape: &[i64]| {
+    let parameters = config.parameters();
+    let values = random(7, &parameters.iter().map(|parameter| parameter.shape.clone()).collect::<Vec<_>>());
+    let scaled = |shape: &[i64], values: Tensor| {
         let fan_in = shape[1..].iter().product::<i64>().max(1) as f64;
-        let values = Tensor::randn(shape, (Kind::Float, Device::Cpu));
         if shape.len() == 1 { 1.0 + 0.2 * values } else { values / fan_in.sqrt() }.to_kind(Kind::Half)
     };
-    config.parameters().iter().map(|p| (p.name.clone(), random(&p.shape))).collect()
+    parameters.iter().zip(values).map(|(p, values)| (p.name.clone(), scaled(&p.shape, values))).collect()
 }
 
 /// The same parameters with every palettizable weight as a palette, of 1, 2, 4, 6, 8 bits in turn. How well a palette
@@ -361,7 +371,7 @@ fn an_independent_checker_agrees() {
     ];
     for (linear, target, batch, height, width, palettes) in cases {
         let config = config(linear);
-        let (floats, kind) = (weights(&config), (Kind::Float, Device::Cpu));
+        let floats = weights(&config);
         let checkpoint = palettized(&config, &floats);
         let case = folder.path().join(format!("linear {linear}, {target}, batch {batch}, palettes {palettes}"));
         let options = UnetOptions { batch, height, width, target, overwrite: false };
@@ -373,14 +383,12 @@ fn an_independent_checker_agrees() {
             floats.iter().map(|(name, tensor)| (name.clone(), tensor.to_kind(Kind::Float))).collect()
         };
         for timestep in [1, 981] {
-            tch::manual_seed(timestep);
-            // The inputs are fp16.
-            let random = |shape: &[i64]| Tensor::randn(shape, kind).to_kind(Kind::Half).to_kind(Kind::Float);
-            let (sample, context) = (random(&[batch, 4, height, width]), random(&[batch, 77, 40]));
-            let t = Tensor::full([batch], timestep, kind);
-            let expected = unet(&mut Tensors::new(&reference), &config, &sample, &t, &context);
+            let drawn = random(timestep, &[vec![batch, 4, height, width], vec![batch, 77, 40]]);
+            let (sample, context) = (&drawn[0], &drawn[1]);
+            let t = Tensor::full([batch], timestep, (Kind::Float, Device::Cpu));
+            let expected = unet(&mut Tensors::new(&reference), &config, sample, &t, context);
             let context = context.transpose(1, 2).unsqueeze(2).contiguous();
-            let inputs = [("sample", &sample), ("timestep", &t), ("encoder_hidden_states", &context)];
+            let inputs = [("sample", sample), ("timestep", &t), ("encoder_hidden_states", &context)];
             Tensor::write_npz(&inputs, case.join(format!("{timestep}.inputs.npz"))).unwrap();
             Tensor::write_npz(&[("noise_pred", &expected)], case.join(format!("{timestep}.outputs.npz"))).unwrap();
         }
