@@ -5,6 +5,7 @@
 //! ([`Interrupted`]). Whatever is written takes a new name or says that the old one is there: nothing is overwritten,
 //! but for what `generate` draws, which replaces files as a compiler's `-o` does.
 
+mod check;
 mod doctor;
 pub mod generate;
 mod init;
@@ -31,6 +32,7 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     Init(init::Args),
+    Check(check::Args),
     Palettize(palettize::Args),
     Generate(Box<generate::Args>),
     Inspect(inspect::Args),
@@ -40,6 +42,7 @@ enum Command {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Init(args) => init::run(args),
+        Command::Check(args) => check::run(args),
         Command::Palettize(args) => palettize::run(args),
         Command::Generate(args) => generate::run(*args),
         Command::Inspect(args) => inspect::run(args),
@@ -84,13 +87,14 @@ fn report(error: &anyhow::Error) -> ExitCode {
         let _ = writeln!(std::io::stderr(), "{error}");
         return ExitCode::from(130);
     }
-    // libtorch puts its C++ stack under its messages; a config has one mistake a line.
-    let mistakes = error.is::<crate::config::Error>() || error.is::<Usage>();
+    // libtorch puts its C++ stack under its messages; configs and data have one mistake a line.
+    let usage = error.is::<crate::config::Error>() || error.is::<Usage>();
+    let many = usage || error.is::<Mistakes>() || error.is::<crate::data::Problems>();
     let text = format!("{error:#}");
-    for line in text.lines().take(if mistakes { usize::MAX } else { 1 }) {
+    for line in text.lines().take(if many { usize::MAX } else { 1 }) {
         let _ = writeln!(std::io::stderr(), "error: {line}");
     }
-    ExitCode::from(if mistakes { 2 } else { 1 })
+    ExitCode::from(if usage { 2 } else { 1 })
 }
 
 /// The command line is wrong: exit code 2. One mistake a line.
@@ -104,6 +108,18 @@ impl fmt::Display for Usage {
 }
 
 impl std::error::Error for Usage {}
+
+/// All that is wrong with what a config names: exit code 1.
+#[derive(Debug)]
+pub struct Mistakes(pub Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
 
 /// Ctrl-C, after saving; says what was saved and how to go on. Exit code 130.
 #[derive(Debug)]

@@ -7,6 +7,7 @@
 //! Relative paths are relative to the working directory, as in kohya's and diffusers' trainers (not to the file).
 
 mod defaults;
+mod palettes;
 mod read;
 mod rules;
 mod schema;
@@ -14,6 +15,7 @@ mod schema;
 use std::fmt;
 use std::path::Path;
 
+pub use palettes::matches_glob;
 pub use schema::*;
 
 /// One mistake and where it is.

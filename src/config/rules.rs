@@ -171,11 +171,6 @@ fn train(config: &Config, rules: &mut Rules) {
     rules.at_least_one(train.gradient_accumulation_steps, "train.gradient_accumulation_steps");
     rules.positive(train.learning_rate, "train.learning_rate");
     rules.not_negative(train.text_encoder_lr, "train.text_encoder_lr");
-    rules.must(
-        train.lr_warmup_steps <= train.max_train_steps,
-        "train.lr_warmup_steps",
-        format!("is {}, more than max_train_steps ({})", train.lr_warmup_steps, train.max_train_steps),
-    );
     rules.must(train.lr_num_cycles >= 1, "train.lr_num_cycles", "must be at least 1");
     rules.positive(train.lr_power, "train.lr_power");
     rules.not_negative(train.max_grad_norm, "train.max_grad_norm");

@@ -1,0 +1,270 @@
+//! `palettist check`: what a config would do, and everything that is wrong with it, its data and its model.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::doctor::free_disk;
+use super::{Mistakes, grouped, print, size};
+use crate::config::{self, Config, DeviceChoice, MixedPrecision, TrainedComponent};
+use crate::data::{self, CaptionOptions, Problems, Sample, check_pictures, read_folder};
+use crate::source::{Component, Model};
+
+/// Reads config, data and model headers and tells what a run would do; trains nothing
+#[derive(clap::Args)]
+pub struct Args {
+    /// The config file
+    config: PathBuf,
+    /// Changes to the config, as in train.max_train_steps=20
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let config = config::load(&args.config, &args.overrides)?;
+    let mut report = Report { lines: Vec::new(), mistakes: Vec::new() };
+    let model = report.take(Model::open(&config.model.pretrained_model_name_or_path));
+    if let Some(model) = &model {
+        report.model(&config, model);
+    }
+    let pictures = report.data(&config);
+    report.run(&config, pictures);
+    if let Some(model) = &model {
+        report.weights(&config, model);
+    }
+    report.output(&config);
+    for line in &report.lines {
+        print(line)?;
+    }
+    match report.mistakes.is_empty() {
+        true => print(format_args!("nothing wrong found; to train: palettist train {}", args.config.display())),
+        false => Err(Mistakes(report.mistakes).into()),
+    }
+}
+
+/// What was found so far.
+struct Report {
+    lines: Vec<String>,
+    mistakes: Vec<String>,
+}
+
+impl Report {
+    /// A line under a heading; the heading stands before the first of its lines.
+    fn line(&mut self, heading: &str, text: impl AsRef<str>) {
+        self.lines.push(format!("{heading:<10}{}", text.as_ref()));
+    }
+
+    /// Notes an error, and goes on.
+    fn take<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.mistakes.push(format!("{error:#}").replace('\n', " "))).ok()
+    }
+
+    fn take_all<T>(&mut self, result: Result<T, Problems>) -> Option<T> {
+        result.map_err(|Problems(lines)| self.mistakes.extend(lines)).ok()
+    }
+
+    fn model(&mut self, config: &Config, model: &Model) {
+        self.line("model", model.folder.display().to_string());
+        for component in Component::ALL {
+            let Some(parameters) = self.take(model.parameters(component)) else { continue };
+            let weights: i64 = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum();
+            let fresh = config.model.train_from_scratch && trained(config, component);
+            let learns = match (fresh, trained(config, component)) {
+                (true, _) => ", learns from random weights",
+                (_, true) => ", learns",
+                _ => "",
+            };
+            self.line("", format!("{}: {} weights{learns}", component.title(), grouped(weights as u64)));
+            // Random weights need no file.
+            if !fresh {
+                self.take(model.check(component));
+            }
+        }
+        self.take(model.tokenizer());
+        if let Some(scheduler) = self.take(model.scheduler_config()) {
+            self.take(crate::diffusion::NoiseSchedule::from_config(&scheduler));
+        }
+        if config.train.component == TrainedComponent::Unet && config.palettize.enabled {
+            for exception in &config.palettize.overrides {
+                let fits = |name: &str| config::matches_glob(&exception.pattern, name);
+                let parameters = model.parameters(Component::Unet).unwrap_or_default();
+                if !parameters.is_empty() && !parameters.iter().any(|p| p.palettizable && fits(&p.name)) {
+                    let pattern = &exception.pattern;
+                    self.mistakes.push(format!("palettize.overrides: match = \"{pattern}\" is no weight of this UNet"));
+                }
+            }
+        }
+    }
+
+    /// How many pictures an epoch has.
+    fn data(&mut self, config: &Config) -> Option<usize> {
+        let options = CaptionOptions::from(&config.data);
+        let pictures = match &config.data.dreambooth {
+            Some(dreambooth) => {
+                let class_folder = dreambooth.class_data_dir.as_deref().filter(|_| dreambooth.with_prior_preservation);
+                let found = self.take_all(data::dreambooth(
+                    &dreambooth.instance_data_dir,
+                    &dreambooth.instance_prompt,
+                    class_folder,
+                    &dreambooth.class_prompt,
+                ))?;
+                self.samples("data", &dreambooth.instance_data_dir, &found.instance, false);
+                self.line("", format!("every picture: \"{}\"", dreambooth.instance_prompt));
+                if let Some(folder) = class_folder {
+                    let (there, wanted) = (found.class.len(), dreambooth.num_class_images);
+                    self.take_all(check_pictures(&found.class));
+                    let rest = match wanted.saturating_sub(there) {
+                        0 => String::new(),
+                        missing => format!("; {missing} more will be drawn by the model"),
+                    };
+                    let text = format!("{there} pictures of the class in {}{rest}", folder.display());
+                    self.line("", text);
+                    self.line("", format!("every one: \"{}\"", dreambooth.class_prompt));
+                }
+                found.instance.len()
+            }
+            None => {
+                let folder = config.data.train_data_dir.as_deref()?;
+                let samples = self.take_all(read_folder(folder, &options))?;
+                self.samples("data", folder, &samples, true);
+                samples.len()
+            }
+        };
+        if let Some(folder) = config.data.validation_data_dir.as_deref()
+            && let Some(samples) = self.take_all(read_folder(folder, &options))
+        {
+            self.samples("validation", folder, &samples, false);
+        }
+        Some(pictures)
+    }
+
+    /// Counts pictures, decodes them all, and shows a few captions.
+    fn samples(&mut self, heading: &str, folder: &Path, samples: &[Sample], captions: bool) {
+        let folder_name = folder.display();
+        self.line(heading, format!(" {} pictures in {folder_name}", samples.len()).trim_start());
+        self.take_all(check_pictures(samples));
+        // From all over the set, not its beginning.
+        for sample in samples.iter().step_by(samples.len().div_ceil(5).max(1)).take_while(|_| captions) {
+            let file = sample.path.strip_prefix(folder).unwrap_or(&sample.path);
+            self.line("", format!("{}: \"{}\"", file.display(), sample.caption));
+        }
+        let empty = samples.iter().filter(|sample| sample.caption.is_empty()).count();
+        if captions && empty > 0 {
+            self.line("", format!("{empty} of them without a caption"));
+        }
+    }
+
+    fn run(&mut self, config: &Config, pictures: Option<usize>) {
+        let train = &config.train;
+        let per_step = train.train_batch_size * train.gradient_accumulation_steps;
+        let seen = train.max_train_steps as u128 * per_step as u128;
+        let prior = config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.with_prior_preservation);
+        self.line(
+            "training",
+            format!(
+                "{} steps × {} accumulated × {} in a batch = {seen} pictures{}",
+                train.max_train_steps,
+                train.gradient_accumulation_steps,
+                train.train_batch_size,
+                if prior { ", and as many of the class" } else { "" }
+            ),
+        );
+        if let Some(pictures) = pictures.filter(|&pictures| pictures > 0) {
+            let epochs = seen as f64 / pictures as f64;
+            self.line("", format!("{pictures} pictures an epoch: {epochs:.1} epochs"));
+        }
+        if train.lr_warmup_steps > train.max_train_steps {
+            self.line("", format!("the run ends within its warm-up of {} steps", train.lr_warmup_steps));
+        }
+        let cuda = tch::Cuda::is_available();
+        if train.device == DeviceChoice::Cuda && !cuda {
+            self.mistakes
+                .push("train.device = \"cuda\", but libtorch finds no GPU (see `palettist doctor`)".to_string());
+        }
+        let device = if cuda && train.device != DeviceChoice::Cpu { "the GPU" } else { "the CPU" };
+        let kind = if train.mixed_precision == MixedPrecision::Bf16 { "bf16" } else { "fp32" };
+        self.line("", format!("{0}×{0} px on {device} in {kind}", config.data.resolution));
+    }
+
+    /// Palettes, the size of the result, checkpoints.
+    fn weights(&mut self, config: &Config, model: &Model) {
+        let component = match config.train.component {
+            TrainedComponent::Unet => Component::Unet,
+            TrainedComponent::Autoencoder => Component::Autoencoder,
+        };
+        // What is wrong with them has been noted.
+        let Ok(parameters) = model.parameters(component) else { return };
+        let (mut bits, mut total) = (0, 0);
+        let mut layers: BTreeMap<u32, usize> = BTreeMap::new();
+        for parameter in &parameters {
+            let elements = parameter.shape.iter().product::<i64>() as u64;
+            let palette = match parameter.palettizable && component == Component::Unet {
+                true => config.palettize.bits_of(&parameter.name, elements as usize),
+                false => None,
+            };
+            total += elements;
+            bits += match palette {
+                Some(n) => elements * u64::from(n) + (16 << n),
+                None => elements * 16,
+            };
+            if let Some(n) = palette {
+                *layers.entry(n).or_default() += 1;
+            }
+        }
+        if !layers.is_empty() {
+            let counts: Vec<String> = layers.iter().map(|(n, count)| format!("{count} of {n} bits")).collect();
+            let per_weight = bits as f64 / total.max(1) as f64;
+            self.line("palettes", counts.join(", "));
+            self.line(
+                "",
+                format!("the UNet: {} ({per_weight:.3} bits a weight); {} as fp16", size(bits / 8), size(total * 2)),
+            );
+        }
+        // fp32 weights and AdamW's two moments.
+        let kept = config.checkpoint.checkpoints_total_limit as u64;
+        let checkpoint = total * 12;
+        self.line("output", config.output_dir.display().to_string());
+        self.line("", format!("checkpoints of about {}, {kept} kept", size(checkpoint)));
+        if let Some(free) = free_disk(&config.output_dir) {
+            self.line("", format!("{} free on that disk", size(free)));
+            // One more is written before the oldest is deleted.
+            let needed = checkpoint * (kept + 1);
+            if free < needed {
+                self.mistakes.push(format!(
+                    "{} has {} free, but {kept} checkpoints, and a new one before the oldest goes, take {}; free some \
+                     space or lower checkpoint.checkpoints_total_limit",
+                    config.output_dir.display(),
+                    size(free),
+                    size(needed)
+                ));
+            }
+        }
+    }
+
+    fn output(&mut self, config: &Config) {
+        let folder = &config.output_dir;
+        if folder.exists() && !folder.is_dir() {
+            self.mistakes.push(format!("output_dir: {} is a file", folder.display()));
+            return;
+        }
+        let occupied = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+        match (occupied, folder.join("config.resolved.toml").is_file()) {
+            (true, true) => self.line("", "holds a run already, which `train` goes on with if this is the same config"),
+            (true, false) => self.mistakes.push(format!(
+                "output_dir: {} exists and is not a run of palettist; set another output_dir",
+                folder.display()
+            )),
+            (false, _) => {}
+        }
+    }
+}
+
+/// Whether a run changes this network.
+fn trained(config: &Config, component: Component) -> bool {
+    match component {
+        Component::Unet => config.train.component == TrainedComponent::Unet,
+        Component::Autoencoder => config.train.component == TrainedComponent::Autoencoder,
+        Component::TextEncoder => config.train.train_text_encoder,
+    }
+}

@@ -1,0 +1,74 @@
+//! Which weights become palettes, and of how many bits.
+
+use super::Palettize;
+
+impl Palettize {
+    /// Bits of the palette of a conv's or linear layer's weight, or `None` where it stays dense: palettes are off, it
+    /// has no more than `weight_threshold` elements, or the last of the `overrides` that matches its name says so.
+    /// An override with `n_bits` also makes palettes of smaller weights.
+    pub fn bits_of(&self, name: &str, elements: usize) -> Option<u32> {
+        if !self.enabled {
+            return None;
+        }
+        match self.overrides.iter().rev().find(|exception| matches_glob(&exception.pattern, name)) {
+            Some(exception) => exception.n_bits.filter(|_| !exception.skip),
+            None => (elements > self.weight_threshold).then_some(self.n_bits),
+        }
+    }
+}
+
+/// Whether all of `name` fits `pattern`, in which `*` is any text, `?` any one character.
+pub fn matches_glob(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    // The last star and how much of the name it stands for, to come back to when what follows does not fit.
+    let (mut p, mut n, mut star) = (0, 0, None);
+    while n < name.len() {
+        if pattern.get(p) == Some(&'*') {
+            star = Some((p, n));
+            p += 1;
+        } else if pattern.get(p).is_some_and(|&c| c == '?' || c == name[n]) {
+            (p, n) = (p + 1, n + 1);
+        } else if let Some((at, taken)) = star {
+            (p, n, star) = (at + 1, taken + 1, Some((at, taken + 1)));
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|&c| c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PaletteOverride;
+
+    #[test]
+    fn globs_match_whole_names() {
+        for (pattern, name, fits) in [
+            ("*", "conv_in.weight", true),
+            ("conv_in.weight", "conv_in.weight", true),
+            ("conv_in", "conv_in.weight", false),
+            ("*.attn1.*", "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight", true),
+            ("*.attn1.*", "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q.weight", false),
+            ("*to_?.weight", "mid.attn1.to_q.weight", true),
+            ("*to_?.weight", "mid.attn1.to_out.0.weight", false),
+            ("a*b*c", "a.b.b.cc", true),
+            ("", "x", false),
+        ] {
+            assert_eq!(matches_glob(pattern, name), fits, "{pattern} on {name}");
+        }
+    }
+
+    #[test]
+    fn the_last_override_that_matches_holds() {
+        let exception = |pattern: &str, n_bits, skip| PaletteOverride { pattern: pattern.into(), n_bits, skip };
+        let overrides =
+            vec![exception("*", Some(6), false), exception("*attn*", None, true), exception("*attn2*", Some(8), false)];
+        let palettize = Palettize { overrides, ..Palettize::default() };
+        let bits: Vec<_> = ["conv_in", "mid.attn1", "mid.attn2"].map(|name| palettize.bits_of(name, 100)).to_vec();
+        assert_eq!(bits, [Some(6), None, Some(8)]);
+        let plain = Palettize::default();
+        assert_eq!((plain.bits_of("a", 2048), plain.bits_of("a", 2049)), (None, Some(4)));
+        assert_eq!(Palettize { enabled: false, ..plain }.bits_of("a", 9999), None);
+    }
+}

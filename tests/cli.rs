@@ -1,0 +1,255 @@
+//! The real binary: what it prints, its exit codes, and what it leaves alone.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use image::{Rgb, RgbImage};
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/networks/pipeline");
+
+fn palettist(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_palettist")).args(arguments).current_dir(folder).output().unwrap()
+}
+
+/// Runs the program in `folder`; (exit code, standard output, standard error).
+fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let output = palettist(folder, arguments);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// Runs what must fail with `code`, without a Rust trace and without results; its standard error.
+fn fails(folder: &Path, arguments: &[&str], code: i32) -> String {
+    let (found, out, error) = run(folder, arguments);
+    assert_eq!(found, code, "{arguments:?}: {error}");
+    assert!(error.starts_with("error: "), "{error}");
+    assert!(!error.contains("panicked") && !error.contains("stack backtrace"), "{error}");
+    assert!(!out.contains("nothing wrong"), "{out}");
+    error
+}
+
+/// A folder with a model, captioned pictures and a config that names them.
+struct Workplace {
+    folder: tempfile::TempDir,
+}
+
+impl Workplace {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let pictures = folder.path().join("pictures");
+        std::fs::create_dir(&pictures).unwrap();
+        for (i, thing) in ["cat", "dog", "house"].iter().enumerate() {
+            RgbImage::from_pixel(40, 32, Rgb([90 * i as u8, 20, 200])).save(pictures.join(format!("{i}.png"))).unwrap();
+            std::fs::write(pictures.join(format!("{i}.txt")), format!("a {thing}\n")).unwrap();
+        }
+        let config = format!(
+            "name = \"try\"\n\n[model]\npretrained_model_name_or_path = '{MODEL}'\n\n[data]\nresolution = 32\n\
+             train_data_dir = \"pictures\"\n\n[train]\nmax_train_steps = 6\n"
+        );
+        std::fs::write(folder.path().join("run.toml"), config).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn add_to_config(&self, text: &str) {
+        let path = self.path("run.toml");
+        let config = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(path, config + text).unwrap();
+    }
+
+    fn check(&self, code: i32) -> String {
+        fails(self.folder.path(), &["check", "run.toml"], code)
+    }
+}
+
+#[test]
+fn check_tells_what_a_run_would_do_and_writes_nothing() {
+    let work = Workplace::new();
+    let (code, out, error) = run(work.folder.path(), &["check", "run.toml", "train.train_batch_size=2"]);
+    assert_eq!(code, 0, "{error}");
+    for expected in [
+        "UNet: 51 364 weights, learns",
+        "3 pictures in pictures",
+        "1.png: \"a dog\"",
+        "6 steps × 1 accumulated × 2 in a batch = 12 pictures",
+        "3 pictures an epoch: 4.0 epochs",
+        "10 of 4 bits",
+        "nothing wrong found",
+    ] {
+        assert!(out.contains(expected), "{expected:?} is not in\n{out}");
+    }
+    let mut names: Vec<_> = std::fs::read_dir(work.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["pictures", "run.toml"]);
+}
+
+#[test]
+fn a_misspelt_key_names_the_nearest_and_its_line() {
+    let work = Workplace::new();
+    work.add_to_config("learning_rte = 1e-6\nmax_grad_norm = \"1\"\n");
+    assert_eq!(
+        work.check(2),
+        "error: run.toml:12:1: unknown key `learning_rte` in [train]; did you mean `learning_rate`?\n\
+         error: run.toml:13:1: `train.max_grad_norm`: is string \"1\", expected a number\n"
+    );
+}
+
+#[test]
+fn all_mistakes_in_the_data_are_told_at_once() {
+    let work = Workplace::new();
+    std::fs::remove_file(work.path("pictures/0.png")).unwrap();
+    std::fs::remove_file(work.path("pictures/1.txt")).unwrap();
+    work.add_to_config(
+        "\n[checkpoint]\ncheckpointing_steps = 3\n[[palettize.overrides]]\nmatch = \"no.such.*\"\nskip = true\n",
+    );
+    std::fs::create_dir_all(work.path("runs/try")).unwrap();
+    std::fs::write(work.path("runs/try/thesis.txt"), "mine").unwrap();
+    let error = work.check(1);
+    for expected in ["pictures/0.txt", "pictures/1.png", "no.such.*", "runs/try exists and is not a run"] {
+        assert!(error.contains(expected), "{expected:?} is not in\n{error}");
+    }
+    assert!(error.lines().all(|line| line.starts_with("error: ")), "{error}");
+    assert_eq!(std::fs::read_to_string(work.path("runs/try/thesis.txt")).unwrap(), "mine");
+}
+
+#[test]
+fn a_truncated_picture_is_named() {
+    let work = Workplace::new();
+    let bytes = std::fs::read(work.path("pictures/2.png")).unwrap();
+    std::fs::write(work.path("pictures/2.png"), &bytes[..bytes.len() / 2]).unwrap();
+    assert!(work.check(1).contains("pictures/2.png"));
+}
+
+#[test]
+fn a_missing_folder_of_pictures_and_a_missing_model_are_both_named() {
+    let work = Workplace::new();
+    let arguments =
+        ["check", "run.toml", "data.train_data_dir=no/pictures", "model.pretrained_model_name_or_path=no/such/model"];
+    let error = fails(work.folder.path(), &arguments, 1);
+    assert!(error.contains("no/pictures") && error.contains("no/such/model"), "{error}");
+}
+
+#[test]
+fn a_unet_of_an_unsupported_kind_is_named_with_key_and_value() {
+    let work = Workplace::new();
+    let model = work.path("model");
+    copy(Path::new(MODEL), &model);
+    let config = model.join("unet/config.json");
+    let text = std::fs::read_to_string(&config).unwrap().replace("\"DownBlock2D\"", "\"AlienBlock2D\"");
+    assert!(text.contains("AlienBlock2D"), "the fixture has a DownBlock2D");
+    std::fs::write(config, text).unwrap();
+    let error = fails(work.folder.path(), &["check", "run.toml", "model.pretrained_model_name_or_path=model"], 1);
+    assert!(error.contains("down_block_types") && error.contains("AlienBlock2D"), "{error}");
+}
+
+#[test]
+fn init_writes_what_check_can_read_and_overwrites_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, out, _) = run(folder.path(), &["init"]);
+    assert_eq!(code, 0);
+    let names: Vec<&str> = out.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert!(names.contains(&"dreambooth-2bit") && names.contains(&"finetune-4bit"), "{out}");
+    for name in names {
+        let (code, _, error) = run(folder.path(), &["init", name]);
+        assert_eq!(code, 0, "{error}");
+        // The model and the pictures are not there, and that is all that is wrong.
+        let error = fails(folder.path(), &["check", &format!("{name}.toml")], 1);
+        assert!(error.contains("models/"), "{error}");
+    }
+    let file = folder.path().join("dreambooth-2bit.toml");
+    std::fs::write(&file, "mine").unwrap();
+    assert!(fails(folder.path(), &["init", "dreambooth-2bit"], 2).contains("exists already"));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+    assert!(fails(folder.path(), &["init", "dreambooth-3bit"], 2).contains("did you mean dreambooth-"));
+}
+
+#[test]
+fn wrong_command_lines_exit_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(fails(folder.path(), &["chek", "x"], 2).contains("check"));
+    assert!(fails(folder.path(), &["check"], 2).contains("<CONFIG>"));
+    assert!(fails(folder.path(), &["check", "no.toml"], 2).contains("no.toml"));
+    assert!(
+        fails(folder.path(), &["palettize", MODEL, "-o", "x.safetensors", "--bits", "3"], 2)
+            .contains("1, 2, 4, 6 or 8")
+    );
+    let (code, out, _) = run(folder.path(), &["--help"]);
+    assert!(code == 0 && out.contains("palettize"), "{out}");
+}
+
+#[test]
+fn palettize_writes_a_checkpoint_that_inspect_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["palettize", MODEL, "-o", "x.palettes.safetensors", "--bits", "2"];
+    let (code, out, error) = run(folder.path(), &arguments);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("26 496 of 51 364 weights in 10 palettes of 4 values"), "{out}");
+    let before = std::fs::read(folder.path().join("x.palettes.safetensors")).unwrap();
+    assert!(fails(folder.path(), &arguments, 2).contains("exists already"));
+    assert_eq!(std::fs::read(folder.path().join("x.palettes.safetensors")).unwrap(), before);
+
+    let (code, out, error) = run(folder.path(), &["inspect", "--json", "x.palettes.safetensors"]);
+    assert_eq!(code, 0, "{error}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((json["weights"].as_u64(), json["palettized_weights"].as_u64()), (Some(51_364), Some(26_496)));
+    // 2 bits a weight, and 10 palettes of 4 fp16 values.
+    assert_eq!(json["palettized_bits"], 2 * 26_496 + 10 * 4 * 16);
+    assert_eq!(json["bits"].as_u64(), Some(2 * 26_496 + 640 + 16 * (51_364 - 26_496)));
+    assert_eq!(json["file_bytes"], before.len());
+    let (_, out, _) = run(folder.path(), &["inspect", "x.palettes.safetensors"]);
+    assert!(out.contains("26 496 of 51 364 weights in palettes, at 2.024 bits each with palettes counted"), "{out}");
+}
+
+#[test]
+fn a_truncated_safetensors_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(MODEL).join("unet/diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(source).unwrap();
+    std::fs::write(folder.path().join("half.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    let error = fails(folder.path(), &["inspect", "half.safetensors"], 1);
+    assert!(error.contains("half.safetensors") && error.lines().count() == 1, "{error}");
+}
+
+#[test]
+fn doctor_knows_this_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, out, error) = run(folder.path(), &["doctor", "--json"]);
+    assert_eq!(code, 0, "{error}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(json["libtorch"].as_str().unwrap().starts_with("2."), "{out}");
+    assert!(json["devices"].as_array().unwrap().iter().any(|device| device["device"] == "cpu"), "{out}");
+    assert!(json["disk_free_bytes"].as_u64().unwrap() > 0, "{out}");
+}
+
+/// `palettist init dreambooth-2bit -o - | head -1`
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_ends_the_program_quietly() {
+    let folder = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(env!("CARGO_BIN_EXE_palettist"))
+        .args(["init", "dreambooth-2bit", "-o", "-"])
+        .current_dir(folder.path())
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
