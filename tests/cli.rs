@@ -203,6 +203,26 @@ fn palettize_writes_a_checkpoint_that_inspect_reads() {
     assert!(out.contains("26 496 of 51 364 weights in palettes, at 2.024 bits each with palettes counted"), "{out}");
 }
 
+/// A package that coremltools wrote.
+#[test]
+fn inspect_reads_packages() {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+    let shared = std::env::var("PALETTIST_SHARED").map_or(beside, PathBuf::from);
+    let package = shared.join("coreml_packages/unet_pal2_ios16.mlpackage");
+    if !package.is_dir() {
+        eprintln!("skipped: {} is not there (PALETTIST_SHARED)", package.display());
+        return;
+    }
+    let (code, out, error) = run(&shared, &["inspect", "--json", package.to_str().unwrap()]);
+    assert_eq!(code, 0, "{error}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["kind"], "Core ML package");
+    let (weights, bits) = (json["palettized_weights"].as_f64().unwrap(), json["palettized_bits"].as_f64().unwrap());
+    assert!(weights > 0.0 && bits / weights > 2.0 && bits / weights < 2.2, "{bits} bits of {weights} weights");
+    let (_, out, _) = run(&shared, &["inspect", package.to_str().unwrap()]);
+    assert!(out.contains("2-bit palette") && out.contains("input sample"), "{out}");
+}
+
 #[test]
 fn a_truncated_safetensors_file_is_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use tch::Kind;
 
 use super::{grouped, print, size};
+use crate::coreml::read::{Package, Palettes};
 use crate::palette::PalettizedCheckpoint;
 use crate::source::files::TensorFile;
 
 /// Tells what a checkpoint or package holds: tensors, bits per weight with palettes counted, sizes
 #[derive(clap::Args)]
 pub struct Args {
-    /// `.safetensors` files, palettized or not
+    /// `.safetensors` files, palettized or not, and `.mlpackage` folders
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// One JSON object a file, one a line
@@ -58,7 +59,11 @@ struct Contents {
 
 impl Contents {
     fn read(path: &Path) -> Result<Self> {
-        let bytes = path.metadata().with_context(|| path.display().to_string())?.len();
+        let found = path.metadata().with_context(|| path.display().to_string())?;
+        if found.is_dir() {
+            return Self::package(path);
+        }
+        let bytes = found.len();
         let file = TensorFile::open(path)?;
         let metadata: Vec<(String, String)> = file.metadata().into_iter().collect();
         if metadata.iter().any(|(key, _)| key == "palettist.palettes") {
@@ -102,6 +107,44 @@ impl Contents {
         Ok(Self { what: "palettized checkpoint", entries, metadata, bytes })
     }
 
+    fn package(path: &Path) -> Result<Self> {
+        let package = Package::open(path)?;
+        let mut entries = Vec::new();
+        for weight in package.weights()? {
+            let kind = match weight.palettes {
+                None => weight.data_type.to_string(),
+                Some(Palettes { bits, groups: 1, vector: 1 }) => format!("{bits}-bit palette"),
+                Some(Palettes { bits, groups, vector: 1 }) => format!("{bits}-bit palettes × {groups}"),
+                Some(Palettes { bits, vector, .. }) => format!("{bits}-bit palettes of {vector}"),
+            };
+            entries.push(Entry {
+                name: weight.name,
+                shape: weight.shape,
+                kind,
+                elements: weight.elements,
+                bits: weight.bytes * 8,
+                palettized: weight.palettes.is_some(),
+            });
+        }
+        let mut metadata = vec![
+            ("specification version".to_string(), package.specification_version().to_string()),
+            ("opset".to_string(), package.opset().to_string()),
+        ];
+        for (what, features) in [("input", package.inputs()), ("output", package.outputs())] {
+            metadata.extend(features.iter().map(|f| (format!("{what} {}", f.name), f.kind.to_string())));
+        }
+        let about = package.metadata();
+        let known = [
+            ("description", &about.short_description),
+            ("version", &about.version_string),
+            ("author", &about.author),
+            ("license", &about.license),
+        ];
+        metadata.extend(known.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_string(), v.clone())));
+        metadata.extend(about.user_defined.clone());
+        Ok(Self { what: "Core ML package", entries, metadata, bytes: package.file_bytes() })
+    }
+
     /// (weights, bits) of the entries that `keep` accepts.
     fn sum(&self, keep: impl Fn(&Entry) -> bool) -> (u64, u64) {
         self.entries.iter().filter(|entry| keep(entry)).fold((0, 0), |(n, b), e| (n + e.elements, b + e.bits))
@@ -109,7 +152,7 @@ impl Contents {
 
     fn print(&self, path: &Path) -> Result<()> {
         let (weights, bits) = self.sum(|_| true);
-        print(format_args!("{}: {}, {}", path.display(), self.what, size(self.bytes)))?;
+        print(format_args!("{}: {}, {} on disk", path.display(), self.what, size(self.bytes)))?;
         let width = self.entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
         for entry in &self.entries {
             let shape = entry.shape.iter().map(i64::to_string).collect::<Vec<_>>().join("×");
