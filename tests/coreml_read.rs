@@ -3,8 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
+use palettist::coreml::program::Target;
 use palettist::coreml::read::{Package, Precision, evaluate, psnr};
 use palettist::coreml::verify::{Settings, verify_unet};
+use palettist::networks::unet::{UnetConfig, unet};
+use palettist::ops::{Tensors, Weights};
+use serde_json::json;
 use tch::{Kind, Tensor};
 
 /// The folder of packages, or `None` where this checkout has no shared data.
@@ -132,4 +137,43 @@ fn a_unet_agrees_with_itself() {
     let clip = folder.join("clip_pal4_ios16.mlpackage");
     let message = format!("{:#}", verify_unet(&clip, &mut itself, &Settings::default()).unwrap_err());
     assert!(message.contains("is not a UNet") && message.contains("input_ids INT32[1, 16]"), "{message}");
+}
+
+/// What this project exports, against the network that it trains: every form of palette and both attention layouts
+/// of heads, with the context as Apple's programs hand it over.
+#[test]
+fn exported_unets_compute_what_the_network_computes() {
+    let config = UnetConfig::from_json(&json!({
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 16,
+        "block_out_channels": [32, 64],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 40,
+        "norm_num_groups": 8,
+    }))
+    .unwrap();
+    tch::manual_seed(3);
+    let random = |shape: &[i64]| {
+        let values = Tensor::randn(shape, (Kind::Float, tch::Device::Cpu));
+        let fan_in = shape[1..].iter().product::<i64>().max(1) as f64;
+        if shape.len() == 1 { 1.0 + 0.2 * values } else { values / fan_in.sqrt() }.to_kind(Kind::Half)
+    };
+    let weights: Weights = config.parameters().iter().map(|p| (p.name.clone(), random(&p.shape))).collect();
+    let full: Weights = weights.iter().map(|(name, w)| (name.clone(), w.to_kind(Kind::Float))).collect();
+    let folder = tempfile::tempdir().unwrap();
+    for target in [Target::Ios16, Target::Ios17, Target::Ios18] {
+        let options = UnetOptions { target, overwrite: true, ..UnetOptions::new(&config) };
+        let metadata = PackageMetadata { model: "tiny".into(), ..Default::default() };
+        let path = export_unet(&config, &weights, &options, &metadata, folder.path(), &mut |_, _| {}).unwrap();
+        let mut network = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
+            Ok(unet(&mut Tensors::new(&full), &config, sample, timestep, context))
+        };
+        let report = verify_unet(&path, &mut network, &Settings::default()).unwrap();
+        println!("{report}");
+        assert!(report.least(Precision::Float32) > 90.0, "{report}");
+        assert!(report.least(Precision::Float16) > 55.0, "{report}");
+    }
 }

@@ -11,6 +11,8 @@ mod normalize;
 mod pick;
 mod pointwise;
 mod resize;
+#[cfg(test)]
+mod tests;
 
 use anyhow::{Result, bail, ensure};
 use tch::Tensor;
