@@ -7,8 +7,10 @@ use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use palettist::coreml::program::Target;
 use palettist::coreml::read::{Package, Precision, evaluate, psnr};
 use palettist::coreml::verify::{Settings, verify_unet};
+use palettist::coreml::weights::WeightSource;
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::{Tensors, Weights};
+use palettist::palette::{PalettizedCheckpoint, kmeans};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
@@ -139,8 +141,7 @@ fn a_unet_agrees_with_itself() {
     assert!(message.contains("is not a UNet") && message.contains("input_ids INT32[1, 16]"), "{message}");
 }
 
-/// What this project exports, against the network that it trains: every form of palette and both attention layouts
-/// of heads, with the context as Apple's programs hand it over.
+/// What this project exports, against the network that it trains, for each target: dense, and with 2-bit palettes.
 #[test]
 fn exported_unets_compute_what_the_network_computes() {
     let config = UnetConfig::from_json(&json!({
@@ -162,18 +163,38 @@ fn exported_unets_compute_what_the_network_computes() {
         if shape.len() == 1 { 1.0 + 0.2 * values } else { values / fan_in.sqrt() }.to_kind(Kind::Half)
     };
     let weights: Weights = config.parameters().iter().map(|p| (p.name.clone(), random(&p.shape))).collect();
-    let full: Weights = weights.iter().map(|(name, w)| (name.clone(), w.to_kind(Kind::Float))).collect();
+    let mut palettized =
+        PalettizedCheckpoint { palettes: BTreeMap::new(), dense: BTreeMap::new(), metadata: BTreeMap::new() };
+    for parameter in config.parameters() {
+        let weight = &weights[&parameter.name];
+        if parameter.palettizable {
+            let values = Vec::<half::f16>::try_from(weight.flatten(0, -1)).unwrap();
+            let palette = kmeans::fit(&values, &weight.size(), 2).unwrap().palette;
+            palettized.palettes.insert(parameter.name.clone(), palette);
+        } else {
+            palettized.dense.insert(parameter.name.clone(), weight.shallow_clone());
+        }
+    }
+    let dense: Weights = weights.iter().map(|(name, w)| (name.clone(), w.to_kind(Kind::Float))).collect();
+    let hard = palettized.weights(Kind::Float, tch::Device::Cpu).unwrap();
+    let cases: [(Target, &dyn WeightSource, &Weights, f64); 4] = [
+        (Target::Ios16, &weights, &dense, 16.0),
+        (Target::Ios16, &palettized, &hard, 2.1),
+        (Target::Ios17, &palettized, &hard, 2.1),
+        (Target::Ios18, &palettized, &hard, 2.1),
+    ];
     let folder = tempfile::tempdir().unwrap();
-    for target in [Target::Ios16, Target::Ios17, Target::Ios18] {
+    for (target, stored, computed, most_bits) in cases {
         let options = UnetOptions { target, overwrite: true, ..UnetOptions::new(&config) };
         let metadata = PackageMetadata { model: "tiny".into(), ..Default::default() };
-        let path = export_unet(&config, &weights, &options, &metadata, folder.path(), &mut |_, _| {}).unwrap();
+        let path = export_unet(&config, stored, &options, &metadata, folder.path(), &mut |_, _| {}).unwrap();
         let mut network = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
-            Ok(unet(&mut Tensors::new(&full), &config, sample, timestep, context))
+            Ok(unet(&mut Tensors::new(computed), &config, sample, timestep, context))
         };
         let report = verify_unet(&path, &mut network, &Settings::default()).unwrap();
         println!("{report}");
         assert!(report.least(Precision::Float32) > 90.0, "{report}");
         assert!(report.least(Precision::Float16) > 55.0, "{report}");
+        assert!(report.bits_per_weight <= most_bits, "{report}");
     }
 }

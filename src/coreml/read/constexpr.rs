@@ -323,3 +323,6 @@ impl<'a> Constants<'a> {
         Ok(Array { kind, elements })
     }
 }
+
+#[cfg(test)]
+mod tests;
