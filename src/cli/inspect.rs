@@ -112,7 +112,7 @@ impl Contents {
         let mut entries = Vec::new();
         for weight in package.weights()? {
             let kind = match weight.palettes {
-                None => weight.data_type.to_string(),
+                None => weight.data_type.to_string().replace("FLOAT", "fp").to_lowercase(),
                 Some(Palettes { bits, groups: 1, vector: 1 }) => format!("{bits}-bit palette"),
                 Some(Palettes { bits, groups, vector: 1 }) => format!("{bits}-bit palettes × {groups}"),
                 Some(Palettes { bits, vector, .. }) => format!("{bits}-bit palettes of {vector}"),
