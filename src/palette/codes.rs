@@ -283,7 +283,10 @@ mod tests {
         tch::manual_seed(2);
         // More than one piece, and values where rounding to a code ties.
         let float = (Kind::Float, Device::Cpu);
-        let ties = Tensor::from_slice(&[1.00390625f32, 1.01171875, 1.00048828125, -1.00146484375, 0.0, -0.0, 1e-7]);
+        // Halfway between two numbers of bf16 (7 bits of fraction), then of f16 (10).
+        let halfway = |bits: i32, odd: i32| 1.0 + odd as f32 * 0.5f32.powi(bits + 1);
+        let ties =
+            Tensor::from_slice(&[halfway(7, 1), halfway(7, 3), halfway(10, 1), -halfway(10, 3), 0.0, -0.0, 1e-7]);
         let weight = Tensor::cat(&[Tensor::randn([300_000], float), ties], 0);
         let upstream = Tensor::randn_like(&weight);
         for code in [Code::Bf16, Code::F16] {
