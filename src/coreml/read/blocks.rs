@@ -1,6 +1,7 @@
 //! The arithmetic of compressed constants: blocks of a tensor that share a table or a scale, and table look-ups.
 
 use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::*;
 
 use super::constant::Elements;
 use super::types::TensorType;
@@ -47,6 +48,19 @@ pub fn inner_size(shape: &[i64], axis: usize) -> usize {
     shape[axis + 1..].iter().product::<i64>() as usize
 }
 
+/// Elements of one table; every number must be that of an entry.
+pub fn look_up(table: &Elements, numbers: &[u8]) -> Result<Elements> {
+    fn of<T: Copy + Send + Sync>(table: &[T], numbers: &[u8]) -> Vec<T> {
+        numbers.par_iter().with_min_len(1 << 16).map(|&number| table[usize::from(number)]).collect()
+    }
+    Ok(match table {
+        Elements::Floats(table) => Elements::Floats(of(table, numbers)),
+        Elements::Small(table) => Elements::Small(of(table, numbers)),
+        Elements::Ints(table) => Elements::Ints(of(table, numbers)),
+        Elements::Bools(_) | Elements::Strings(_) => bail!("a table holds no numbers"),
+    })
+}
+
 /// Elements of a table at positions; none gives 0. Positions must lie inside.
 pub fn pick(table: &Elements, positions: impl Iterator<Item = Option<usize>>) -> Result<Elements> {
     fn of<T: Copy + Default>(table: &[T], positions: impl Iterator<Item = Option<usize>>) -> Vec<T> {
@@ -71,6 +85,9 @@ pub fn by_tables(
 ) -> Result<Elements> {
     let (groups, entries, vector) = table(indices, lut)?;
     let blocks = block_numbers(&indices.shape, groups)?;
+    if vector == 1 && blocks.is_none() {
+        return look_up(entries_of_all, numbers);
+    }
     let (entries, vector, inner) = (entries as usize, vector as usize, inner_size(&indices.shape, axis));
     let entry = |position: usize| {
         blocks.as_ref().map_or(0, |blocks| blocks[position] as usize) * entries + usize::from(numbers[position])

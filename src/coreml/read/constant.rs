@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::*;
 use tch::{Device, Tensor};
 
 use super::blob::{Blob, BlobFile};
@@ -187,11 +188,16 @@ pub fn unpack(bytes: &[u8], bits: u32, count: usize) -> Vec<u8> {
     let mask = (1u8 << bits) - 1;
     if 8 % bits == 0 {
         let per_byte = (8 / bits) as usize;
-        let mut unpacked = Vec::with_capacity(count.next_multiple_of(per_byte));
-        for &byte in &bytes[..count.div_ceil(per_byte)] {
-            unpacked.extend((0..8).step_by(bits as usize).map(|shift| byte >> shift & mask));
-        }
-        unpacked.truncate(count);
+        let mut unpacked = vec![0; count];
+        let part = |byte: u8, n: u32| byte.checked_shr(n * bits).unwrap_or(0) & mask;
+        // What each byte unpacks to, by table and in parallel: this runs over hundreds of millions of weights.
+        let table: Vec<[u8; 8]> = (0..=u8::MAX).map(|byte| [0, 1, 2, 3, 4, 5, 6, 7].map(|n| part(byte, n))).collect();
+        const BYTES: usize = 1 << 16;
+        unpacked.par_chunks_mut(BYTES * per_byte).zip(bytes.par_chunks(BYTES)).for_each(|(unpacked, bytes)| {
+            for (elements, &byte) in unpacked.chunks_mut(per_byte).zip(bytes) {
+                elements.copy_from_slice(&table[usize::from(byte)][..elements.len()]);
+            }
+        });
         return unpacked;
     }
     // 3 and 6 bits straddle bytes.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::blocks::{block_numbers, block_sizes, by_tables, inner_size, pick, table};
+use super::blocks::{block_numbers, block_sizes, by_tables, inner_size, look_up, pick, table};
 use super::constant::{Array, Blobs, Constant, Elements, unpack};
 use super::program::{Argument, Operation, Program};
 use super::types::{DataType, TensorType};
@@ -262,7 +262,7 @@ impl<'a> Constants<'a> {
                 let Elements::Small(mut numbers) = indices.elements else { bail!("indices are {}", indices.kind) };
                 if self.specification_version < 9 {
                     numbers = unpack(&numbers, lut.kind.shape[0].ilog2(), count);
-                    pick(&lut.elements, numbers.iter().map(|&number| Some(number.into())))?
+                    look_up(&lut.elements, &numbers)?
                 } else {
                     let axis = match parameters.get("vector_axis") {
                         Some(source) => indices.kind.axis(self.scalar(*source)?)?,
@@ -312,8 +312,8 @@ impl<'a> Constants<'a> {
             _ => array("source_val")?.elements,
         };
         let elements = match elements {
-            // What the element type can hold: products are computed in 32 bits.
-            Elements::Floats(mut floats) if kind.data_type == Float16 => {
+            // Products are computed in 32 bits; what is only looked up is FLOAT16 already.
+            Elements::Floats(mut floats) if kind.data_type == Float16 && parameters.contains_key("scale") => {
                 floats.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32());
                 ensure!(floats.iter().all(|v| v.is_finite()), "decoded values pass the range of FLOAT16");
                 Elements::Floats(floats)
