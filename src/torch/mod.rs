@@ -127,3 +127,8 @@ pub fn version() -> String {
     // SAFETY: a static, null-terminated string.
     unsafe { CStr::from_ptr(palettist_torch_version()) }.to_string_lossy().into_owned()
 }
+
+/// A libtorch error as one line, without its C++ stack trace.
+pub fn error(error: tch::TchError) -> anyhow::Error {
+    anyhow!("libtorch: {}", error.to_string().lines().next().unwrap_or("no message").trim())
+}

@@ -1,0 +1,73 @@
+//! DreamBooth's class pictures (Ruiz et al. 2022, 3.3): drawn by the float model where there are too few.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tch::{Device, Kind};
+
+use crate::config::{Config, Dreambooth};
+use crate::diffusion::pipeline::{Noise, Pipeline, Request};
+use crate::report::{Progress, pictures};
+use crate::source::Model;
+
+/// Where the class pictures are: the user's folder, or one of the run's own.
+pub fn folder(config: &Config, settings: &Dreambooth) -> PathBuf {
+    settings.class_data_dir.clone().unwrap_or_else(|| config.output_dir.join("class_images"))
+}
+
+/// Draws what is missing to `num_class_images`, each from the noise of its number: a run that was killed while drawing
+/// goes on where it stopped. Pictures of the user's own count and are never touched.
+///
+/// # Errors
+/// The model can't draw; the folder can't be written.
+pub fn draw_missing(
+    config: &Config,
+    settings: &Dreambooth,
+    folder: &Path,
+    model: &Model,
+    device: Device,
+) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let name = |index: usize| format!("drawn-{index:05}.png");
+    let is_picture = |path: &Path| {
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        ["png", "jpg", "jpeg", "webp", "bmp"].contains(&extension.as_str())
+    };
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let there: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_picture(path)).collect();
+    let wanted = settings.num_class_images;
+    if there.len() >= wanted {
+        return Ok(());
+    }
+    let missing: Vec<usize> =
+        (0..wanted).filter(|&i| !folder.join(name(i)).exists()).take(wanted - there.len()).collect();
+    eprintln!(
+        "{} has {} pictures of \"{}\"; the float model draws {} more",
+        folder.display(),
+        there.len(),
+        settings.class_prompt,
+        missing.len()
+    );
+    let pipeline = Pipeline::load(model, None, Kind::Float, device)?;
+    let side = config.data.resolution;
+    let mut bar = Progress::new("drawing class pictures", 0, missing.len() as u64).counting("picture");
+    for (done, &index) in missing.iter().enumerate() {
+        if super::stopped() {
+            anyhow::bail!("stopped; {done} class pictures are kept, the same command goes on");
+        }
+        let request = Request {
+            prompt: settings.class_prompt.clone(),
+            steps: settings.prior_sample_steps,
+            guidance_scale: settings.prior_guidance_scale,
+            noise: Noise::Seed(config.seed.wrapping_mul(1_000_003).wrapping_add(index as u64)),
+            size: Some((side, side)),
+            ..Request::default()
+        };
+        let picture = pipeline.generate(&request, &mut |_, _| {})?.images.get(0) * 2.0 - 1.0;
+        pictures::write_png(&folder.join(name(index)), &pictures::from_tensor(&picture)?)?;
+        bar.update(done as u64 + 1, &[]);
+    }
+    bar.finish();
+    Ok(())
+}

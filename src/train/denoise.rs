@@ -1,0 +1,137 @@
+//! The UNet's objective: predict the noise in noised latents (Ho et al. 2020, eq. 14; DreamBooth's prior term, Ruiz et
+//! al. 2022, eq. 2), and answer as the float model does (distillation).
+
+use anyhow::{Context, Result};
+use rand::Rng;
+use tch::{Device, Kind, Tensor};
+
+use super::examples::{Examples, Texts, draw_latents};
+use super::objective::{Loss, Objective};
+use super::trained::Networks;
+use super::validate::Validation;
+use crate::config::Config;
+use crate::diffusion::{NoiseSchedule, Prediction};
+use crate::networks::unet::{UnetConfig, unet};
+use crate::ops::{Tensors, Weights};
+use crate::source::Component;
+use crate::torch::random::{Purpose, generator, normal, uniform};
+
+/// Trains on examples in memory.
+pub struct Denoise {
+    pub unet: UnetConfig,
+    pub schedule: NoiseSchedule,
+    pub scaling_factor: f64,
+    pub examples: Examples,
+    /// Pictures of the class, with the weight of their loss.
+    pub class: Option<(Examples, f64)>,
+    pub texts: Texts,
+    /// The float model, where it teaches.
+    pub teacher: Option<Weights>,
+    pub validation: Option<Validation>,
+    pub config: Config,
+    pub device: Device,
+    pub kind: Kind,
+    /// Draws the config's prompts with these networks.
+    pub sampler: Box<dyn FnMut(&Networks) -> Result<Vec<Tensor>>>,
+}
+
+/// A batch: latents `[B, 4, h, w]`, captions, weight of each example's loss.
+struct Batch {
+    latents: Tensor,
+    captions: Vec<String>,
+    weights: Vec<f32>,
+}
+
+impl Denoise {
+    fn batch(&self, index: u64) -> Batch {
+        let seed = self.config.seed;
+        let size = self.config.train.train_batch_size;
+        let mut random = generator(seed, Purpose::Augment, index);
+        let (mut moments, mut captions, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        let sets = [Some((&self.examples, 1.0)), self.class.as_ref().map(|(examples, weight)| (examples, *weight))];
+        for (place, (examples, weight)) in sets.into_iter().flatten().enumerate() {
+            // The class has an order of its own: a set of another size would otherwise pair the same pictures.
+            let order = seed.wrapping_add(place as u64);
+            for chosen in crate::data::order::batch_indices(order, index, size, examples.len()) {
+                let flip = examples.flipped && random.next_u32() & 1 == 1;
+                moments.push(examples.moments[chosen + if flip { examples.len() } else { 0 }].shallow_clone());
+                let dropped = uniform(&mut random) < self.config.data.caption_dropout_rate;
+                captions.push(if dropped { String::new() } else { examples.captions[chosen].clone() });
+                weights.push(weight as f32);
+            }
+        }
+        let moments = Tensor::stack(&moments, 0).to_device(self.device);
+        Batch { latents: draw_latents(&moments, self.scaling_factor, seed, index), captions, weights }
+    }
+
+    /// Weight of each example's loss by min-SNR-γ (Hang et al. 2023, 3.4): min(SNR, γ)/SNR for ε, /(SNR + 1) for v.
+    fn snr_weights(&self, gamma: f64, timesteps: &[i64]) -> Vec<f32> {
+        timesteps
+            .iter()
+            .map(|&t| {
+                let alpha = self.schedule.alphas_cumprod[t as usize];
+                let snr = alpha / (1.0 - alpha);
+                let denominator = match self.schedule.prediction {
+                    Prediction::Epsilon => snr,
+                    Prediction::VPrediction => snr + 1.0,
+                };
+                (snr.min(gamma) / denominator.max(1e-12)) as f32
+            })
+            .collect()
+    }
+}
+
+impl Objective for Denoise {
+    fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
+        let Batch { latents, captions, mut weights } = self.batch(index);
+        let seed = self.config.seed;
+        let size = latents.size();
+        let mut random = generator(seed, Purpose::Noise, index);
+        let mut noise = normal(&mut random, &size).to_device(self.device);
+        if self.config.train.noise_offset > 0.0 {
+            let offset = normal(&mut random, &[size[0], size[1], 1, 1]).to_device(self.device);
+            noise += offset * self.config.train.noise_offset;
+        }
+        let mut random = generator(seed, Purpose::Timesteps, index);
+        let steps = self.schedule.timesteps();
+        let timesteps: Vec<i64> = (0..size[0]).map(|_| (uniform(&mut random) * steps as f64) as i64).collect();
+        if let Some(gamma) = self.config.train.min_snr_gamma {
+            for (weight, snr) in weights.iter_mut().zip(self.snr_weights(gamma, &timesteps)) {
+                *weight *= snr;
+            }
+        }
+        let timesteps = Tensor::from_slice(&timesteps).to_device(self.device);
+        let weights = Tensor::from_slice(&weights).to_device(self.device);
+        let noised = self.schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
+        let target = self.schedule.target(&latents, &noise, &timesteps);
+        let context = self.texts.embed(&captions, networks.get(&Component::TextEncoder))?.to_kind(self.kind);
+
+        let student = networks.get(&Component::Unet).context("the UNet does not train")?;
+        let output = unet(&mut Tensors::new(student), &self.unet, &noised, &timesteps, &context).to_kind(Kind::Float);
+        let mean = |difference: Tensor| {
+            let each = difference.square().mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+            (each * &weights).mean(Kind::Float)
+        };
+        let task = mean(&output - target);
+        let mut parts = vec![("loss/denoise", task.detach())];
+        let Some(teacher) = &self.teacher else { return Ok(Loss { total: task, parts }) };
+        let taught = tch::no_grad(|| {
+            unet(&mut Tensors::new(teacher), &self.unet, &noised, &timesteps, &context.detach()).to_kind(Kind::Float)
+        });
+        let distilled = mean(output - taught);
+        parts.push(("loss/distill", distilled.detach()));
+        let distill = &self.config.distill;
+        Ok(Loss { total: task * distill.lambda_sd + distilled * distill.lambda_kd_output, parts })
+    }
+
+    fn validate(&mut self, networks: &Networks) -> Result<Option<f64>> {
+        let Some(validation) = &self.validation else { return Ok(None) };
+        let texts = networks.get(&Component::TextEncoder);
+        let weights = networks.get(&Component::Unet).context("the UNet does not train")?;
+        validation.loss(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, texts)).map(Some)
+    }
+
+    fn pictures(&mut self, networks: &Networks) -> Result<Vec<Tensor>> {
+        (self.sampler)(networks)
+    }
+}

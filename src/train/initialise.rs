@@ -1,0 +1,67 @@
+//! Initial values of a network that is trained from scratch: PyTorch's own, as functions of the seed and the
+//! parameter's name, so that adding a layer does not change the others.
+
+use std::hash::Hasher;
+
+use tch::Tensor;
+
+use crate::ops::{Initial, Parameter, Weights};
+use crate::torch::random::{Purpose, generator, normal, uniform};
+
+/// Random fp32 weights on the CPU.
+pub fn initialise(parameters: &[Parameter], seed: u64) -> Weights {
+    parameters.iter().map(|parameter| (parameter.name.clone(), initial(parameter, seed))).collect()
+}
+
+fn initial(parameter: &Parameter, seed: u64) -> Tensor {
+    let shape = parameter.shape.as_slice();
+    let options = (tch::Kind::Float, tch::Device::Cpu);
+    let mut generator = generator(seed, Purpose::Initial, name_hash(&parameter.name));
+    match parameter.initial {
+        Initial::One => Tensor::ones(shape, options),
+        Initial::Zero => Tensor::zeros(shape, options),
+        Initial::Normal(deviation) => normal(&mut generator, shape) * deviation,
+        Initial::Uniform { fan_in } => {
+            let bound = 1.0 / (fan_in as f64).sqrt();
+            let count = shape.iter().product::<i64>() as usize;
+            let values: Vec<f32> = (0..count).map(|_| (bound * (2.0 * uniform(&mut generator) - 1.0)) as f32).collect();
+            Tensor::from_slice(&values).view(shape)
+        }
+    }
+}
+
+/// FNV-1a: stable between versions of Rust, unlike the standard library's hasher.
+fn name_hash(name: &str) -> u64 {
+    struct Fnv(u64);
+    impl Hasher for Fnv {
+        fn finish(&self) -> u64 {
+            self.0
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            for &byte in bytes {
+                self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+    }
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    hasher.write(name.as_bytes());
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_follow_the_declared_distribution_and_the_name() {
+        let parameter =
+            |name: &str, initial| Parameter { name: name.into(), shape: vec![64, 100], initial, palettizable: true };
+        let uniform = initial(&parameter("a", Initial::Uniform { fan_in: 100 }), 3);
+        assert!(uniform.abs().max().double_value(&[]) <= 0.1);
+        assert!((uniform.std(true).double_value(&[]) - 0.1 / 3f64.sqrt()).abs() < 2e-3);
+        assert!(!uniform.equal(&initial(&parameter("b", Initial::Uniform { fan_in: 100 }), 3)));
+        assert!(uniform.equal(&initial(&parameter("a", Initial::Uniform { fan_in: 100 }), 3)));
+        let normal = initial(&parameter("a", Initial::Normal(0.02)), 3);
+        assert!((normal.std(true).double_value(&[]) - 0.02).abs() < 1e-3);
+    }
+}

@@ -1,0 +1,171 @@
+//! `output_dir/`: who owns it, and what is written there when a run ends.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use tch::Kind;
+
+use super::objective::Objective;
+use super::reporter::Reporter;
+use super::trained::{Networks, Trained};
+use super::{Resume, state};
+use crate::config::{Config, DeploymentTarget, TrainedComponent};
+use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
+use crate::coreml::program::Target;
+use crate::ops::Weights;
+use crate::palette::PalettizedCheckpoint;
+use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
+use crate::report::Progress;
+use crate::source::{Component, Model, copy_model, files, write_component};
+
+/// The folder of a run.
+pub struct OutputDir {
+    pub folder: PathBuf,
+    resumed: Option<PathBuf>,
+}
+
+impl OutputDir {
+    /// Creates the folder, or takes up the run that is in it.
+    ///
+    /// # Errors
+    /// It holds something else, or a run that must not be resumed.
+    pub fn claim(config: &Config, resume: &Resume) -> Result<Self> {
+        let folder = config.output_dir.clone();
+        let resolved = folder.join("config.resolved.toml");
+        let shown = folder.display();
+        if folder.exists() && !folder.is_dir() {
+            bail!("the output folder {shown} is a file; set another `output_dir`");
+        }
+        let occupied = fs::read_dir(&folder).map(|mut entries| entries.next().is_some()).unwrap_or(false);
+        if occupied && !resolved.is_file() {
+            bail!("the output folder {shown} exists and is not a run of this program; set another `output_dir`");
+        }
+        let resumed = match resume {
+            Resume::From(path) => Some(path.clone()),
+            Resume::Never if occupied => {
+                bail!("the output folder {shown} holds a run already; set another `output_dir`, or resume it")
+            }
+            Resume::Never => None,
+            Resume::Auto => state::list(&folder.join("checkpoints")).pop().map(|(_, path)| path),
+        };
+        let before = match &resumed {
+            Some(checkpoint) => Some(state::facts(checkpoint)?.config),
+            // Killed before its first checkpoint: it begins again, if it was this run.
+            None if occupied => {
+                Some(fs::read_to_string(&resolved).with_context(|| format!("cannot read {}", resolved.display()))?)
+            }
+            None => None,
+        };
+        if let Some(before) = before {
+            state::check_same_run(&before, config).with_context(|| format!("the output folder {shown}"))?;
+        }
+        files::write_bytes(&resolved, config.resolved_toml().as_bytes())?;
+        Ok(Self { folder, resumed })
+    }
+
+    /// The checkpoint to resume from.
+    pub fn resumed(&self) -> Option<&Path> {
+        self.resumed.as_deref()
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.folder.join("checkpoints")
+    }
+}
+
+/// Writes what the run was for: the autoencoder; or the palettized checkpoint, the model and its package.
+///
+/// # Errors
+/// The disk is full.
+pub fn finish(
+    config: &Config,
+    output: &OutputDir,
+    model: &Model,
+    objective: &mut dyn Objective,
+    trained: &Trained,
+    reporter: &Reporter,
+) -> Result<()> {
+    let networks = trained.shipped(Kind::Float)?;
+    if config.train.component == TrainedComponent::Autoencoder {
+        return autoencoder(output, model, objective, &networks, reporter);
+    }
+    let mut checkpoint = None;
+    if config.palettize.enabled {
+        let palettes = trained.palettes()?;
+        let dense: BTreeMap<String, tch::Tensor> = networks[&Component::Unet]
+            .iter()
+            .filter(|(name, _)| !palettes.contains_key(*name))
+            .map(|(name, tensor)| (name.clone(), tensor.to_kind(Kind::Half).to_device(tch::Device::Cpu)))
+            .collect();
+        let metadata = BTreeMap::from([
+            (SOURCE_MODEL.to_owned(), config.model.pretrained_model_name_or_path.clone()),
+            (RECIPE.to_owned(), config.resolved_toml()),
+        ]);
+        let made = PalettizedCheckpoint { palettes, dense, metadata };
+        let path = output.folder.join(format!("{}.palettes.safetensors", config.name));
+        made.write(&path)?;
+        reporter.wrote("the palettized checkpoint", &path);
+        checkpoint = Some(made);
+    }
+
+    let folder = output.folder.join("model");
+    if folder.exists() {
+        // This run's own, from an end that was cut off or has been repeated.
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot replace {}", folder.display()))?;
+    }
+    let replaced: Vec<(Component, &Weights)> =
+        networks.iter().map(|(component, weights)| (*component, weights)).collect();
+    copy_model(model, &folder, &replaced, Kind::Half)?;
+    reporter.wrote("the model, a diffusers folder", &folder);
+
+    if config.export.coreml {
+        let unet = model.unet_config()?;
+        let options = UnetOptions {
+            height: config.export.latent_h,
+            width: config.export.latent_w,
+            target: target(config.export.min_deployment_target),
+            overwrite: true,
+            ..UnetOptions::new(&unet)
+        };
+        let metadata = PackageMetadata::of_folder(&config.name, &model.folder);
+        let coreml = output.folder.join("coreml");
+        let mut bar = Progress::new("exporting", 0, unet.parameters().len() as u64).counting("tensor");
+        let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
+        let path = match &checkpoint {
+            Some(checkpoint) => export_unet(&unet, checkpoint, &options, &metadata, &coreml, &mut told)?,
+            None => export_unet(&unet, &networks[&Component::Unet], &options, &metadata, &coreml, &mut told)?,
+        };
+        bar.finish();
+        reporter.wrote("the Core ML package", &path);
+    }
+    Ok(())
+}
+
+fn autoencoder(
+    output: &OutputDir,
+    model: &Model,
+    objective: &mut dyn Objective,
+    networks: &Networks,
+    reporter: &Reporter,
+) -> Result<()> {
+    let mut json = model.config_json(Component::Autoencoder)?;
+    if let Some(deviation) = objective.latent_deviation(networks)? {
+        // So that the UNet meets latents of about unit variance (Rombach et al. 2022, appendix G).
+        json["scaling_factor"] = serde_json::json!((1e5 / deviation).round() / 1e5);
+    }
+    let folder = output.folder.join("model").join(Component::Autoencoder.folder());
+    write_component(&folder, Component::Autoencoder, &json, &networks[&Component::Autoencoder], Kind::Half)?;
+    reporter.wrote("the autoencoder", &folder);
+    Ok(())
+}
+
+/// The config's word for a deployment target, as the package writer's.
+pub fn target(target: DeploymentTarget) -> Target {
+    match target {
+        DeploymentTarget::Ios16 => Target::Ios16,
+        DeploymentTarget::Ios17 => Target::Ios17,
+        DeploymentTarget::Ios18 => Target::Ios18,
+    }
+}

@@ -1,0 +1,129 @@
+//! The autoencoder's objective: reconstruct pictures, with latents kept near a unit normal
+//! (Rombach et al. 2022, appendix G, without the adversarial part).
+
+use anyhow::Result;
+use rand::Rng;
+use tch::{Device, Kind, Tensor};
+
+use super::objective::{Loss, Objective};
+use super::trained::Networks;
+use crate::config::{AutoencoderLoss, LossType};
+use crate::networks::autoencoder::{AutoencoderConfig, decode, encode};
+use crate::ops::Tensors;
+use crate::source::Component;
+use crate::torch::random::{Purpose, generator, normal};
+
+/// Trains on pictures held as bytes.
+pub struct Reconstruct {
+    pub config: AutoencoderConfig,
+    pub settings: AutoencoderLoss,
+    /// `[N, 3, H, W]`, bytes.
+    pub pictures: Tensor,
+    /// The same for validation.
+    pub validation: Option<Tensor>,
+    pub batch: usize,
+    pub flip: bool,
+    pub seed: u64,
+    pub device: Device,
+    pub kind: Kind,
+}
+
+impl Reconstruct {
+    /// Bytes to −1…1.
+    fn picture(&self, bytes: &Tensor) -> Tensor {
+        bytes.to_device(self.device).to_kind(Kind::Float) / 127.5 - 1.0
+    }
+
+    /// The batch of micro-step `index`: pictures, mirrored and cropped at random.
+    fn batch(&self, index: u64) -> Tensor {
+        let count = self.pictures.size()[0] as usize;
+        let chosen = crate::data::order::batch_indices(self.seed, index, self.batch, count);
+        let mut random = generator(self.seed, Purpose::Augment, index);
+        let (height, width) = (self.pictures.size()[2], self.pictures.size()[3]);
+        let pictures: Vec<Tensor> = chosen
+            .into_iter()
+            .map(|i| {
+                let mut picture = self.pictures.get(i as i64);
+                if self.flip && random.next_u32() & 1 == 1 {
+                    picture = picture.flip([2]);
+                }
+                match self.settings.crop {
+                    Some(side) if side < height && side < width => {
+                        let top = (random.next_u32() as i64) % (height - side + 1);
+                        let left = (random.next_u32() as i64) % (width - side + 1);
+                        picture.narrow(1, top, side).narrow(2, left, side)
+                    }
+                    _ => picture,
+                }
+            })
+            .collect();
+        self.picture(&Tensor::stack(&pictures, 0))
+    }
+
+    fn reconstruction(&self, picture: &Tensor, got: &Tensor) -> Tensor {
+        let difference = picture - got.to_kind(Kind::Float);
+        match self.settings.loss_type {
+            LossType::L1 => difference.abs().mean(Kind::Float),
+            LossType::L2 => difference.square().mean(Kind::Float),
+        }
+    }
+}
+
+impl Objective for Reconstruct {
+    fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
+        let picture = self.batch(index);
+        let ops = &mut Tensors::new(&networks[&Component::Autoencoder]);
+        let moments = encode(ops, &self.config, &picture.to_kind(self.kind)).to_kind(Kind::Float);
+        let halves = moments.chunk(2, 1);
+        let (mean, log_variance) = (&halves[0], halves[1].clamp(-30.0, 20.0));
+        let noise = normal(&mut generator(self.seed, Purpose::Posterior, index), &mean.size()).to_device(self.device);
+        let latents = mean + (&log_variance * 0.5).exp() * noise;
+        let got = decode(ops, &self.config, &latents.to_kind(self.kind));
+        let reconstruction = self.reconstruction(&picture, &got);
+        // KL(N(mean, σ²) ‖ N(0, 1)) per latent value.
+        let divergence = (mean.square() + log_variance.exp() - 1.0 - &log_variance).mean(Kind::Float) * 0.5;
+        let parts = vec![("reconstruction", reconstruction.shallow_clone()), ("kl", divergence.shallow_clone())];
+        Ok(Loss { total: reconstruction + divergence * self.settings.kl_weight, parts })
+    }
+
+    fn validate(&mut self, networks: &Networks) -> Result<Option<f64>> {
+        let Some(pictures) = &self.validation else { return Ok(None) };
+        let _guard = tch::no_grad_guard();
+        let ops = &mut Tensors::new(&networks[&Component::Autoencoder]);
+        let mut total = 0.0;
+        for start in (0..pictures.size()[0]).step_by(8) {
+            let count = (pictures.size()[0] - start).min(8);
+            let picture = self.picture(&pictures.narrow(0, start, count));
+            let moments = encode(ops, &self.config, &picture.to_kind(self.kind));
+            let got = decode(ops, &self.config, &moments.narrow(1, 0, self.config.latent_channels));
+            total += self.reconstruction(&picture, &got).double_value(&[]) * count as f64;
+        }
+        Ok(Some(total / pictures.size()[0] as f64))
+    }
+
+    fn pictures(&mut self, networks: &Networks) -> Result<Vec<Tensor>> {
+        let _guard = tch::no_grad_guard();
+        let shown = self.validation.as_ref().unwrap_or(&self.pictures);
+        let picture = self.picture(&shown.narrow(0, 0, shown.size()[0].min(8)));
+        let ops = &mut Tensors::new(&networks[&Component::Autoencoder]);
+        let moments = encode(ops, &self.config, &picture.to_kind(self.kind));
+        let got = decode(ops, &self.config, &moments.narrow(1, 0, self.config.latent_channels)).to_kind(Kind::Float);
+        // Originals above, reconstructions below.
+        let count = picture.size()[0];
+        let both = Tensor::cat(&[picture, got], 0);
+        Ok((0..2 * count).map(|i| both.get(i)).collect())
+    }
+
+    fn latent_deviation(&mut self, networks: &Networks) -> Result<Option<f64>> {
+        let _guard = tch::no_grad_guard();
+        let ops = &mut Tensors::new(&networks[&Component::Autoencoder]);
+        let mut latents = Vec::new();
+        // Some hundred pictures settle a standard deviation to the second digit.
+        for start in (0..self.pictures.size()[0].min(256)).step_by(8) {
+            let count = (self.pictures.size()[0] - start).min(8);
+            let picture = self.picture(&self.pictures.narrow(0, start, count));
+            latents.push(encode(ops, &self.config, &picture).narrow(1, 0, self.config.latent_channels));
+        }
+        Ok(Some(Tensor::cat(&latents, 0).std(true).double_value(&[])))
+    }
+}

@@ -1,0 +1,110 @@
+//! What a run tells while it runs: the bar, `logs/metrics.jsonl`, event files, `samples/`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use tch::Tensor;
+
+use crate::config::{Config, Tracker};
+use crate::report::{Metrics, Progress, TensorBoard, pictures};
+
+/// All of a run's reports.
+pub struct Reporter {
+    samples: PathBuf,
+    every: u64,
+    bar: Option<Progress>,
+    metrics: Option<Metrics>,
+    board: Option<TensorBoard>,
+}
+
+impl Reporter {
+    /// Reports of a run in `folder` that has done `start` steps.
+    ///
+    /// # Errors
+    /// `logs/` can't be written.
+    pub fn new(config: &Config, folder: &Path, start: u64) -> Result<Self> {
+        let logs = folder.join("logs");
+        let reports = |tracker| config.logging.report_to.contains(&tracker);
+        Ok(Self {
+            samples: folder.join("samples"),
+            every: config.logging.log_every.max(1),
+            bar: Some(Progress::new("training", start, config.train.max_train_steps)),
+            metrics: reports(Tracker::Jsonl).then(|| Metrics::open(&logs.join("metrics.jsonl"), start)).transpose()?,
+            board: reports(Tracker::Tensorboard).then(|| TensorBoard::open(&logs, start)).transpose()?,
+        })
+    }
+
+    /// Whether the step that ends at `done` is to be reported.
+    pub fn due(&self, done: u64) -> bool {
+        done % self.every == 0
+    }
+
+    /// One step more; only the bar is told.
+    pub fn step(&mut self, done: u64, loss: f64) {
+        if let Some(bar) = &mut self.bar {
+            bar.update(done, &[("loss", loss)]);
+        }
+    }
+
+    /// Numbers of the step that ended at `done`.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn scalars(&mut self, done: u64, values: &[(&str, f64)]) -> Result<()> {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.write(done, values)?;
+        }
+        if let Some(board) = &mut self.board {
+            for (name, value) in values {
+                board.scalar(name, *value, done);
+            }
+            board.flush();
+        }
+        Ok(())
+    }
+
+    /// Pictures `[3, H, W]` in −1…1, as one sheet.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn pictures(&mut self, done: u64, tensors: &[Tensor]) -> Result<()> {
+        if tensors.is_empty() {
+            return Ok(());
+        }
+        let images = tensors.iter().map(pictures::from_tensor).collect::<Result<Vec<_>>>()?;
+        let rows: Vec<Vec<_>> = images.chunks(8).map(<[_]>::to_vec).collect();
+        let sheet = pictures::sheet(&rows, 4);
+        pictures::write_png(&self.samples.join(format!("step-{done:06}.png")), &sheet)?;
+        if let Some(board) = &mut self.board {
+            board.picture("samples", &sheet, done);
+        }
+        Ok(())
+    }
+
+    /// The time since the last step went elsewhere.
+    pub fn skip_time(&mut self) {
+        if let Some(bar) = &mut self.bar {
+            bar.skip_time();
+        }
+    }
+
+    /// A line that stays.
+    pub fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.say(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Says what was written where.
+    pub fn wrote(&self, what: &str, path: &Path) {
+        self.say(&format!("wrote {what}: {}", path.display()));
+    }
+
+    /// Ends the bar.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish();
+        }
+    }
+}

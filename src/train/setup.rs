@@ -1,0 +1,227 @@
+//! From a config to what the loop needs: networks, data, teacher.
+
+use anyhow::{Context, Result};
+use tch::{Device, Kind, Tensor};
+
+use super::denoise::Denoise;
+use super::examples::{Encoder, Texts};
+use super::initialise::initialise;
+use super::objective::Objective;
+use super::palettes::PalettePlan;
+use super::reconstruct::Reconstruct;
+use super::trained::Trained;
+use super::validate::Validation;
+use super::{class_images, prompts};
+use crate::config::{Config, Mode, TrainedComponent};
+use crate::data::{Cache, CaptionOptions, Sample, Transform, dreambooth, load_picture, read_folder};
+use crate::diffusion::NoiseSchedule;
+use crate::networks::autoencoder::AutoencoderConfig;
+use crate::ops::{Parameter, Weights};
+use crate::report::Progress;
+use crate::source::{Component, Model};
+
+/// What the loop works on.
+pub struct Setup {
+    pub objective: Box<dyn Objective>,
+    pub trained: Trained,
+    pub model: Model,
+}
+
+/// Opens the model and the data of `config`.
+///
+/// # Errors
+/// Whatever is wrong with either, one line.
+pub fn open(config: &Config, device: Device, kind: Kind) -> Result<Setup> {
+    let model = Model::open(&config.model.pretrained_model_name_or_path)?;
+    match config.train.component {
+        TrainedComponent::Autoencoder => autoencoder(config, model, device, kind),
+        TrainedComponent::Unet => unet(config, model, device, kind),
+    }
+}
+
+/// fp32 weights to start from: the model's, or random ones.
+fn initial(config: &Config, model: &Model, component: Component) -> Result<(Weights, Vec<Parameter>)> {
+    let parameters = model.parameters(component)?;
+    let weights = if config.model.train_from_scratch {
+        initialise(&parameters, config.seed)
+    } else {
+        model.weights(component, Kind::Float, Device::Cpu)?
+    };
+    Ok((weights, parameters))
+}
+
+fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
+    let (mut weights, parameters) = initial(config, &model, Component::Autoencoder)?;
+    if config.model.train_from_scratch {
+        quiet_posterior(&mut weights, model.autoencoder_config()?.latent_channels);
+    }
+    let trained = Trained::new(
+        &[(Component::Autoencoder, &weights, &parameters)],
+        None,
+        config.train.use_ema,
+        device,
+        &mut |_, _| {},
+    )?;
+    let options = CaptionOptions::from(&config.data);
+    let samples =
+        |folder: &Option<std::path::PathBuf>| folder.as_ref().map(|dir| read_folder(dir, &options)).transpose();
+    let pictures = samples(&config.data.train_data_dir)?.context("`data.train_data_dir` is not set")?;
+    let validation = samples(&config.data.validation_data_dir)?;
+    let objective = Reconstruct {
+        config: model.autoencoder_config()?,
+        settings: config.train.autoencoder.clone(),
+        pictures: bytes(config, &pictures)?,
+        validation: validation.as_deref().map(|samples| bytes(config, samples)).transpose()?,
+        batch: config.train.train_batch_size,
+        flip: config.data.flip_aug,
+        seed: config.seed,
+        device,
+        kind,
+    };
+    Ok(Setup { objective: Box::new(objective), trained, model })
+}
+
+/// Lowers the log-variance that a new encoder begins with from about 0 to −5: noise of deviation 1 would drown its means,
+/// which are near 0, and with them all that the decoder could learn from.
+fn quiet_posterior(weights: &mut Weights, latent_channels: i64) {
+    let _guard = tch::no_grad_guard();
+    let last = ["quant_conv.bias", "encoder.conv_out.bias"].into_iter().find(|name| weights.contains_key(*name));
+    if let Some(bias) = last.and_then(|name| weights.get_mut(name)) {
+        let _ = bias.narrow(0, latent_channels, latent_channels).fill_(-5.0);
+    }
+}
+
+/// All pictures as bytes `[N, 3, H, W]`.
+fn bytes(config: &Config, samples: &[Sample]) -> Result<Tensor> {
+    let transform = transform(config);
+    let pictures: Result<Vec<Tensor>> = samples
+        .iter()
+        .map(|sample| {
+            let picture = load_picture(&sample.path, &transform)?;
+            Ok(((picture + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8))
+        })
+        .collect();
+    Ok(Tensor::stack(&pictures?, 0))
+}
+
+fn transform(config: &Config) -> Transform {
+    Transform::center(config.data.resolution as u32, config.data.resolution as u32)
+}
+
+fn to_device(weights: Weights, device: Device, kind: Kind) -> Weights {
+    weights.into_iter().map(|(name, tensor)| (name, tensor.to_device(device).to_kind(kind))).collect()
+}
+
+fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
+    let (unet_weights, unet_parameters) = initial(config, &model, Component::Unet)?;
+    let text_trains = config.train.train_text_encoder;
+    let (text_weights, text_parameters) = if text_trains {
+        initial(config, &model, Component::TextEncoder)?
+    } else {
+        (model.weights(Component::TextEncoder, Kind::Float, device)?, Vec::new())
+    };
+    let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)
+        .with_context(|| format!("{}/scheduler/scheduler_config.json", model.folder.display()))?;
+    let autoencoder = AutoencoderParts {
+        config: model.autoencoder_config()?,
+        weights: model.weights(Component::Autoencoder, Kind::Float, device)?,
+    };
+
+    let data = read_data(config, &model, device)?;
+    let cache = Cache::open(&config.data.cache_dir)?;
+    let encoder = Encoder::new(&autoencoder.config, &autoencoder.weights, device, &cache)?;
+    let encoded = |what: &str, samples: &[Sample], flip: bool| {
+        let mut bar = Progress::new(what, 0, (samples.len() * if flip { 2 } else { 1 }) as u64).counting("picture");
+        let examples =
+            encoder.encode(samples, &transform(config), flip, &mut |done, _| bar.update(done as u64, &[]))?;
+        bar.finish();
+        anyhow::Ok(examples)
+    };
+    let flip = config.data.flip_aug;
+    let examples = encoded("encoding pictures", &data.instance, flip)?;
+    let class = match &data.class {
+        Some((samples, weight)) => Some((encoded("encoding class pictures", samples, flip)?, *weight)),
+        None => None,
+    };
+    let validation = match &data.validation {
+        Some(samples) => Some(encoded("encoding validation pictures", samples, false)?),
+        None => None,
+    };
+
+    let captions = [Some(&examples), class.as_ref().map(|(examples, _)| examples), validation.as_ref()];
+    let texts = Texts::new(
+        captions.into_iter().flatten().flat_map(|examples| &examples.captions),
+        &model.tokenizer()?,
+        model.text_encoder_config()?,
+        if text_trains { None } else { Some((&text_weights, &cache)) },
+        device,
+    )?;
+    let scaling_factor = autoencoder.config.scaling_factor;
+    let validation = validation.map(|examples| {
+        let batches = (config.train.train_batch_size, config.validation.batches);
+        Validation::new(&examples, scaling_factor, batches, config.validation.seed, &schedule, (device, kind))
+    });
+
+    let plan = PalettePlan(&config.palettize);
+    let mut networks = vec![(Component::Unet, &unet_weights, unet_parameters.as_slice())];
+    if text_trains {
+        networks.push((Component::TextEncoder, &text_weights, text_parameters.as_slice()));
+    }
+    let plan = config.palettize.enabled.then_some(&plan);
+    let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
+    let mut bar =
+        Progress::new(if plan.is_some() { "clustering" } else { "copying" }, 0, total as u64).counting("tensor");
+    let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
+    let trained = Trained::new(&networks, plan, config.train.use_ema, device, &mut told)?;
+    bar.finish();
+
+    let sampler = prompts::sampler(config, &model, autoencoder, &text_weights, (device, kind))?;
+    let teacher = config.distill.enabled.then(|| to_device(unet_weights, device, kind));
+    let objective = Denoise {
+        unet: model.unet_config()?,
+        schedule,
+        scaling_factor,
+        examples,
+        class,
+        texts,
+        teacher,
+        validation,
+        config: config.clone(),
+        device,
+        kind,
+        sampler,
+    };
+    Ok(Setup { objective: Box::new(objective), trained, model })
+}
+
+/// The autoencoder, fp32.
+pub struct AutoencoderParts {
+    pub config: AutoencoderConfig,
+    pub weights: Weights,
+}
+
+/// What a run trains on.
+struct Data {
+    instance: Vec<Sample>,
+    /// DreamBooth's class pictures and the weight of their loss.
+    class: Option<(Vec<Sample>, f64)>,
+    validation: Option<Vec<Sample>>,
+}
+
+fn read_data(config: &Config, model: &Model, device: Device) -> Result<Data> {
+    let options = CaptionOptions::from(&config.data);
+    let validation = config.data.validation_data_dir.as_ref().map(|dir| read_folder(dir, &options)).transpose()?;
+    if config.train.mode == Mode::Full {
+        let folder = config.data.train_data_dir.as_ref().context("`data.train_data_dir` is not set")?;
+        return Ok(Data { instance: read_folder(folder, &options)?, class: None, validation });
+    }
+    let settings = config.data.dreambooth.as_ref().context("`[data.dreambooth]` is not set")?;
+    let class_dir = class_images::folder(config, settings);
+    if settings.with_prior_preservation {
+        class_images::draw_missing(config, settings, &class_dir, model, device)?;
+    }
+    let class_dir = settings.with_prior_preservation.then_some(class_dir.as_path());
+    let read = dreambooth(&settings.instance_data_dir, &settings.instance_prompt, class_dir, &settings.class_prompt)?;
+    let class = settings.with_prior_preservation.then_some((read.class, settings.prior_loss_weight));
+    Ok(Data { instance: read.instance, class, validation })
+}

@@ -1,0 +1,279 @@
+//! What learns: the master weights of one or more networks with their optimizer's moments and, for the palettized
+//! ones, the clustering between the master weight and the weight that the network sees.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use super::optimizer::{AdamW, Moments};
+use super::palettes::{LayerPalette, PalettePlan, Seen};
+use crate::ops::{Parameter, Weights};
+use crate::palette::Palette;
+use crate::source::Component;
+
+/// Each network's weights.
+pub type Networks = BTreeMap<Component, Weights>;
+
+/// One parameter that learns.
+pub struct Slot {
+    pub component: Component,
+    pub name: String,
+    /// What the optimizer moves, fp32: the master weight, or the palette's entries once assignments are frozen.
+    value: Tensor,
+    moments: Moments,
+    pub palette: Option<LayerPalette>,
+}
+
+impl Slot {
+    /// Unique over all networks: `unet/conv_in.weight`.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.component.folder(), self.name)
+    }
+}
+
+/// All parameters that learn, and the moving average of them.
+pub struct Trained {
+    pub slots: Vec<Slot>,
+    /// In the order of the slots.
+    average: Option<Vec<Tensor>>,
+    device: Device,
+}
+
+/// What one optimizer step works on: the weights that the networks see, and the leaves to take gradients from.
+pub struct Step {
+    pub networks: Networks,
+    seen: Vec<Seen>,
+}
+
+impl Trained {
+    /// `networks` are fp32 weights; only `parameters` of each learn. `plan` says which get palettes.
+    ///
+    /// # Errors
+    /// A palette that can't be made of a weight (not finite).
+    pub fn new(
+        networks: &[(Component, &Weights, &[Parameter])],
+        plan: Option<&PalettePlan>,
+        average: bool,
+        device: Device,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
+        let mut slots = Vec::with_capacity(total);
+        for (component, weights, parameters) in networks {
+            for parameter in *parameters {
+                let name = parameter.name.clone();
+                let weight = weights.get(&name).with_context(|| format!("{} has no {name}", component.title()))?;
+                let value = weight.to_kind(Kind::Float).to_device(device).contiguous().copy();
+                let palette = match plan {
+                    Some(plan) if *component == Component::Unet => plan.layer(parameter, &value)?,
+                    _ => None,
+                };
+                let moments = Moments::zeros_like(&value);
+                slots.push(Slot { component: *component, name, value, moments, palette });
+                progress(slots.len(), total);
+            }
+        }
+        let average = average.then(|| slots.iter().map(|slot| slot.value.copy()).collect());
+        Ok(Self { slots, average, device })
+    }
+
+    /// The weights of this step. `temperature` is ρ (see [`LayerPalette`]); `kind` is what the networks compute in.
+    /// Parameters for which `learns` is false take no gradient.
+    ///
+    /// # Errors
+    /// Clustering failed, because weights are not finite.
+    pub fn begin(&mut self, temperature: f64, kind: Kind, learns: impl Fn(&Slot) -> bool) -> Result<Step> {
+        // Layers side by side: most of a network's layers are too small to be worth threads of their own.
+        let clustered: Vec<Result<Seen>> = self
+            .slots
+            .par_iter_mut()
+            .map(|slot| match &mut slot.palette {
+                Some(palette) => palette.seen(&slot.value, temperature),
+                None => Ok(Seen::plain(&slot.value)),
+            })
+            .collect();
+        let mut networks = Networks::new();
+        let mut seen = Vec::with_capacity(self.slots.len());
+        for (slot, one) in self.slots.iter().zip(clustered) {
+            let mut one = one?;
+            one.leaf = one.leaf.set_requires_grad(learns(slot));
+            let weight = if kind == Kind::Float { one.leaf.shallow_clone() } else { one.leaf.to_kind(kind) };
+            networks.entry(slot.component).or_default().insert(slot.name.clone(), weight);
+            seen.push(one);
+        }
+        Ok(Step { networks, seen })
+    }
+
+    /// Takes the gradients of `step`, maps them to what the optimizer moves, clips and applies them. Returns the norm of
+    /// the gradient before clipping.
+    ///
+    /// # Errors
+    /// The gradient is not finite: nothing was changed then.
+    pub fn apply(&mut self, step: Step, adamw: &AdamW, max_norm: f64, rate: impl Fn(&Slot) -> f64) -> Result<f64> {
+        let _guard = tch::no_grad_guard();
+        let mut moving = Vec::new();
+        let gradients: Vec<Option<Result<Tensor>>> = self
+            .slots
+            .par_iter_mut()
+            .zip(step.seen)
+            .map(|(slot, seen)| {
+                let gradient = seen.leaf.grad();
+                gradient.defined().then(|| match &slot.palette {
+                    Some(palette) => palette.gradient(&seen, &gradient),
+                    None => Ok(gradient),
+                })
+            })
+            .collect();
+        for (index, gradient) in gradients.into_iter().enumerate() {
+            if let Some(gradient) = gradient {
+                moving.push((index, gradient?));
+            }
+        }
+        let gradients: Vec<&Tensor> = moving.iter().map(|(_, gradient)| gradient).collect();
+        let norm = super::optimizer::clip_gradients(&gradients, max_norm);
+        if !norm.is_finite() {
+            bail!("the gradient is not finite (norm {norm})");
+        }
+        let mut groups: Vec<(f64, Vec<usize>)> = Vec::new();
+        for (place, (index, _)) in moving.iter().enumerate() {
+            let rate = rate(&self.slots[*index]);
+            match groups.iter_mut().find(|(r, _)| *r == rate) {
+                Some((_, places)) => places.push(place),
+                None => groups.push((rate, vec![place])),
+            }
+        }
+        for (rate, places) in groups {
+            let slots: Vec<&Slot> = places.iter().map(|&place| &self.slots[moving[place].0]).collect();
+            let values: Vec<&Tensor> = slots.iter().map(|slot| &slot.value).collect();
+            let moments: Vec<&Moments> = slots.iter().map(|slot| &slot.moments).collect();
+            let gradients: Vec<&Tensor> = places.iter().map(|&place| &moving[place].1).collect();
+            adamw.step(&values, &gradients, &moments, rate)?;
+        }
+        Ok(norm)
+    }
+
+    /// Moves the average towards the weights: `average ← decay·average + (1 − decay)·weight`.
+    pub fn update_average(&mut self, decay: f64) {
+        let _guard = tch::no_grad_guard();
+        if let Some(averages) = &mut self.average {
+            for (average, slot) in averages.iter_mut().zip(&self.slots) {
+                let _ = average.lerp_(&slot.value, 1.0 - decay);
+            }
+        }
+    }
+
+    /// Fixes the assignments: from here on only the entries of palettes learn, with fresh moments.
+    ///
+    /// # Errors
+    /// Weights that are not finite.
+    pub fn freeze_palettes(&mut self) -> Result<()> {
+        for slot in &mut self.slots {
+            if let Some(palette) = &mut slot.palette
+                && let Some(entries) = palette.freeze(&slot.value)?
+            {
+                slot.moments = Moments::zeros_like(&entries);
+                slot.value = entries;
+            }
+        }
+        Ok(())
+    }
+
+    /// The weights as they would ship now: palettes hard, the average where there is one.
+    ///
+    /// # Errors
+    /// Weights that are not finite.
+    pub fn shipped(&self, kind: Kind) -> Result<Networks> {
+        let _guard = tch::no_grad_guard();
+        let mut networks = Networks::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let value = self.average.as_ref().map_or(&slot.value, |average| &average[index]);
+            let weight = match &slot.palette {
+                Some(palette) => palette.hard(&slot.value)?.tensor(kind, self.device)?,
+                // Through fp16, as files hold it.
+                None => value.to_kind(Kind::Half).to_kind(kind),
+            };
+            networks.entry(slot.component).or_default().insert(slot.name.clone(), weight);
+        }
+        Ok(networks)
+    }
+
+    /// Everything that a resumed run needs, as tensors by name.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut tensors = BTreeMap::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let key = slot.key();
+            tensors.insert(format!("value/{key}"), slot.value.shallow_clone());
+            tensors.insert(format!("exp_avg/{key}"), slot.moments.exp_avg.shallow_clone());
+            tensors.insert(format!("exp_avg_sq/{key}"), slot.moments.exp_avg_sq.shallow_clone());
+            tensors.insert(format!("step/{key}"), slot.moments.step.shallow_clone());
+            if let Some(average) = &self.average {
+                tensors.insert(format!("average/{key}"), average[index].shallow_clone());
+            }
+            for (name, tensor) in slot.palette.iter().flat_map(LayerPalette::tensors) {
+                tensors.insert(format!("palette/{name}"), tensor);
+            }
+        }
+        tensors
+    }
+
+    /// Puts back what [`Trained::state`] gave. `frozen` says whether assignments were fixed by then.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape: the state is another run's.
+    pub fn restore(&mut self, tensors: Weights, frozen: bool) -> Result<()> {
+        let device = self.device;
+        let palettes: Weights = tensors
+            .iter()
+            .filter_map(|(name, tensor)| Some((name.strip_prefix("palette/")?.to_owned(), tensor.shallow_clone())))
+            .collect();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let key = slot.key();
+            let take = |part: &str, shape: &[i64]| {
+                let name = format!("{part}/{key}");
+                let tensor = tensors.get(&name).with_context(|| format!("it has no {name}"))?;
+                if tensor.size() != shape {
+                    bail!("its {name} has the shape {:?}, the model's {shape:?}", tensor.size());
+                }
+                // A copy: the file's tensors may be mapped.
+                anyhow::Ok(tensor.to_device(device).copy())
+            };
+            let entries = match &mut slot.palette {
+                Some(palette) => palette.restore(&palettes, frozen, device)?,
+                None => None,
+            };
+            slot.value = match entries {
+                Some(entries) => entries,
+                None => take("value", &slot.value.size())?,
+            };
+            let shape = slot.value.size();
+            slot.moments = Moments {
+                exp_avg: take("exp_avg", &shape)?,
+                exp_avg_sq: take("exp_avg_sq", &shape)?,
+                step: take("step", &[])?,
+            };
+            if let Some(average) = &mut self.average {
+                average[index] = take("average", &shape)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The UNet's palettes as they would ship now, by name.
+    ///
+    /// # Errors
+    /// Weights that are not finite.
+    pub fn palettes(&self) -> Result<BTreeMap<String, Palette>> {
+        let hard =
+            |slot: &Slot| Some(slot.palette.as_ref()?.hard(&slot.value).map(|palette| (slot.name.clone(), palette)));
+        self.slots.iter().filter_map(hard).collect()
+    }
+
+    /// Mean over layers of the palettes' relative squared error; 0 without palettes.
+    pub fn palette_error(&self) -> f64 {
+        let errors: Vec<f64> =
+            self.slots.iter().filter_map(|slot| Some(slot.palette.as_ref()?.relative_error)).collect();
+        errors.iter().sum::<f64>() / errors.len().max(1) as f64
+    }
+}

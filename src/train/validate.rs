@@ -1,0 +1,90 @@
+//! The denoising loss on pictures that are never trained on, with noise and timesteps that never change, so that two
+//! models, or two moments of a run, can be compared to the fourth digit.
+
+use anyhow::Result;
+use tch::{Device, Kind, Tensor};
+
+use super::examples::{Examples, mean_latents};
+use crate::diffusion::NoiseSchedule;
+use crate::networks::unet::{UnetConfig, unet};
+use crate::ops::{Tensors, Weights};
+use crate::torch::random::{Purpose, generator, normal};
+
+/// Fixed examples.
+pub struct Validation {
+    /// Scaled latents `[N, 4, h, w]`.
+    latents: Tensor,
+    captions: Vec<String>,
+    noise: Tensor,
+    timesteps: Tensor,
+    batch: i64,
+    kind: Kind,
+}
+
+impl Validation {
+    /// `batches · batch` examples: the pictures in order, again and again, each time with other noise. Timesteps are
+    /// spread evenly over the schedule, so that few examples already cover it.
+    pub fn new(
+        examples: &Examples,
+        scaling_factor: f64,
+        (batch, batches): (usize, usize),
+        seed: u64,
+        schedule: &NoiseSchedule,
+        (device, kind): (Device, Kind),
+    ) -> Self {
+        let count = batch * batches.max(1);
+        let chosen: Vec<usize> = (0..count).map(|i| i % examples.len()).collect();
+        let moments: Vec<&Tensor> = chosen.iter().map(|&i| &examples.moments[i]).collect();
+        let latents = mean_latents(&Tensor::stack(&moments, 0).to_device(device), scaling_factor);
+        let noise = normal(&mut generator(seed, Purpose::Validation, 0), &latents.size()).to_device(device);
+        // A stride coprime to the count visits every place once, so that neighbours differ in timestep.
+        let stride = (count * 5 / 8..).find(|&s| gcd(s.max(1), count) == 1).unwrap_or(1).max(1);
+        let timesteps: Vec<i64> = (0..count)
+            .map(|i| ((((i * stride) % count) as f64 + 0.5) / count as f64 * schedule.timesteps() as f64) as i64)
+            .collect();
+        Self {
+            latents,
+            captions: chosen.iter().map(|&i| examples.captions[i].clone()).collect(),
+            noise,
+            timesteps: Tensor::from_slice(&timesteps).to_device(device),
+            batch: batch as i64,
+            kind,
+        }
+    }
+
+    /// How many examples are measured.
+    pub fn len(&self) -> usize {
+        self.captions.len()
+    }
+
+    /// The mean squared error of the predicted noise (or velocity) of the UNet with these weights.
+    ///
+    /// # Errors
+    /// A caption can't be embedded.
+    pub fn loss(
+        &self,
+        weights: &Weights,
+        config: &UnetConfig,
+        schedule: &NoiseSchedule,
+        embed: impl Fn(&[String]) -> Result<Tensor>,
+    ) -> Result<f64> {
+        let _guard = tch::no_grad_guard();
+        let count = self.len() as i64;
+        let mut total = 0.0;
+        for start in (0..count).step_by(self.batch as usize) {
+            let size = self.batch.min(count - start);
+            let part = |t: &Tensor| t.narrow(0, start, size);
+            let (latents, noise, timesteps) = (part(&self.latents), part(&self.noise), part(&self.timesteps));
+            let context = embed(&self.captions[start as usize..(start + size) as usize])?.to_kind(self.kind);
+            let noised = schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
+            let output = unet(&mut Tensors::new(weights), config, &noised, &timesteps, &context);
+            let difference = output.to_kind(Kind::Float) - schedule.target(&latents, &noise, &timesteps);
+            total += difference.square().mean(Kind::Double).double_value(&[]) * size as f64;
+        }
+        Ok(total / count as f64)
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
