@@ -6,11 +6,16 @@
 //! but for what `generate` draws, which replaces files as a compiler's `-o` does.
 
 mod check;
+mod demo;
 mod doctor;
+mod evaluate;
+mod export;
 pub mod generate;
 mod init;
 mod inspect;
 mod palettize;
+mod train;
+mod verify;
 
 use std::fmt;
 use std::io::Write;
@@ -33,20 +38,30 @@ struct CommandLine {
 enum Command {
     Init(init::Args),
     Check(check::Args),
+    Train(train::Args),
     Palettize(palettize::Args),
     Generate(Box<generate::Args>),
+    Export(export::Args),
+    Verify(verify::Args),
+    Evaluate(evaluate::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
+    Demo(demo::Args),
 }
 
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Init(args) => init::run(args),
         Command::Check(args) => check::run(args),
+        Command::Train(args) => train::run(args),
         Command::Palettize(args) => palettize::run(args),
         Command::Generate(args) => generate::run(*args),
+        Command::Export(args) => export::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Evaluate(args) => evaluate::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Demo(args) => demo::run(args),
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod class_images;
 mod denoise;
+pub mod evaluate;
 mod examples;
 pub mod initialise;
 mod learning_rate;

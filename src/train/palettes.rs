@@ -9,67 +9,22 @@ use crate::ops::{Parameter, Weights};
 use crate::palette::codes::Code;
 use crate::palette::{DkmLayer, Frozen, Palette, Soften};
 
-/// Which weights get palettes, and how: the `[palettize]` table.
-pub struct PalettePlan<'a>(pub &'a Palettize);
-
-impl PalettePlan<'_> {
-    /// The bits of a parameter's palette; `None` leaves it in fp16. The last override that matches holds.
-    pub fn bits(&self, parameter: &Parameter) -> Option<u32> {
-        let elements: i64 = parameter.shape.iter().product();
-        if !parameter.palettizable || elements <= self.0.weight_threshold as i64 {
-            return None;
-        }
-        match self.0.overrides.iter().rev().find(|o| glob_matches(&o.pattern, &parameter.name)) {
-            Some(one) if one.skip => None,
-            Some(one) => Some(one.n_bits.unwrap_or(self.0.n_bits)),
-            None => Some(self.0.n_bits),
-        }
-    }
-
-    /// The palette of one parameter, from the k-means of its weight (fp32).
-    ///
-    /// # Errors
-    /// The weight is not finite.
-    pub fn layer(&self, parameter: &Parameter, weight: &Tensor) -> Result<Option<LayerPalette>> {
-        let Some(bits) = self.bits(parameter) else { return Ok(None) };
-        let layer = DkmLayer::new(&parameter.name, bits, weight)?;
-        let start = layer.kmeans_mse / layer.power.max(f64::MIN_POSITIVE);
-        Ok(Some(LayerPalette {
-            phase: Phase::Soft(layer),
-            iterations: self.0.kmeans_max_iter,
-            shape: parameter.shape.clone(),
-            relative_error: start,
-        }))
-    }
-}
-
-/// Whether `name` fits `pattern`: `*` is any run of characters, `?` any one.
-fn glob_matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
-    let (mut p, mut n) = (0, 0);
-    // Where the last star is, and how much of the name it has taken so far.
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, n));
-                p += 1;
-            }
-            Some(&c) if c == b'?' || c == name[n] => {
-                p += 1;
-                n += 1;
-            }
-            _ => match star {
-                Some((at, taken)) => {
-                    star = Some((at, taken + 1));
-                    p = at + 1;
-                    n = taken + 1;
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|&c| c == b'*')
+/// Starts the palette of one parameter at the k-means of its weight (fp32); `None` where `[palettize]` leaves it in fp16.
+///
+/// # Errors
+/// The weight is not finite.
+pub fn layer(settings: &Palettize, parameter: &Parameter, weight: &Tensor) -> Result<Option<LayerPalette>> {
+    let elements: i64 = parameter.shape.iter().product();
+    let bits = settings.bits_of(&parameter.name, elements as usize).filter(|_| parameter.palettizable);
+    let Some(bits) = bits else { return Ok(None) };
+    let layer = DkmLayer::new(&parameter.name, bits, weight)?;
+    let start = layer.kmeans_mse / layer.power.max(f64::MIN_POSITIVE);
+    Ok(Some(LayerPalette {
+        phase: Phase::Soft(layer),
+        iterations: settings.kmeans_max_iter,
+        shape: parameter.shape.clone(),
+        relative_error: start,
+    }))
 }
 
 enum Phase {
@@ -179,26 +134,5 @@ impl LayerPalette {
         let entries = frozen.entries.shallow_clone();
         self.phase = Phase::Frozen(frozen);
         Ok(Some(entries))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs_match_as_written() {
-        for (pattern, name, expected) in [
-            ("*", "conv_in.weight", true),
-            ("*.attn1.*", "a.b.attn1.to_q.weight", true),
-            ("*.attn1.*", "attn1.to_q.weight", false),
-            ("conv_in.weight", "conv_in.weight", true),
-            ("conv_in.weight", "conv_in.weights", false),
-            ("conv_?n*", "conv_in.weight", true),
-            ("*weight*in", "weight_in_weight_bin", true),
-            ("", "a", false),
-        ] {
-            assert_eq!(glob_matches(pattern, name), expected, "{pattern} on {name}");
-        }
     }
 }

@@ -7,7 +7,6 @@ use super::denoise::Denoise;
 use super::examples::{Encoder, Texts};
 use super::initialise::initialise;
 use super::objective::Objective;
-use super::palettes::PalettePlan;
 use super::reconstruct::Reconstruct;
 use super::trained::Trained;
 use super::validate::Validation;
@@ -57,7 +56,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Res
     }
     let trained = Trained::new(
         &[(Component::Autoencoder, &weights, &parameters)],
-        None,
+        &config.palettize,
         config.train.use_ema,
         device,
         &mut |_, _| {},
@@ -104,7 +103,8 @@ fn bytes(config: &Config, samples: &[Sample]) -> Result<Tensor> {
     Ok(Tensor::stack(&pictures?, 0))
 }
 
-fn transform(config: &Config) -> Transform {
+/// What every picture goes through.
+pub fn transform(config: &Config) -> Transform {
     Transform::center(config.data.resolution as u32, config.data.resolution as u32)
 }
 
@@ -162,17 +162,15 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
         Validation::new(&examples, scaling_factor, batches, config.validation.seed, &schedule, (device, kind))
     });
 
-    let plan = PalettePlan(&config.palettize);
     let mut networks = vec![(Component::Unet, &unet_weights, unet_parameters.as_slice())];
     if text_trains {
         networks.push((Component::TextEncoder, &text_weights, text_parameters.as_slice()));
     }
-    let plan = config.palettize.enabled.then_some(&plan);
     let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
-    let mut bar =
-        Progress::new(if plan.is_some() { "clustering" } else { "copying" }, 0, total as u64).counting("tensor");
+    let mut bar = Progress::new(if config.palettize.enabled { "clustering" } else { "copying" }, 0, total as u64)
+        .counting("tensor");
     let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
-    let trained = Trained::new(&networks, plan, config.train.use_ema, device, &mut told)?;
+    let trained = Trained::new(&networks, &config.palettize, config.train.use_ema, device, &mut told)?;
     bar.finish();
 
     let sampler = prompts::sampler(config, &model, autoencoder, &text_weights, (device, kind))?;

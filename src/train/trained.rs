@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::optimizer::{AdamW, Moments};
-use super::palettes::{LayerPalette, PalettePlan, Seen};
+use super::palettes::{LayerPalette, Seen, layer};
+use crate::config::Palettize;
 use crate::ops::{Parameter, Weights};
 use crate::palette::Palette;
 use crate::source::Component;
@@ -48,13 +49,13 @@ pub struct Step {
 }
 
 impl Trained {
-    /// `networks` are fp32 weights; only `parameters` of each learn. `plan` says which get palettes.
+    /// `networks` are fp32 weights; only `parameters` of each learn. `palettize` says which of the UNet's get palettes.
     ///
     /// # Errors
     /// A palette that can't be made of a weight (not finite).
     pub fn new(
         networks: &[(Component, &Weights, &[Parameter])],
-        plan: Option<&PalettePlan>,
+        palettize: &Palettize,
         average: bool,
         device: Device,
         progress: &mut dyn FnMut(usize, usize),
@@ -66,10 +67,7 @@ impl Trained {
                 let name = parameter.name.clone();
                 let weight = weights.get(&name).with_context(|| format!("{} has no {name}", component.title()))?;
                 let value = weight.to_kind(Kind::Float).to_device(device).contiguous().copy();
-                let palette = match plan {
-                    Some(plan) if *component == Component::Unet => plan.layer(parameter, &value)?,
-                    _ => None,
-                };
+                let palette = if *component == Component::Unet { layer(palettize, parameter, &value)? } else { None };
                 let moments = Moments::zeros_like(&value);
                 slots.push(Slot { component: *component, name, value, moments, palette });
                 progress(slots.len(), total);

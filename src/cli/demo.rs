@@ -1,0 +1,165 @@
+//! `palettist demo`: the whole path on the small base, what `make demo` runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use image::RgbImage;
+use tch::{Device, Kind};
+
+use super::{Interrupted, print, train, verify};
+use crate::config::{self, Config};
+use crate::coreml::read::Precision;
+use crate::diffusion::pipeline::{Noise, Pipeline, Request};
+use crate::ops::Weights;
+use crate::palette::PalettizedCheckpoint;
+use crate::palette::checkpoint::SOURCE_MODEL;
+use crate::palette::post_training::{self, WEIGHT_THRESHOLD};
+use crate::report::{Progress, pictures};
+use crate::source::{Component, Model};
+use crate::train::evaluate::Evaluation;
+use crate::train::{Ended, Resume};
+
+/// The whole path on the small base: trains 2- and 4-bit palettes, exports, verifies, compares
+#[derive(clap::Args)]
+pub struct Args {
+    /// The folder with the project's configs/, datasets/ and examples/
+    #[arg(long, default_value = ".")]
+    project: PathBuf,
+}
+
+/// What the picture shows, a column each. None of these colours and places was trained on with its thing.
+const PROMPTS: [&str; 6] = [
+    "a red mushroom on the grass",
+    "a blue boat at sea",
+    "a yellow house in the snow",
+    "a purple umbrella at the beach",
+    "a green cactus in the desert",
+    "an orange cat at night",
+];
+
+/// One row of the table and of the picture.
+struct Row {
+    name: &'static str,
+    weights: Weights,
+    loss: f64,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    std::env::set_current_dir(&args.project)
+        .with_context(|| format!("cannot go to the project's folder {}", args.project.display()))?;
+    train::stop_on_interrupt()?;
+    let configs = [2, 4].map(|bits| (bits, PathBuf::from(format!("configs/demo-{bits}bit.toml"))));
+    let mut trained = Vec::new();
+    let mut last = None;
+    for (bits, path) in &configs {
+        if !path.is_file() {
+            bail!("{} is not here: run the demo in the project's folder, or pass --project", path.display());
+        }
+        let config = config::load(path, &[])?;
+        eprintln!("\n{bits} bits: training into {}", config.output_dir.display());
+        if crate::train::run(&config, &Resume::Auto)? == Ended::Stopped {
+            return Err(Interrupted("stopped after saving; the same command goes on".into()).into());
+        }
+        let palettes = config.output_dir.join(format!("{}.palettes.safetensors", config.name));
+        trained.push((*bits, PalettizedCheckpoint::read(&palettes)?, config.clone()));
+        last = Some(config);
+    }
+    let config = last.context("no configs")?;
+    let model = Model::open(&config.model.pretrained_model_name_or_path)?;
+
+    eprintln!("\nmeasuring");
+    let evaluation = Evaluation::open(&config, &model, Device::Cpu)?;
+    let float = model.weights(Component::Unet, Kind::Float, Device::Cpu)?;
+    let mut rows = vec![row("float", float, &evaluation)?];
+    for (bits, checkpoint, _) in &trained {
+        let names = if *bits == 2 {
+            ["post-training 2-bit", "trained 2-bit"]
+        } else {
+            ["post-training 4-bit", "trained 4-bit"]
+        };
+        let plain = post_training(&model, *bits)?;
+        rows.push(row(names[0], plain.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
+        rows.push(row(names[1], checkpoint.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
+    }
+    table(&rows, evaluation.examples())?;
+    for (_, checkpoint, config) in &trained {
+        package(config, &model, checkpoint)?;
+    }
+    let picture = Path::new("runs/demo.png");
+    draw(&model, rows, picture)?;
+    print(format_args!(
+        "\n{}: rows are float, post-training 2-bit, trained 2-bit, post-training 4-bit, trained 4-bit;\ncolumns are {}",
+        picture.display(),
+        PROMPTS.map(|prompt| format!("\"{prompt}\"")).join(", ")
+    ))
+}
+
+fn row(name: &'static str, weights: Weights, evaluation: &Evaluation) -> Result<Row> {
+    let loss = evaluation.loss(&weights)?;
+    Ok(Row { name, weights, loss })
+}
+
+fn post_training(model: &Model, bits: u32) -> Result<PalettizedCheckpoint> {
+    let chosen = post_training::chosen(&model.parameters(Component::Unet)?, bits, WEIGHT_THRESHOLD);
+    let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
+    let metadata = [(SOURCE_MODEL.to_owned(), model.folder.display().to_string())].into();
+    post_training::palettize(weights.into_iter().map(Ok), &chosen, metadata, &|_| {})
+}
+
+/// Losses, and how much of what post-training lost came back.
+fn table(rows: &[Row], examples: usize) -> Result<()> {
+    let float = rows[0].loss;
+    print(format_args!(
+        "\nvalidation denoising loss, {examples} noised pictures, the same noise and timesteps for all"
+    ))?;
+    for row in rows {
+        print(format_args!("  {:20} {:.6}  {:+8.2} %", row.name, row.loss, 100.0 * (row.loss / float - 1.0)))?;
+    }
+    for pair in rows[1..].chunks(2) {
+        let recovered = (pair[0].loss - pair[1].loss) / (pair[0].loss - float);
+        print(format_args!("  {} recovers {:.1} % of what {} lost", pair[1].name, 100.0 * recovered, pair[0].name))?;
+    }
+    Ok(())
+}
+
+/// Reads the exported package back and compares it with the trained network.
+fn package(config: &Config, model: &Model, checkpoint: &PalettizedCheckpoint) -> Result<()> {
+    let folder = config.output_dir.join("coreml");
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "mlpackage") {
+            let report = verify::against(&path, model, Some(checkpoint))?;
+            print(format_args!("\n{}\n{}", path.display(), format!("{report}").trim_end()))?;
+            let least = report.least(Precision::Float32).min(report.least(Precision::Float16));
+            if least.is_nan() || least < 35.0 {
+                bail!("{} differs from the trained network: {least:.1} dB", path.display());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn draw(model: &Model, rows: Vec<Row>, path: &Path) -> Result<()> {
+    let mut pipeline = Pipeline::load(model, None, Kind::Float, Device::Cpu)?;
+    let total = rows.len() * PROMPTS.len();
+    let mut bar = Progress::new("drawing", 0, total as u64).counting("picture");
+    let mut sheet: Vec<Vec<RgbImage>> = Vec::new();
+    for row in rows {
+        pipeline.unet = row.weights;
+        let mut line = Vec::new();
+        for (seed, prompt) in PROMPTS.iter().enumerate() {
+            let request = Request {
+                prompt: (*prompt).to_owned(),
+                guidance_scale: 4.0,
+                noise: Noise::Seed(seed as u64),
+                ..Request::default()
+            };
+            let output = pipeline.generate(&request, &mut |_, _| {})?;
+            line.push(pictures::from_tensor(&(output.images.get(0) * 2.0 - 1.0))?);
+            bar.update((sheet.len() * PROMPTS.len() + line.len()) as u64, &[]);
+        }
+        sheet.push(line);
+    }
+    bar.finish();
+    pictures::write_png(path, &pictures::sheet(&sheet, 4))
+}

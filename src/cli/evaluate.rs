@@ -1,0 +1,59 @@
+//! `palettist evaluate`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde_json::json;
+use tch::Kind;
+
+use super::{generate, print};
+use crate::config;
+use crate::diffusion::pipeline::unet_weights;
+use crate::palette::PalettizedCheckpoint;
+use crate::source::Model;
+use crate::train::evaluate::Evaluation;
+
+/// The denoising loss on a config's validation split, next to the float model's
+#[derive(clap::Args)]
+pub struct Args {
+    /// A diffusers folder, or a hub id in the local cache
+    model: String,
+    /// The config whose validation split, seed and resolution are taken
+    #[arg(long)]
+    config: PathBuf,
+    /// Changes to the config: validation.batches=8
+    #[arg(value_name = "key=value")]
+    overrides: Vec<String>,
+    /// A palettized checkpoint to put in place of the model's weights
+    #[arg(long)]
+    palettes: Option<PathBuf>,
+    /// cpu, cuda or auto
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let config = config::load(&args.config, &args.overrides)?;
+    let device = generate::device(&args.device)?;
+    let model = Model::open(&args.model)?;
+    let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
+    let evaluation = Evaluation::open(&config, &model, device)?;
+    let float = evaluation.loss(&unet_weights(&model, None, Kind::Float, device)?)?;
+    let palettized = match &checkpoint {
+        Some(checkpoint) => Some(evaluation.loss(&unet_weights(&model, Some(checkpoint), Kind::Float, device)?)?),
+        None => None,
+    };
+    let examples = evaluation.examples();
+    if args.json {
+        return print(json!({ "examples": examples, "float": float, "palettized": palettized }));
+    }
+    print(format_args!("validation loss over {examples} noised pictures"))?;
+    print(format_args!("  float       {float:.6}"))?;
+    if let Some(loss) = palettized {
+        print(format_args!("  palettized  {loss:.6}  ({:+.2} %)", 100.0 * (loss / float - 1.0)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! The validation loss of any weights, outside a run: what `evaluate` and `demo` compare models by.
+
+use anyhow::{Context, Result};
+use tch::{Device, Kind};
+
+use super::examples::{Encoder, Texts};
+use super::setup::transform;
+use super::validate::Validation;
+use crate::config::Config;
+use crate::data::{Cache, CaptionOptions, read_folder};
+use crate::diffusion::NoiseSchedule;
+use crate::networks::unet::UnetConfig;
+use crate::ops::Weights;
+use crate::source::{Component, Model};
+
+/// The validation split of a config, encoded by one model.
+pub struct Evaluation {
+    unet: UnetConfig,
+    schedule: NoiseSchedule,
+    validation: Validation,
+    texts: Texts,
+}
+
+impl Evaluation {
+    /// Reads `data.validation_data_dir` and encodes it with the autoencoder and text encoder of `model`.
+    ///
+    /// # Errors
+    /// The config has no validation split; whatever is wrong with the data or the model.
+    pub fn open(config: &Config, model: &Model, device: Device) -> Result<Self> {
+        let folder = config.data.validation_data_dir.as_ref().context(
+            "the config has no `data.validation_data_dir`: set it to a folder with pictures that are not trained on",
+        )?;
+        let samples = read_folder(folder, &CaptionOptions::from(&config.data))?;
+        let cache = Cache::open(&config.data.cache_dir)?;
+        let autoencoder = model.autoencoder_config()?;
+        let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;
+        let encoder = Encoder::new(&autoencoder, &weights, device, &cache)?;
+        let examples = encoder.encode(&samples, &transform(config), false, &mut |_, _| {})?;
+        let text_weights = model.weights(Component::TextEncoder, Kind::Float, device)?;
+        let texts = Texts::new(
+            examples.captions.iter(),
+            &model.tokenizer()?,
+            model.text_encoder_config()?,
+            Some((&text_weights, &cache)),
+            device,
+        )?;
+        let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
+        let validation = Validation::new(
+            &examples,
+            autoencoder.scaling_factor,
+            (config.train.train_batch_size, config.validation.batches),
+            config.validation.seed,
+            &schedule,
+            (device, Kind::Float),
+        );
+        Ok(Self { unet: model.unet_config()?, schedule, validation, texts })
+    }
+
+    /// How many noised pictures the loss is the mean over.
+    pub fn examples(&self) -> usize {
+        self.validation.len()
+    }
+
+    /// The denoising loss of the UNet with these fp32 weights.
+    ///
+    /// # Errors
+    /// A caption can't be embedded.
+    pub fn loss(&self, weights: &Weights) -> Result<f64> {
+        self.validation.loss(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, None))
+    }
+}
