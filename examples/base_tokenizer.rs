@@ -41,9 +41,7 @@ fn main() -> Result<()> {
     std::fs::write(folder.join("vocab.json"), serde_json::to_string(&ids)? + "\n")?;
     let lines: String = merges.iter().map(|(left, right)| format!("{left} {right}\n")).collect();
     std::fs::write(folder.join("merges.txt"), format!("#version: 0.2\n{lines}"))?;
-    let token = |content: &str| {
-        json!({"content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false})
-    };
+    let token = |content: &str| json!({"content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false});
     let config = json!({
         "add_prefix_space": false,
         "bos_token": token("<|startoftext|>"),
