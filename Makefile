@@ -16,7 +16,7 @@ else
 FETCHED = .libtorch/flavour
 endif
 
-.PHONY: build demo test bench lint
+.PHONY: build demo test bench lint base
 
 build: $(FETCHED)
 	$(CARGO) build
@@ -29,6 +29,15 @@ test: $(FETCHED)
 
 bench: $(FETCHED)
 	$(CARGO) bench --profile dev
+
+# Trains the small base in examples/base again, from nothing: autoencoder, then UNet and text encoder.
+base: build
+	$(CARGO) run --example base_tokenizer -- datasets/sketchbook/train/metadata.jsonl examples/base/tokenizer
+	$(BINARY) train configs/base-autoencoder.toml
+	cp runs/base-autoencoder/model/vae/* examples/base/vae/
+	$(BINARY) train configs/base.toml
+	cp runs/base/model/unet/* examples/base/unet/
+	cp runs/base/model/text_encoder/* examples/base/text_encoder/
 
 lint: $(FETCHED)
 	$(CARGO) fmt --check

@@ -175,6 +175,11 @@ fn train(config: &Config, rules: &mut Rules) {
     rules.positive(train.lr_power, "train.lr_power");
     rules.not_negative(train.max_grad_norm, "train.max_grad_norm");
     rules.between(train.ema_decay, 0.0, 1.0, "train.ema_decay");
+    rules.must(
+        !(train.use_ema && config.palettize.enabled),
+        "train.use_ema",
+        "averages plain weights; with palettes (palettize.enabled) set it to false",
+    );
     if let Some(gamma) = train.min_snr_gamma {
         rules.positive(gamma, "train.min_snr_gamma");
     }

@@ -25,6 +25,8 @@ pub enum Purpose {
     Picture = 7,
     /// Order of the data.
     Order = 8,
+    /// Crops of pictures.
+    Crop = 9,
 }
 
 /// The generator of the `index`-th stream of a purpose.

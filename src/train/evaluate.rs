@@ -35,7 +35,7 @@ impl Evaluation {
         let autoencoder = model.autoencoder_config()?;
         let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;
         let encoder = Encoder::new(&autoencoder, &weights, device, &cache)?;
-        let examples = encoder.encode(&samples, &transform(config), false, &mut |_, _| {})?;
+        let examples = encoder.encode(&samples, &|index| transform(config, index), false, &mut |_, _| {})?;
         let text_weights = model.weights(Component::TextEncoder, Kind::Float, device)?;
         let texts = Texts::new(
             examples.captions.iter(),

@@ -59,7 +59,7 @@ impl<'a> Encoder<'a> {
     pub fn encode(
         &self,
         samples: &[Sample],
-        transform: &Transform,
+        transform: &dyn Fn(usize) -> Transform,
         flip: bool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Examples> {
@@ -67,8 +67,8 @@ impl<'a> Encoder<'a> {
         let mut moments = Vec::new();
         let total = samples.len() * if flip { 2 } else { 1 };
         for flipped in if flip { vec![false, true] } else { vec![false] } {
-            let transform = Transform { flip: flipped, ..*transform };
-            for sample in samples {
+            for (index, sample) in samples.iter().enumerate() {
+                let transform = Transform { flip: flipped, ..transform(index) };
                 let key = Key::of_file(&sample.path, &transform.describe(), &self.network)?;
                 let tensor = self.cache.get_or_make(&key, || {
                     let picture = load_picture(&sample.path, &transform)?.unsqueeze(0).to_device(self.device);

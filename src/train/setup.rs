@@ -12,12 +12,13 @@ use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
 use crate::config::{Config, Mode, TrainedComponent};
-use crate::data::{Cache, CaptionOptions, Sample, Transform, dreambooth, load_picture, read_folder};
+use crate::data::{Cache, CaptionOptions, Crop, Sample, Transform, dreambooth, load_picture, read_folder};
 use crate::diffusion::NoiseSchedule;
 use crate::networks::autoencoder::AutoencoderConfig;
 use crate::ops::{Parameter, Weights};
 use crate::report::Progress;
 use crate::source::{Component, Model};
+use crate::torch::random::{Purpose, generator, uniform};
 
 /// What the loop works on.
 pub struct Setup {
@@ -92,20 +93,25 @@ fn quiet_posterior(weights: &mut Weights, latent_channels: i64) {
 
 /// All pictures as bytes `[N, 3, H, W]`.
 fn bytes(config: &Config, samples: &[Sample]) -> Result<Tensor> {
-    let transform = transform(config);
     let pictures: Result<Vec<Tensor>> = samples
         .iter()
-        .map(|sample| {
-            let picture = load_picture(&sample.path, &transform)?;
+        .enumerate()
+        .map(|(index, sample)| {
+            let picture = load_picture(&sample.path, &transform(config, index))?;
             Ok(((picture + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8))
         })
         .collect();
     Ok(Tensor::stack(&pictures?, 0))
 }
 
-/// What every picture goes through.
-pub fn transform(config: &Config) -> Transform {
-    Transform::center(config.data.resolution as u32, config.data.resolution as u32)
+/// What the picture of this number goes through. Random crops are drawn once a picture, because latents are cached.
+pub fn transform(config: &Config, index: usize) -> Transform {
+    let centered = Transform::center(config.data.resolution as u32, config.data.resolution as u32);
+    if config.data.center_crop {
+        return centered;
+    }
+    let mut random = generator(config.seed, Purpose::Crop, index as u64);
+    Transform { crop: Crop::At(uniform(&mut random), uniform(&mut random)), ..centered }
 }
 
 fn to_device(weights: Weights, device: Device, kind: Kind) -> Weights {
@@ -132,8 +138,8 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
     let encoder = Encoder::new(&autoencoder.config, &autoencoder.weights, device, &cache)?;
     let encoded = |what: &str, samples: &[Sample], flip: bool| {
         let mut bar = Progress::new(what, 0, (samples.len() * if flip { 2 } else { 1 }) as u64).counting("picture");
-        let examples =
-            encoder.encode(samples, &transform(config), flip, &mut |done, _| bar.update(done as u64, &[]))?;
+        let examples = encoder
+            .encode(samples, &|index| transform(config, index), flip, &mut |done, _| bar.update(done as u64, &[]))?;
         bar.finish();
         anyhow::Ok(examples)
     };

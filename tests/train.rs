@@ -1,0 +1,227 @@
+//! Training by the real program: kill and resume, DreamBooth on photographs, a full path to a verified package, and what
+//! bad input gets.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn program(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_palettist"));
+    command.args(arguments).current_dir(folder).stdin(Stdio::null());
+    command
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    program(folder, arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn succeed(output: Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// A config for the tiny model of the fixtures on the project's own pictures; 12 steps, all kinds of state in use.
+fn config(folder: &Path) -> PathBuf {
+    let path = folder.join("tiny.toml");
+    let text = format!(
+        r#"name = "tiny"
+output_dir = "run"
+[model]
+pretrained_model_name_or_path = "{ROOT}/tests/fixtures/pipeline/model"
+[data]
+resolution = 32
+train_data_dir = "{ROOT}/datasets/mascot-captioned"
+validation_data_dir = "{ROOT}/datasets/sketchbook/validation"
+caption_dropout_rate = 0.2
+flip_aug = true
+[train]
+train_text_encoder = true
+stop_text_encoder_training = 5
+max_train_steps = 12
+train_batch_size = 2
+gradient_accumulation_steps = 2
+learning_rate = 1e-3
+lr_scheduler = "cosine"
+lr_warmup_steps = 2
+device = "cpu"
+[palettize]
+n_bits = 2
+weight_threshold = 100
+freeze_fraction = 0.4
+[distill]
+enabled = true
+[sample]
+sample_every_n_steps = 6
+prompts = ["a cat"]
+sample_steps = 2
+[checkpoint]
+checkpointing_steps = 2
+checkpoints_total_limit = 2
+[logging]
+log_every = 1
+[validation]
+every_n_steps = 6
+batches = 1
+"#
+    )
+    .replace(&format!("{ROOT}/datasets/mascot-captioned"), &pictures(folder).display().to_string());
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// Six of the project's pictures with sidecar captions.
+fn pictures(folder: &Path) -> PathBuf {
+    let target = folder.join("pictures");
+    fs::create_dir_all(&target).unwrap();
+    for i in 0..6 {
+        let name = format!("{i:04}.png");
+        fs::copy(Path::new(ROOT).join("datasets/sketchbook/train").join(&name), target.join(&name)).unwrap();
+        fs::write(target.join(format!("{i:04}.txt")), format!("a picture {i}")).unwrap();
+    }
+    target
+}
+
+#[test]
+fn a_run_killed_and_resumed_ends_with_the_same_bytes() {
+    let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // One config for both, so that the recipe inside the checkpoint is the same.
+    let config = config(whole.path());
+    let config = config.to_str().unwrap();
+    succeed(run(whole.path(), &["train", config]));
+
+    // Killed as soon as the second checkpoint is there, and again, in the frozen phase.
+    for step in ["step-000004", "step-000010"] {
+        let mut child = program(broken.path(), &["train", config]).stderr(Stdio::null()).spawn().unwrap();
+        let began = Instant::now();
+        while !broken.path().join("run/checkpoints").join(step).is_dir() {
+            assert!(child.try_wait().unwrap().is_none(), "the run ended before {step}");
+            assert!(began.elapsed() < Duration::from_secs(120), "no {step} after two minutes");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let output = run(broken.path(), &["train", config]);
+    assert!(text(&output.stderr).contains("resuming from "), "{}", text(&output.stderr));
+    succeed(output);
+
+    for file in ["tiny.palettes.safetensors", "model/unet/diffusion_pytorch_model.safetensors"] {
+        let [a, b] = [&whole, &broken].map(|folder| fs::read(folder.path().join("run").join(file)).unwrap());
+        assert!(a == b, "{file} differs");
+    }
+    let metrics = fs::read_to_string(broken.path().join("run/logs/metrics.jsonl")).unwrap();
+    let steps: Vec<u64> = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|line| line.get("learning_rate").is_some())
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "each step is in metrics.jsonl once");
+}
+
+#[test]
+fn the_package_of_a_run_is_the_network_that_was_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path());
+    succeed(run(folder.path(), &["train", config.to_str().unwrap(), "palettize.n_bits=4"]));
+    let package = fs::read_dir(folder.path().join("run/coreml")).unwrap().next().unwrap().unwrap().path();
+    let model = folder.path().join("run/model");
+    let palettes = folder.path().join("run/tiny.palettes.safetensors");
+    let [package, model, palettes] = [&package, &model, &palettes].map(|path| path.to_str().unwrap());
+    // The palettes, and the diffusers folder that holds their values, are the same network.
+    succeed(run(folder.path(), &["verify", package, "--against", model, "--min-psnr", "50"]));
+    succeed(run(folder.path(), &["verify", package, "--against", model, "--palettes", palettes, "--min-psnr", "50"]));
+    // Another network is told apart.
+    let other = format!("{ROOT}/tests/fixtures/pipeline/model");
+    let output = run(folder.path(), &["verify", package, "--against", &other, "--min-psnr", "50"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+    let told = succeed(run(
+        folder.path(),
+        &["evaluate", model, "--config", config.to_str().unwrap(), "--palettes", palettes, "--json"],
+    ));
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["float"], told["palettized"], "{told}");
+}
+
+#[test]
+fn dreambooth_on_photographs() {
+    let shared = std::env::var("PALETTIST_SHARED").unwrap_or_else(|_| format!("{ROOT}/../shared"));
+    let photographs = Path::new(&shared).join("data/dreambooth");
+    if !photographs.is_dir() {
+        eprintln!("skipped: no photographs in {}", photographs.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let class = folder.path().join("class");
+    fs::create_dir(&class).unwrap();
+    for i in 0..3 {
+        let name = format!("dog2_{i:02}.jpg");
+        fs::copy(photographs.join("class_dog").join(&name), class.join(&name)).unwrap();
+    }
+    let overrides = [
+        format!("model.pretrained_model_name_or_path={ROOT}/tests/fixtures/pipeline/model"),
+        format!("data.dreambooth.instance_data_dir={}", photographs.join("instance/dog").display()),
+        format!("data.dreambooth.class_data_dir={}", class.display()),
+        "data.dreambooth.num_class_images=5".into(),
+        "data.dreambooth.prior_sample_steps=2".into(),
+        "data.resolution=64".into(),
+        "train.max_train_steps=20".into(),
+        "train.device=cpu".into(),
+        "palettize.weight_threshold=100".into(),
+        "sample.sample_every_n_steps=10".into(),
+        "sample.sample_steps=2".into(),
+    ];
+    let config = format!("{ROOT}/configs/dreambooth-2bit.toml");
+    let mut arguments = vec!["train", &config];
+    arguments.extend(overrides.iter().map(String::as_str));
+    succeed(run(folder.path(), &arguments));
+    let output = folder.path().join("runs/sks-dog-2bit");
+    for file in ["sks-dog-2bit.palettes.safetensors", "model/model_index.json", "coreml", "samples/step-000020.png"] {
+        assert!(output.join(file).exists(), "no {file}");
+    }
+    // Two of the five class pictures were missing and are drawn; the photographs are as they were.
+    assert_eq!(fs::read_dir(&class).unwrap().count(), 5);
+}
+
+#[test]
+fn mistakes_get_one_line_and_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path());
+    let config = config.to_str().unwrap();
+    let refused = |arguments: &[&str], code: i32, expected: &str| {
+        let output = run(folder.path(), arguments);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{told}");
+        assert!(told.contains(expected), "`{told}` does not say `{expected}`");
+        assert!(!told.contains("panicked") && told.lines().count() <= 3, "{told}");
+    };
+    refused(&["train", config, "train.learning_rat=1"], 2, "learning_rate");
+
+    fs::create_dir(folder.path().join("run")).unwrap();
+    fs::write(folder.path().join("run/mine.txt"), "keep").unwrap();
+    refused(&["train", config], 1, "is not a run of this program");
+    assert_eq!(fs::read_to_string(folder.path().join("run/mine.txt")).unwrap(), "keep");
+    fs::remove_dir_all(folder.path().join("run")).unwrap();
+
+    succeed(run(folder.path(), &["train", config, "train.max_train_steps=2", "export.coreml=false"]));
+    let palettes = folder.path().join("run/tiny.palettes.safetensors");
+    let before = fs::read(&palettes).unwrap();
+    refused(&["train", config, "train.max_train_steps=2", "train.seed=7"], 2, "seed");
+    refused(&["train", config, "train.max_train_steps=2", "seed=7"], 1, "seed = 42");
+    refused(&["train", config, "train.max_train_steps=2", "--resume", "never"], 1, "holds a run already");
+    assert_eq!(fs::read(&palettes).unwrap(), before);
+
+    let picture = folder.path().join("pictures/0003.png");
+    let bytes = fs::read(&picture).unwrap();
+    fs::write(&picture, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&["train", config, "output_dir=other"], 1, "0003.png");
+    fs::remove_file(&picture).unwrap();
+    refused(&["train", config, "output_dir=other2"], 1, "0003");
+}
