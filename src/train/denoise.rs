@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::examples::{Examples, Texts, draw_latents};
 use super::objective::{Loss, Objective};
+use super::prompts::Sampler;
 use super::trained::Networks;
 use super::validate::Validation;
 use crate::config::Config;
@@ -32,7 +33,7 @@ pub struct Denoise {
     pub device: Device,
     pub kind: Kind,
     /// Draws the config's prompts with these networks.
-    pub sampler: Box<dyn FnMut(&Networks) -> Result<Vec<Tensor>>>,
+    pub sampler: Sampler,
 }
 
 /// A batch: latents `[B, 4, h, w]`, captions, weight of each example's loss.

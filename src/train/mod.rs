@@ -171,7 +171,7 @@ impl Run<'_> {
     fn steps(&mut self, start: u64, objective: &mut dyn Objective, trained: &mut Trained) -> Result<Ended> {
         let config = self.config;
         let total = config.train.max_train_steps;
-        let every = |n: u64, step: u64| n > 0 && step % n == 0;
+        let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
         let minutes = Duration::from_secs(60 * config.checkpoint.checkpoint_every_n_minutes);
         let mut saved = Instant::now();
         for step in start..total {

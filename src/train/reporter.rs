@@ -36,7 +36,7 @@ impl Reporter {
 
     /// Whether the step that ends at `done` is to be reported.
     pub fn due(&self, done: u64) -> bool {
-        done % self.every == 0
+        done.is_multiple_of(self.every)
     }
 
     /// One step more; only the bar is told.
