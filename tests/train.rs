@@ -217,6 +217,8 @@ fn mistakes_get_one_line_and_change_nothing() {
     refused(&["train", config, "train.max_train_steps=2", "seed=7"], 1, "seed = 42");
     refused(&["train", config, "train.max_train_steps=2", "--resume", "never"], 1, "holds a run already");
     assert_eq!(fs::read(&palettes).unwrap(), before);
+    // A longer run is the same run.
+    succeed(run(folder.path(), &["train", config, "train.max_train_steps=3", "export.coreml=false"]));
 
     let picture = folder.path().join("pictures/0003.png");
     let bytes = fs::read(&picture).unwrap();

@@ -11,11 +11,6 @@ use crate::diffusion::pipeline::{Noise, Pipeline, Request};
 use crate::report::{Progress, pictures};
 use crate::source::Model;
 
-/// Where the class pictures are: the user's folder, or one of the run's own.
-pub fn folder(config: &Config, settings: &Dreambooth) -> PathBuf {
-    settings.class_data_dir.clone().unwrap_or_else(|| config.output_dir.join("class_images"))
-}
-
 /// Draws what is missing to `num_class_images`, each from the noise of its number: a run that was killed while drawing
 /// goes on where it stopped. Pictures of the user's own count and are never touched.
 ///

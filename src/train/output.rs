@@ -17,7 +17,7 @@ use crate::coreml::program::Target;
 use crate::ops::Weights;
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
-use crate::report::Progress;
+use crate::report::{Progress, write_report};
 use crate::source::{Component, Model, copy_model, files, write_component};
 
 /// The folder of a run.
@@ -50,16 +50,17 @@ impl OutputDir {
             Resume::Never => None,
             Resume::Auto => state::list(&folder.join("checkpoints")).pop().map(|(_, path)| path),
         };
-        let before = match &resumed {
-            Some(checkpoint) => Some(state::facts(checkpoint)?.config),
-            // Killed before its first checkpoint: it begins again, if it was this run.
-            None if occupied => {
-                Some(fs::read_to_string(&resolved).with_context(|| format!("cannot read {}", resolved.display()))?)
+        if let Some(checkpoint) = &resumed {
+            state::check_same_run(&state::facts(checkpoint)?.config, config)
+                .with_context(|| format!("the output folder {shown}"))?;
+        } else if occupied {
+            // Ended before its first checkpoint: nothing is lost by beginning again, if it was this run.
+            let before =
+                fs::read_to_string(&resolved).with_context(|| format!("cannot read {}", resolved.display()))?;
+            let before = crate::config::parse(&before, "config.resolved.toml", &[])?;
+            if before.name != config.name {
+                bail!("the output folder {shown} is that of the run `{}`; set another `output_dir`", before.name);
             }
-            None => None,
-        };
-        if let Some(before) = before {
-            state::check_same_run(&before, config).with_context(|| format!("the output folder {shown}"))?;
         }
         files::write_bytes(&resolved, config.resolved_toml().as_bytes())?;
         Ok(Self { folder, resumed })
@@ -140,6 +141,14 @@ pub fn finish(
         bar.finish();
         reporter.wrote("the Core ML package", &path);
     }
+    let mut facts = vec![("model", config.model.pretrained_model_name_or_path.clone())];
+    if let Some(checkpoint) = &checkpoint {
+        facts.push(("palettized weights", checkpoint.palettes.len().to_string()));
+        facts.push(("bits of a palette's index", config.palettize.n_bits.to_string()));
+        facts.push(("palettes' mean relative squared error", format!("{:.5}", trained.palette_error())));
+    }
+    write_report(&output.folder, &config.name, &facts)?;
+    reporter.wrote("the report", &output.folder.join("report.html"));
     Ok(())
 }
 

@@ -220,11 +220,10 @@ fn read_data(config: &Config, model: &Model, device: Device) -> Result<Data> {
         return Ok(Data { instance: read_folder(folder, &options)?, class: None, validation });
     }
     let settings = config.data.dreambooth.as_ref().context("`[data.dreambooth]` is not set")?;
-    let class_dir = class_images::folder(config, settings);
-    if settings.with_prior_preservation {
-        class_images::draw_missing(config, settings, &class_dir, model, device)?;
+    let class_dir = settings.class_data_dir.as_deref().filter(|_| settings.with_prior_preservation);
+    if let Some(folder) = class_dir {
+        class_images::draw_missing(config, settings, folder, model, device)?;
     }
-    let class_dir = settings.with_prior_preservation.then_some(class_dir.as_path());
     let read = dreambooth(&settings.instance_data_dir, &settings.instance_prompt, class_dir, &settings.class_prompt)?;
     let class = settings.with_prior_preservation.then_some((read.class, settings.prior_loss_weight));
     Ok(Data { instance: read.instance, class, validation })

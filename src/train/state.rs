@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::trained::Trained;
+use crate::config::Config;
 use crate::ops::Weights;
 use crate::source::files;
 
@@ -87,13 +88,14 @@ pub fn tensors(checkpoint: &Path) -> Result<Weights> {
     })
 }
 
-/// Refuses a state whose run learned something else: of the config, only what does not change the weights may differ.
+/// Refuses a state whose run learned something else: of the config, only what does not change the weights may differ,
+/// and, with a notice, how long and how fast is learned.
 ///
 /// # Errors
 /// Names the first line that differs.
-pub fn check_same_run(before: &str, config: &crate::config::Config) -> Result<()> {
+pub fn check_same_run(before: &str, config: &Config) -> Result<()> {
     let old = crate::config::parse(before, "its config.resolved.toml", &[])?;
-    let neutral = |config: &crate::config::Config| {
+    let neutral = |config: &Config| {
         let mut config = config.clone();
         config.sample = Default::default();
         config.logging = Default::default();
@@ -102,13 +104,29 @@ pub fn check_same_run(before: &str, config: &crate::config::Config) -> Result<()
         config.validation.every_n_steps = 0;
         config.output_dir = PathBuf::new();
         config.data.cache_dir = PathBuf::new();
-        config.resolved_toml()
+        config
     };
-    let (old, new) = (neutral(&old), neutral(config));
+    let (mut old, mut new) = (neutral(&old), neutral(config));
+    let (length, rate) = (old.train.max_train_steps, old.train.learning_rate);
+    if length != new.train.max_train_steps || rate != new.train.learning_rate {
+        eprintln!(
+            "note: this run began with max_train_steps = {length} and learning_rate = {rate:?}; from here on it has {} and \
+             {:?}",
+            new.train.max_train_steps, new.train.learning_rate
+        );
+    }
+    for config in [&mut old, &mut new] {
+        let defaults = Config::default();
+        config.train.max_train_steps = defaults.train.max_train_steps;
+        config.train.learning_rate = defaults.train.learning_rate;
+        config.train.text_encoder_lr = defaults.train.text_encoder_lr;
+        config.palettize.palette_learning_rate = defaults.palettize.palette_learning_rate;
+    }
+    let (old, new) = (old.resolved_toml(), new.resolved_toml());
     match old.lines().zip(new.lines()).find(|(a, b)| a != b) {
         Some((a, b)) => bail!(
-            "the run to resume has `{a}`, the config now `{b}`: resuming would not be the same run; change it back, set \
-             another output_dir, or pass --resume never with an empty output_dir"
+            "the run to resume has `{a}`, the config now `{b}`: resuming would not be the same run; change it back, or \
+             set another output_dir"
         ),
         None if old != new => bail!("the config is not the one of the run to resume; set another output_dir"),
         None => Ok(()),
