@@ -10,6 +10,8 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn program(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_palettist"));
+    // One thread each: the tests run side by side, and these networks are too small for more.
+    command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
     command
 }
