@@ -49,10 +49,10 @@ pub fn write_report(folder: &Path, title: &str, facts: &[(&str, String)]) -> Res
     samples.sort();
     for name in samples {
         let name = escaped(&name);
-        write!(page, "<h2>{name}</h2><img src=\"samples/{name}\" alt=\"pictures drawn at {name}\">\n")?;
+        writeln!(page, "<h2>{name}</h2><img src=\"samples/{name}\" alt=\"pictures drawn at {name}\">")?;
     }
     let config = fs::read_to_string(folder.join("config.resolved.toml")).unwrap_or_default();
-    write!(page, "<h2>Config</h2><pre>{}</pre></html>\n", escaped(&config))?;
+    writeln!(page, "<h2>Config</h2><pre>{}</pre></html>", escaped(&config))?;
     write_bytes(&folder.join("report.html"), page.as_bytes())
 }
 
