@@ -1,8 +1,8 @@
 //! Training: from a [`Config`] to `output_dir/`.
 //!
-//! [`run`] opens the model and the data ([`setup`]), then repeats one step: the weights that the networks see
-//! ([`trained`], palettes included), the loss ([`objective`]: [`denoise`] or [`reconstruct`]), the gradient, AdamW.
-//! Everything random is a function of the seed and the step, and a checkpoint ([`state`]) holds the rest, so that a
+//! [`run`] opens the model and the data (`setup`), then repeats one step: the weights that the networks see
+//! (`trained`, palettes included), the loss (`objective`: `denoise` or `reconstruct`), the gradient, AdamW.
+//! Everything random is a function of the seed and the step, and a checkpoint (`state`) holds the rest, so that a
 //! run killed at any instant and resumed writes the same bytes as one that was not.
 
 mod class_images;
