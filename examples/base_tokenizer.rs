@@ -41,17 +41,16 @@ fn main() -> Result<()> {
     std::fs::write(folder.join("vocab.json"), serde_json::to_string(&ids)? + "\n")?;
     let lines: String = merges.iter().map(|(left, right)| format!("{left} {right}\n")).collect();
     std::fs::write(folder.join("merges.txt"), format!("#version: 0.2\n{lines}"))?;
-    let token = |content: &str| json!({"content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false});
     let config = json!({
         "add_prefix_space": false,
-        "bos_token": token("<|startoftext|>"),
+        "bos_token": "<|startoftext|>",
         "do_lower_case": true,
-        "eos_token": token("<|endoftext|>"),
+        "eos_token": "<|endoftext|>",
         "errors": "replace",
         "model_max_length": 77,
         "pad_token": "<|endoftext|>",
         "tokenizer_class": "CLIPTokenizer",
-        "unk_token": token("<|endoftext|>"),
+        "unk_token": "<|endoftext|>",
     });
     std::fs::write(folder.join("tokenizer_config.json"), serde_json::to_string_pretty(&config)? + "\n")?;
     println!("{} tokens, {} merges; vocab_size is {}", vocabulary.len(), merges.len(), vocabulary.len());
