@@ -27,7 +27,7 @@ pub struct Args {
     project: PathBuf,
 }
 
-/// What the picture shows, a column each. None of these colours and places was trained on with its thing.
+/// What the picture shows, a column each. All six combinations are among those that the base was trained on.
 const PROMPTS: [&str; 6] = [
     "a red mushroom on the grass",
     "a blue boat at sea",

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use tch::{Device, Kind};
 
 use super::{Usage, print};
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use crate::coreml::program::Target;
-use crate::diffusion::pipeline::unet_weights;
+use crate::diffusion::pipeline::{check_palettes, unet_weights};
 use crate::palette::PalettizedCheckpoint;
 use crate::report::Progress;
 use crate::source::{Component, Model, copy_model};
@@ -79,19 +79,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
     let path = match &checkpoint {
         Some(checkpoint) => {
-            for parameter in config.parameters() {
-                let shape = match checkpoint.palettes.get(&parameter.name) {
-                    Some(palette) => Some(palette.shape.clone()),
-                    None => checkpoint.dense.get(&parameter.name).map(tch::Tensor::size),
-                };
-                let shape = shape.with_context(|| format!("the palettes lack `{}`", parameter.name))?;
-                ensure!(
-                    shape == parameter.shape,
-                    "the palettes do not fit the model: `{}` has the shape {shape:?}, the model's {:?}",
-                    parameter.name,
-                    parameter.shape
-                );
-            }
+            check_palettes(&model, checkpoint)?;
             export_unet(&config, checkpoint, &options, &metadata, &args.output, &mut told)?
         }
         None => {

@@ -19,6 +19,7 @@ use super::picture::read_picture;
 
 /// The file with captions for a whole folder.
 pub const METADATA: &str = "metadata.jsonl";
+/// Extensions of the pictures that are read.
 const PICTURES: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp"];
 /// Pictures that other programs read and this one does not: leaving them out silently would be a surprise.
 const OTHER_PICTURES: &[&str] = &["gif", "tif", "tiff", "heic", "heif", "avif", "jxl", "jfif", "psd", "tga", "ppm"];
@@ -156,7 +157,7 @@ impl Listing {
         let mut files = Vec::new();
         list(folder, Path::new(""), 0, &mut files).map_err(|problem| Problems(vec![problem]))?;
         files.sort();
-        let (pictures, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| has_extension(file, PICTURES));
+        let (pictures, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| is_picture(file));
         if pictures.is_empty() {
             return Err(Problems(vec![format!("{} holds no pictures (.{})", folder.display(), PICTURES.join(", ."))]));
         }
@@ -384,6 +385,11 @@ fn from_metadata(
         filled.insert(picture.as_path(), caption);
     }
     listing.samples(folder, |file| filled.get(file).cloned(), false)
+}
+
+/// Whether this file is, by its name, a picture that is read.
+pub fn is_picture(file: &Path) -> bool {
+    has_extension(file, PICTURES)
 }
 
 /// Says that a picture named in `metadata.jsonl` cannot be used, and which one may be meant.

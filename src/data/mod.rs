@@ -18,7 +18,7 @@ pub mod picture;
 pub mod resample;
 
 pub use cache::{Cache, Key, hash_weights};
-pub use folder::{CaptionOptions, Dreambooth, Missing, Sample, check_pictures, dreambooth, read_folder};
+pub use folder::{CaptionOptions, Dreambooth, Missing, Sample, check_pictures, dreambooth, is_picture, read_folder};
 pub use order::{batch_indices, epoch_order};
 pub use picture::{Crop, Transform, load_picture};
 pub use resample::Filter;

@@ -4,6 +4,8 @@
 //! f = H / h the autoencoder's factor (8). Agrees with diffusers' `StableDiffusionPipeline` given the same noise.
 //! Latents and the sampler's arithmetic are fp32, whatever the type of the networks.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -107,19 +109,25 @@ pub fn initial_noise(seed: u64, images: usize, shape: [i64; 3]) -> Tensor {
     Tensor::stack(&(0..images).map(one).collect::<Vec<_>>(), 0)
 }
 
-/// Checks that `weights` are those of a network, by name and shape.
-fn check_parameters(weights: &Weights, parameters: &[Parameter], title: &str) -> Result<()> {
-    for parameter in parameters {
-        let Some(tensor) = weights.get(&parameter.name) else {
-            bail!("`{}` is missing, which this model's {title} has", parameter.name);
-        };
-        let (name, got, wanted) = (&parameter.name, tensor.size(), &parameter.shape);
-        ensure!(got == *wanted, "`{name}` has the shape {got:?}, and this model's {title} has {wanted:?}");
+/// Checks that a palettized checkpoint is of this model's UNet, by name and shape.
+///
+/// # Errors
+/// The first parameter that is missing, of another shape, or not the UNet's.
+pub fn check_palettes(model: &Model, checkpoint: &PalettizedCheckpoint) -> Result<()> {
+    let palettes = checkpoint.palettes.iter().map(|(name, palette)| (name, palette.shape.clone()));
+    let dense = checkpoint.dense.iter().map(|(name, tensor)| (name, tensor.size()));
+    let shapes: BTreeMap<&String, Vec<i64>> = palettes.chain(dense).collect();
+    let parameters = model.parameters(Component::Unet)?;
+    check_parameters(&shapes, &parameters).context("the palettes do not fit the model")
+}
+
+fn check_parameters(shapes: &BTreeMap<&String, Vec<i64>>, parameters: &[Parameter]) -> Result<()> {
+    for Parameter { name, shape: wanted, .. } in parameters {
+        let Some(got) = shapes.get(name) else { bail!("`{name}` is missing, which this model's UNet has") };
+        ensure!(got == wanted, "`{name}` has the shape {got:?}, and this model's UNet has {wanted:?}");
     }
-    let mut names: Vec<_> = weights.keys().filter(|name| parameters.iter().all(|p| p.name != **name)).collect();
-    names.sort();
-    match names.first() {
-        Some(name) => bail!("`{name}` is there, which this model's {title} does not have"),
+    match shapes.keys().find(|name| parameters.iter().all(|p| p.name != ***name)) {
+        Some(name) => bail!("`{name}` is there, which this model's UNet does not have"),
         None => Ok(()),
     }
 }
@@ -134,10 +142,8 @@ pub fn unet_weights(
     match palettes {
         None => model.weights(Component::Unet, kind, device),
         Some(checkpoint) => {
-            let weights = checkpoint.weights(kind, device)?;
-            let parameters = model.parameters(Component::Unet)?;
-            check_parameters(&weights, &parameters, "UNet").context("the palettes do not fit the model")?;
-            Ok(weights)
+            check_palettes(model, checkpoint)?;
+            checkpoint.weights(kind, device)
         }
     }
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
 use crate::config::{Config, Dreambooth};
+use crate::data::is_picture;
 use crate::diffusion::pipeline::{Noise, Pipeline, Request};
 use crate::report::{Progress, pictures};
 use crate::source::Model;
@@ -25,10 +26,6 @@ pub fn draw_missing(
 ) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let name = |index: usize| format!("drawn-{index:05}.png");
-    let is_picture = |path: &Path| {
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-        ["png", "jpg", "jpeg", "webp", "bmp"].contains(&extension.as_str())
-    };
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let there: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_picture(path)).collect();
     let wanted = settings.num_class_images;

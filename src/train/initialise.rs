@@ -3,8 +3,6 @@
 //! branch starts at zero (Goyal et al. 2017, 5.1; `zero_module` of Dhariwal and Nichol 2021), so that a new network
 //! begins as its shortcuts. Without it the branches' noise drowns what the shortcuts carry, colours first.
 
-use std::hash::Hasher;
-
 use tch::Tensor;
 
 use crate::ops::{Initial, Parameter, Weights};
@@ -43,20 +41,7 @@ fn initial(parameter: &Parameter, seed: u64) -> Tensor {
 
 /// FNV-1a: stable between versions of Rust, unlike the standard library's hasher.
 fn name_hash(name: &str) -> u64 {
-    struct Fnv(u64);
-    impl Hasher for Fnv {
-        fn finish(&self) -> u64 {
-            self.0
-        }
-        fn write(&mut self, bytes: &[u8]) {
-            for &byte in bytes {
-                self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        }
-    }
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
-    hasher.write(name.as_bytes());
-    hasher.finish()
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

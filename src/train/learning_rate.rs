@@ -3,16 +3,7 @@
 
 use std::f64::consts::PI;
 
-/// The schedule's shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
-    Constant,
-    ConstantWithWarmup,
-    Linear,
-    Cosine,
-    CosineWithRestarts,
-    Polynomial,
-}
+use crate::config::LrScheduler as Shape;
 
 /// A schedule over `total` steps, the first `warmup` of them rising linearly (not for [`Shape::Constant`]).
 #[derive(Clone, Copy, Debug)]

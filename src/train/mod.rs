@@ -30,13 +30,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind};
 
-use self::learning_rate::{LearningRate, Shape};
+use self::learning_rate::LearningRate;
 use self::objective::Objective;
 use self::optimizer::AdamW;
 use self::output::OutputDir;
 use self::reporter::Reporter;
 use self::trained::{Slot, Trained};
-use crate::config::{Config, DeviceChoice, LrScheduler, MixedPrecision};
+use crate::config::{Config, DeviceChoice, MixedPrecision};
 use crate::source::Component;
 
 /// Which state a run starts from.
@@ -124,19 +124,11 @@ struct Schedules {
 impl Schedules {
     fn new(config: &Config) -> Self {
         let train = &config.train;
-        let shape = match train.lr_scheduler {
-            LrScheduler::Constant => Shape::Constant,
-            LrScheduler::ConstantWithWarmup => Shape::ConstantWithWarmup,
-            LrScheduler::Linear => Shape::Linear,
-            LrScheduler::Cosine => Shape::Cosine,
-            LrScheduler::CosineWithRestarts => Shape::CosineWithRestarts,
-            LrScheduler::Polynomial => Shape::Polynomial,
-        };
         let palettize = &config.palettize;
         let steps = train.max_train_steps;
         Self {
             rate: LearningRate {
-                shape,
+                shape: train.lr_scheduler,
                 base: train.learning_rate,
                 warmup: train.lr_warmup_steps,
                 total: steps,
