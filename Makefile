@@ -27,8 +27,9 @@ demo: build
 test: $(FETCHED)
 	$(CARGO) test
 
+# PALETTIST_PEERS=PYTHON make bench: beside the peers, where that Python has torch, diffusers and coremltools.
 bench: $(FETCHED)
-	$(CARGO) bench --profile dev
+	$(CARGO) bench --profile dev --benches
 
 # Trains the small base in examples/base again, from nothing: autoencoder, then UNet and text encoder.
 base: build

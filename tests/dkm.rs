@@ -7,7 +7,7 @@ use half::f16;
 use palettist::ops::Weights;
 use palettist::palette::codes::{Code, Histogram};
 use palettist::palette::table::Table;
-use palettist::palette::{DkmLayer, Frozen, Palette, kmeans, soften};
+use palettist::palette::{DkmLayer, Frozen, Palette, Soften, kmeans, soften};
 use palettist::source::files::TensorFile;
 use tch::{Device, Kind, Tensor};
 
@@ -22,6 +22,33 @@ fn vectors() -> Option<PathBuf> {
         eprintln!("skipped: no dkm_vectors in ../shared/data or in $PALETTIST_SHARED");
     }
     folder
+}
+
+/// The soft weight, the centroids and the state of [`soften`].
+fn softened(weight: &Tensor, centroids: &[f64], tau: f64, iterations: usize, code: Code) -> (Tensor, Vec<f64>, Soften) {
+    let mut soft = weight.empty_like();
+    let (centroids, state) = soften(weight, centroids, tau, iterations, code, &mut soft).unwrap();
+    (soft, centroids, state)
+}
+
+/// One step of a layer: the soft weight and the state.
+fn step(layer: &mut DkmLayer, weight: &Tensor, rho: f64, code: Code) -> (Tensor, Soften) {
+    let mut soft = weight.empty_like();
+    let state = layer.soften(weight, rho, 3, code, &mut soft).unwrap();
+    (soft, state)
+}
+
+/// ∂L/∂w.
+fn backward(state: &Soften, upstream: &Tensor) -> Tensor {
+    let mut gradient = upstream.copy();
+    state.backward(&mut gradient).unwrap();
+    gradient
+}
+
+fn dense(frozen: &Frozen, shape: &[i64]) -> Tensor {
+    let mut dense = Tensor::zeros(shape, FLOAT);
+    frozen.dense(&mut dense).unwrap();
+    dense
 }
 
 /// |a − b| / |b|, L2.
@@ -47,8 +74,8 @@ fn reference_values() {
         let tau = get("tau").to_kind(Kind::Double).double_value(&[0]);
         let weight = get("weight").to_kind(Kind::Float);
         let (soft, centroids, state) =
-            soften(&weight, &centroids, tau, case["iterations"].as_u64().unwrap() as usize, code).unwrap();
-        let gradient = state.backward(&get("upstream")).unwrap();
+            softened(&weight, &centroids, tau, case["iterations"].as_u64().unwrap() as usize, code);
+        let gradient = backward(&state, &get("upstream").to_kind(Kind::Float));
         assert_eq!((soft.size(), gradient.size()), (weight.size(), weight.size()));
         let errors = [
             distance(&soft, &get("soft_weight")),
@@ -91,8 +118,8 @@ fn gradients_are_autograds_at_every_size_and_temperature() {
         let (book_soft, book_centroids) = by_the_book(&wide, &Tensor::from_slice(&layer.centroids), tau, 3);
         let book = Tensor::run_backward(&[(&book_soft * &upstream).sum(Kind::Double)], &[&wide], false, false);
 
-        let (soft, centroids, state) = soften(&weight, &layer.centroids, tau, 3, code).unwrap();
-        let gradient = state.backward(&upstream).unwrap();
+        let (soft, centroids, state) = softened(&weight, &layer.centroids, tau, 3, code);
+        let gradient = backward(&state, &upstream);
         // Where there are more entries than values, entries differ by rounding only and attention may be anything.
         let case = format!("{bits} bits, {shape:?}, scale {scale}, {code:?}");
         assert!(distance(&soft, &book_soft) < 1e-6, "{case}: soft {:e}", distance(&soft, &book_soft));
@@ -131,9 +158,12 @@ fn the_table_is_exact_in_f64_and_agrees_with_finite_differences() {
     let place = |v: &f16| bins.iter().position(|&bin| bin == v.to_bits()).unwrap();
     let mut sums = vec![0.0; bins.len()];
     values.iter().zip(&upstream).for_each(|(v, g)| sums[place(v)] += g);
-    let (direct, through) = table.backward(&sums);
+    let lines = table.backward(&sums);
     for i in 0..values.len() {
-        let ours = upstream[i] * direct[place(&values[i])] + through[place(&values[i])];
+        let ours = {
+            let (direct, through) = lines[place(&values[i])];
+            upstream[i] * direct + through
+        };
         assert!((ours - book[i]).abs() < 1e-12, "{i}: {ours} is not {}", book[i]);
         if values[i].to_f64().abs() < 0.01 {
             continue; // ulps near zero are too small for a difference
@@ -161,8 +191,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let (weight, upstream) = (weight.shallow_clone(), upstream.shallow_clone());
         pool.install(move || {
             let mut layer = DkmLayer::new("layer", 4, &weight).unwrap();
-            let (soft, state) = layer.soften(&weight, 0.5, 3, Code::F16).unwrap();
-            let gradient = state.backward(&upstream).unwrap();
+            let (soft, state) = step(&mut layer, &weight, 0.5, Code::F16);
+            let gradient = backward(&state, &upstream);
             let frozen = layer.freeze(&weight).unwrap();
             (soft, gradient, layer, frozen.gradient(&upstream).unwrap(), frozen.palette().unwrap())
         })
@@ -190,8 +220,8 @@ fn degenerate_layers_stay_finite() {
                 let weight = Tensor::from_slice(values);
                 let mut layer = DkmLayer::new("layer", bits, &weight).unwrap();
                 for rho in [1.0, 0.1, 1e-6] {
-                    let (soft, state) = layer.soften(&weight, rho, 3, code).unwrap();
-                    let gradient = state.backward(&Tensor::ones_like(&weight)).unwrap();
+                    let (soft, state) = step(&mut layer, &weight, rho, code);
+                    let gradient = backward(&state, &Tensor::ones_like(&weight));
                     for tensor in [&soft, &gradient] {
                         let finite = Vec::<f32>::try_from(tensor).unwrap().iter().all(|v| v.is_finite());
                         assert!(finite, "{bits} bits, rho {rho}, {:?}", &values[..values.len().min(4)]);
@@ -208,7 +238,9 @@ fn degenerate_layers_stay_finite() {
         let message = format!("{:#}", DkmLayer::new("mid.weight", 2, &Tensor::from_slice(&[1.0, bad])).unwrap_err());
         assert!(message.contains("mid.weight") && message.contains("1 of its values"), "{message}");
         let mut layer = DkmLayer::new("mid.weight", 2, &Tensor::from_slice(&[1.0f32, 2.0])).unwrap();
-        assert!(layer.soften(&Tensor::from_slice(&[1.0, bad]), 1.0, 3, Code::Bf16).is_err());
+        assert!(
+            layer.soften(&Tensor::from_slice(&[1.0, bad]), 1.0, 3, Code::Bf16, &mut Tensor::zeros([2], FLOAT)).is_err()
+        );
         assert!(layer.hard(&Tensor::from_slice(&[1.0, bad])).is_err());
     }
 }
@@ -224,7 +256,7 @@ fn cooling_brings_the_soft_weight_to_the_hard_one() {
     assert_eq!(layer.kmeans_mse, fit.error);
     let mut gaps = Vec::new();
     for rho in [1.0, 0.1, 1e-3, 1e-5] {
-        let (soft, state) = layer.soften(&weight, rho, 3, Code::F16).unwrap();
+        let (soft, state) = step(&mut layer, &weight, rho, Code::F16);
         let hard = layer.hard(&weight).unwrap().tensor(Kind::Float, Device::Cpu).unwrap();
         gaps.push(distance(&soft, &hard));
         let error = (&hard - &weight).square().mean(Kind::Double).double_value(&[]);
@@ -243,14 +275,14 @@ fn frozen_layers_train_their_entries_alone() {
         let mut frozen = layer.freeze(&weight).unwrap();
         let hard = layer.hard(&weight).unwrap();
         assert_eq!(frozen.palette().unwrap(), hard);
-        assert!(frozen.dense().unwrap().equal(&hard.tensor(Kind::Float, Device::Cpu).unwrap()));
+        assert!(dense(&frozen, &weight.size()).equal(&hard.tensor(Kind::Float, Device::Cpu).unwrap()));
 
         let indices: Vec<i64> = hard.indices.iter().map(|&i| i as i64).collect();
         let entries = Tensor::from_slice(&hard.entries.iter().map(|e| e.to_f64()).collect::<Vec<_>>());
         let entries = entries.set_requires_grad(true);
         let upstream = Tensor::randn_like(&weight);
-        let dense = entries.index_select(0, &Tensor::from_slice(&indices)).view_as(&weight);
-        let book = Tensor::run_backward(&[(dense * &upstream).sum(Kind::Double)], &[&entries], false, false);
+        let wide = entries.index_select(0, &Tensor::from_slice(&indices)).view_as(&weight);
+        let book = Tensor::run_backward(&[(wide * &upstream).sum(Kind::Double)], &[&entries], false, false);
         let gradient = frozen.gradient(&upstream).unwrap();
         assert_eq!(gradient.size(), [1 << bits]);
         assert!(distance(&gradient, &book[0]) < 1e-6, "{bits} bits");
@@ -260,7 +292,7 @@ fn frozen_layers_train_their_entries_alone() {
         let mut handle = frozen.entries.shallow_clone();
         let _ = handle.g_add_(&(gradient * 1.2345e-4));
         let palette = frozen.palette().unwrap();
-        assert!(frozen.dense().unwrap().equal(&palette.tensor(Kind::Float, Device::Cpu).unwrap()));
+        assert!(dense(&frozen, &weight.size()).equal(&palette.tensor(Kind::Float, Device::Cpu).unwrap()));
         assert_eq!(palette.indices, hard.indices);
         assert_ne!(palette.entries, hard.entries);
 
@@ -286,12 +318,12 @@ fn layers_are_saved_and_restored_exactly() {
     tch::manual_seed(6);
     let weight = Tensor::randn([50, 50], FLOAT);
     let mut layer = DkmLayer::new("a.weight", 4, &weight).unwrap();
-    drop(layer.soften(&weight, 0.7, 3, Code::Bf16).unwrap());
+    drop(step(&mut layer, &weight, 0.7, Code::Bf16));
     let saved: Weights = layer.tensors().into_iter().collect();
     let mut restored = DkmLayer::restore("a.weight", 4, &saved).unwrap();
     assert_eq!(restored, layer);
-    let (one, _) = layer.soften(&weight, 0.5, 3, Code::Bf16).unwrap();
-    let (two, _) = restored.soften(&weight, 0.5, 3, Code::Bf16).unwrap();
+    let (one, _) = step(&mut layer, &weight, 0.5, Code::Bf16);
+    let (two, _) = step(&mut restored, &weight, 0.5, Code::Bf16);
     assert!(one.equal(&two) && layer == restored);
     let message = format!("{:#}", DkmLayer::restore("a.weight", 2, &saved).unwrap_err());
     assert!(message.contains("`a.weight.centroids`") && message.contains("[4] is expected"), "{message}");

@@ -9,7 +9,7 @@ use half::f16;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::codes::{self, CODES, Code, Histogram};
+use super::codes::{self, Code, Histogram};
 use super::table::Table;
 use super::{Frozen, Palette, first_of_equals, kmeans, midpoints, piece};
 use crate::ops::Weights;
@@ -25,9 +25,9 @@ pub struct Soften {
     table: Table,
 }
 
-/// The soft weight of `weight` (f32, any shape, any device) for `centroids` at the temperature `tau`, the centroids
-/// after `iterations` updates, and what the backward pass needs. Weights are seen through `code`; `weight` must not
-/// change before the backward pass.
+/// Writes the soft weight of `weight` (f32, any shape, any device) to `soft` (contiguous f32 of the same shape and
+/// device), for `centroids` at the temperature `tau`; returns the centroids after `iterations` updates, and what the
+/// backward pass needs. Weights are seen through `code`; `weight` must not change before the backward pass.
 ///
 /// # Errors
 /// When a weight is not finite, or not within the range of `code`; when an argument is out of its range.
@@ -37,45 +37,45 @@ pub fn soften(
     tau: f64,
     iterations: usize,
     code: Code,
-) -> Result<(Tensor, Vec<f64>, Soften)> {
+    soft: &mut Tensor,
+) -> Result<(Vec<f64>, Soften)> {
     let _guard = tch::no_grad_guard();
     let weight = weight.f_detach()?;
-    let kind = weight.f_kind()?;
-    ensure!(kind == Kind::Float, "a weight to soften is Float, not {kind:?}");
+    check(&weight, soft)?;
     let histogram = Histogram::of(&weight, code)?;
     let table = Table::cluster(histogram, centroids, tau, iterations)?;
-    let mut values = vec![0f32; CODES];
-    for (&bin, soft) in table.histogram().bins.iter().zip(table.soft_values()) {
-        values[bin as usize] = soft as f32;
+    codes::look_up(&weight, table.histogram(), &table.soft_values(), soft)?;
+    Ok((table.entries(), Soften { weight, table }))
+}
+
+fn check(weight: &Tensor, other: &Tensor) -> Result<()> {
+    for tensor in [weight, other] {
+        let kind = tensor.f_kind()?;
+        ensure!(kind == Kind::Float, "a weight to soften is Float, not {kind:?}");
     }
-    let soft = codes::gather(&weight, code, &values)?;
-    Ok((soft, table.entries(), Soften { weight, table }))
+    ensure!(
+        other.size() == weight.size() && other.device() == weight.device() && other.is_contiguous(),
+        "a soft weight or gradient of shape {:?} on {:?} does not fit a weight of shape {:?} on {:?}",
+        other.size(),
+        other.device(),
+        weight.size(),
+        weight.device()
+    );
+    Ok(())
 }
 
 impl Soften {
-    /// ∂L/∂w (f32) from `upstream`, ∂L/∂ŵ: same shape, same device.
+    /// Turns `gradient` from ∂L/∂ŵ into ∂L/∂w, in place: contiguous f32 of the weight's shape, on its device.
     ///
     /// # Errors
-    /// When `upstream` has another shape or is on another device.
-    pub fn backward(&self, upstream: &Tensor) -> Result<Tensor> {
+    /// When `gradient` has another shape or kind, or is on another device.
+    pub fn backward(&self, gradient: &mut Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let Self { weight, table } = self;
-        let upstream = upstream.f_detach()?.f_to_kind(Kind::Float)?;
-        ensure!(
-            upstream.size() == weight.size() && upstream.device() == weight.device(),
-            "a gradient of shape {:?} on {:?} is not that of a weight of shape {:?} on {:?}",
-            upstream.size(),
-            upstream.device(),
-            weight.size(),
-            weight.device()
-        );
+        check(weight, gradient)?;
         let histogram = table.histogram();
-        let (direct, through_entries) = table.backward(&codes::sums(weight, &upstream, histogram)?);
-        let mut rows = vec![(0f32, 0f32); CODES];
-        for ((&bin, direct), through) in histogram.bins.iter().zip(direct).zip(through_entries) {
-            rows[bin as usize] = (direct as f32, through as f32);
-        }
-        codes::combine(weight, &upstream, histogram.code, &rows)
+        let lines = table.backward(&codes::add_up(weight, gradient, histogram)?);
+        codes::combine(weight, histogram, &lines, gradient)
     }
 
     /// Mean squared error of the weights if palettes were made of the new centroids now.
@@ -118,15 +118,22 @@ impl DkmLayer {
         (rho * self.kmeans_mse).max(1e-8 * self.power).max(1e-20)
     }
 
-    /// [`soften`] at ρ = `rho`; keeps the new centroids.
+    /// [`soften`] at ρ = `rho` into `soft`; keeps the new centroids.
     ///
     /// # Errors
     /// As [`soften`]; names the layer.
-    pub fn soften(&mut self, weight: &Tensor, rho: f64, iterations: usize, code: Code) -> Result<(Tensor, Soften)> {
-        let (soft, centroids, state) = soften(weight, &self.centroids, self.temperature(rho), iterations, code)
+    pub fn soften(
+        &mut self,
+        weight: &Tensor,
+        rho: f64,
+        iterations: usize,
+        code: Code,
+        soft: &mut Tensor,
+    ) -> Result<Soften> {
+        let (centroids, state) = soften(weight, &self.centroids, self.temperature(rho), iterations, code, soft)
             .with_context(|| format!("parameter {}", self.name))?;
         self.centroids = centroids;
-        Ok((soft, state))
+        Ok(state)
     }
 
     /// The palette of the current centroids, rounded to f16, ascending: each weight (f32) takes its nearest.

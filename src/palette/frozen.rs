@@ -43,26 +43,27 @@ impl Frozen {
         Ok(self.entries.f_detach()?.f_to_kind(Kind::Half)?)
     }
 
-    /// The weight (f32): exactly what [`Self::palette`] holds.
+    /// Writes the weight to `dense` (contiguous f32 of its shape, on its device): exactly what [`Self::palette`] holds.
     ///
     /// # Errors
     /// libtorch's (no memory).
-    pub fn dense(&self) -> Result<Tensor> {
+    pub fn dense(&self, dense: &mut Tensor) -> Result<()> {
+        ensure!(dense.size() == self.shape, "{:?} is not the shape {:?}", dense.size(), self.shape);
         let entries = self.rounded()?.f_to_kind(Kind::Float)?;
         if entries.device() != Device::Cpu {
-            let dense = entries.f_index_select(0, &self.indices.f_to_kind(Kind::Int)?)?;
-            return Ok(dense.f_view(self.shape.as_slice())?);
+            let values = entries.f_index_select(0, &self.indices.f_to_kind(Kind::Int)?)?;
+            dense.f_copy_(&values.f_view(self.shape.as_slice())?)?;
+            return Ok(());
         }
-        let mut dense = Tensor::f_empty(self.shape.as_slice(), (Kind::Float, Device::Cpu))?;
         let (entries, indices) = (slices::floats(&entries)?, slices::bytes(&self.indices)?);
-        let values = slices::floats_mut(&mut dense)?;
+        let values = slices::floats_mut(dense)?;
         let size = piece(indices.len());
         values.par_chunks_mut(size).zip(indices.par_chunks(size)).for_each(|(values, indices)| {
             for (value, &index) in values.iter_mut().zip(indices) {
                 *value = entries[index as usize];
             }
         });
-        Ok(dense)
+        Ok(())
     }
 
     /// ∂L/∂entries (`[2^bits]` f32) from `upstream`, ∂L/∂weight: for each entry the sum over its members.

@@ -3,20 +3,24 @@
 //! | file | what |
 //! |---|---|
 //! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
+//! | [`passes`] | the same on slices: what every weight costs |
 //! | [`kmeans`] | the nearest palette to a weight: exact 1-d k-means |
 //! | [`table`] | differentiable k-means on a histogram, forward and backward |
+//! | [`attention`] | its arithmetic, a block of bins at a time |
 //! | [`dkm`] | differentiable k-means of a weight, and of a layer while it is trained |
 //! | [`frozen`] | a layer with fixed assignments, its entries trained |
 //! | [`packing`] | indices as a stream of bits |
 //! | [`post_training`] | palettes for a trained network, without training |
 //! | [`checkpoint`] | a whole UNet, its weights as palettes, in one safetensors file |
 
+pub mod attention;
 pub mod checkpoint;
 pub mod codes;
 pub mod dkm;
 pub mod frozen;
 pub mod kmeans;
 pub mod packing;
+pub mod passes;
 pub mod post_training;
 pub mod table;
 

@@ -12,21 +12,23 @@
 //! attention, Ψ through the entries, which only needs G_b = Σ_{i∈b} g_i. c⁰ is held constant.
 //!
 //! Everything here is f64: at a low temperature the attention between two entries is a spike that f32 entries would
-//! shift. Terms below e⁻⁴⁶ of their row's largest are left out, which leaves a few entries a bin, whatever the
-//! palette's size, and no denormals. Sums run over fixed runs of bins, merged in order: results do not depend on the
-//! number of threads.
+//! shift. Terms below e⁻³⁸ of their row's largest are left out, being lost in its rounding: that leaves a few entries a
+//! bin whatever the palette's size, often one, and no denormals. Bins go through the arithmetic ([`super::attention`])
+//! in blocks that see the same entries. Sums run over fixed runs of bins, merged in order: results do not depend on
+//! the number of threads.
 
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
+use super::attention::{LANES, Lanes, attend};
 use super::codes::Histogram;
 
-/// Logits further than this below the largest of their row count as minus infinity: e⁻⁴⁶ is 1e-20.
-const FLOOR: f64 = 46.0;
+/// Logits further than this below the largest of their row count as minus infinity: e⁻³⁸ is 3e-17.
+const FLOOR: f64 = 38.0;
 /// Bins that one task takes.
-const RUN: usize = 2048;
+const RUN: usize = 4096;
 /// Of a palette.
 const MOST_ENTRIES: usize = 256;
 
@@ -44,7 +46,7 @@ pub struct Table {
     masses: Vec<Vec<f64>>,
 }
 
-/// Per entry, or per bin of a run.
+/// Per entry.
 type Sums = Vec<f64>;
 
 impl Table {
@@ -72,21 +74,29 @@ impl Table {
     fn update(&mut self, t: usize) {
         let old = &self.centroids[t];
         let count = old.len();
-        let runs = self.for_bins(
+        let runs = self.for_blocks(
             t,
-            || (vec![0.0; count], vec![0.0; count]),
-            |(mass, moment), bin, entries, attention| {
-                let n = self.histogram.counts[bin] as f64;
-                for (j, a) in entries.zip(attention) {
-                    mass[j] += n * a;
-                    moment[j] += n * a * (self.values[bin] - old[j]);
+            || vec![[0.0; 2]; count],
+            |sums, block| {
+                for (j, attention) in block.entries.clone().zip(block.attention) {
+                    let moved = std::array::from_fn(|lane| block.counts[lane] * attention[lane]);
+                    let moments = std::array::from_fn(|lane| moved[lane] * (block.values[lane] - old[j]));
+                    sums[j][0] += sum(&moved);
+                    sums[j][1] += sum(&moments);
                 }
             },
         );
-        let (masses, moments): (Vec<Sums>, Vec<Sums>) = runs.into_iter().unzip();
-        let (mass, moment) = (total(&masses, count), total(&moments, count));
+        let mut totals = vec![[0.0; 2]; count];
+        for run in runs {
+            totals.iter_mut().zip(run).for_each(|(total, run)| {
+                total[0] += run[0];
+                total[1] += run[1];
+            });
+        }
+        let mass: Vec<f64> = totals.iter().map(|total| total[0]).collect();
         // An entry that no weight looks at stays where it is.
-        let new = (0..count).map(|j| if mass[j] > 0.0 { old[j] + moment[j] / mass[j] } else { old[j] }).collect();
+        let new = |(&old, [mass, moment]): (&f64, [f64; 2])| if mass > 0.0 { old + moment / mass } else { old };
+        let new = old.iter().zip(totals).map(new).collect();
         self.masses.push(mass);
         self.centroids.push(new);
     }
@@ -116,45 +126,48 @@ impl Table {
     /// f_b for each bin of the histogram.
     pub fn soft_values(&self) -> Vec<f64> {
         let entries = self.last();
-        let read = |soft: &mut Sums, _, range: Range<usize>, attention: &[f64]| {
-            soft.push(range.zip(attention).map(|(j, a)| a * entries[j]).sum());
-        };
-        self.for_bins(self.masses.len() - 1, Vec::new, read).concat()
+        let read = |soft: &mut Vec<f64>, block: Block| soft.extend(&block.mean(|j, _| entries[j])[..block.len]);
+        self.for_blocks(self.masses.len() - 1, Vec::new, read).concat()
     }
 
     /// (D_b, Ψ_b) for each bin of the histogram, from G_b, the sums of the upstream gradient over its weights.
-    pub fn backward(&self, upstream: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    pub fn backward(&self, upstream: &[f64]) -> Vec<(f64, f64)> {
         let iterations = self.masses.len();
         let count = self.order.len();
         let entries = self.last();
         // The read-out: f_b depends on c^T directly and on c^{T−1} through the attention.
         struct ReadOut {
-            direct: Sums,
+            direct: Vec<f64>,
             to_last: Sums,
             to_previous: Sums,
         }
         let previous = &self.centroids[iterations - 1];
-        let runs = self.for_bins(
+        let scale = 2.0 / self.tau;
+        let runs = self.for_blocks(
             iterations - 1,
             || ReadOut { direct: Vec::new(), to_last: vec![0.0; count], to_previous: vec![0.0; count] },
-            |sums, bin, range, attention| {
-                let soft: f64 = range.clone().zip(attention).map(|(j, a)| a * entries[j]).sum();
-                let mut direct = 0.0;
-                for (j, a) in range.zip(attention) {
+            |sums, block| {
+                let upstream = block.pick(upstream);
+                let soft = block.mean(|j, _| entries[j]);
+                let mut direct = [0.0; LANES];
+                for (j, attention) in block.entries.clone().zip(block.attention) {
                     // ∂f/∂logit_j · ∂logit_j/∂c_j; ∂logit_j/∂u is its opposite.
-                    let slope = a * (entries[j] - soft) * 2.0 * (self.values[bin] - previous[j]) / self.tau;
-                    direct -= slope;
-                    sums.to_last[j] += upstream[bin] * a;
-                    sums.to_previous[j] += upstream[bin] * slope;
+                    let slope: Lanes = std::array::from_fn(|lane| {
+                        attention[lane] * (entries[j] - soft[lane]) * scale * (block.values[lane] - previous[j])
+                    });
+                    for lane in 0..LANES {
+                        direct[lane] -= slope[lane];
+                    }
+                    sums.to_last[j] += sum(&std::array::from_fn(|lane| upstream[lane] * attention[lane]));
+                    sums.to_previous[j] += sum(&std::array::from_fn(|lane| upstream[lane] * slope[lane]));
                 }
-                sums.direct.push(direct);
+                sums.direct.extend(&direct[..block.len]);
             },
         );
-        let direct = runs.iter().flat_map(|run| &run.direct).copied().collect();
+        let mut lines: Vec<(f64, f64)> = runs.iter().flat_map(|run| &run.direct).map(|&d| (d, 0.0)).collect();
         // γ^t = ∂L/∂c^t
         let mut gamma = total_of(runs.iter().map(|run| &run.to_last), count);
         let mut gamma_previous = total_of(runs.iter().map(|run| &run.to_previous), count);
-        let mut through_entries = vec![0.0; self.values.len()];
         for t in (1..=iterations).rev() {
             let (old, new, mass) = (&self.centroids[t - 1], &self.centroids[t], &self.masses[t - 1]);
             // What moves an entry that no weight looks at is the entry before.
@@ -162,79 +175,169 @@ impl Table {
             for j in (0..count).filter(|&j| mass[j] <= 0.0) {
                 gamma_previous[j] += gamma[j];
             }
-            let runs = self.for_bins(
+            let runs = self.for_blocks(
                 t - 1,
                 || (Vec::new(), vec![0.0; count]),
-                |(psi, to_previous), bin, range, attention| {
-                    let u = self.values[bin];
-                    let e = |j: usize| share[j] * (u - new[j]);
-                    let mean: f64 = range.clone().zip(attention).map(|(j, a)| a * e(j)).sum();
-                    let mut sum = 0.0;
-                    for (j, a) in range.zip(attention) {
-                        let slope = a * (e(j) - mean) * 2.0 * (u - old[j]) / self.tau;
-                        sum += a * share[j] - slope;
-                        to_previous[j] += self.histogram.counts[bin] as f64 * slope;
+                |(psi, to_previous): &mut (Vec<f64>, Sums), block| {
+                    let mean = block.mean(|j, u| share[j] * (u - new[j]));
+                    let mut through = [0.0; LANES];
+                    for (j, attention) in block.entries.clone().zip(block.attention) {
+                        let slope: Lanes = std::array::from_fn(|lane| {
+                            let u = block.values[lane];
+                            attention[lane] * (share[j] * (u - new[j]) - mean[lane]) * scale * (u - old[j])
+                        });
+                        for lane in 0..LANES {
+                            through[lane] += attention[lane] * share[j] - slope[lane];
+                        }
+                        to_previous[j] += sum(&std::array::from_fn(|lane| block.counts[lane] * slope[lane]));
                     }
-                    psi.push(sum);
+                    psi.extend(&through[..block.len]);
                 },
             );
-            for (sum, psi) in through_entries.iter_mut().zip(runs.iter().flat_map(|run| &run.0)) {
-                *sum += psi;
+            for ((_, through), psi) in lines.iter_mut().zip(runs.iter().flat_map(|run| &run.0)) {
+                *through += psi;
             }
             let rest = total_of(runs.iter().map(|run| &run.1), count);
             gamma = gamma_previous.iter().zip(rest).map(|(a, b)| a + b).collect();
             gamma_previous = vec![0.0; count];
         }
-        (direct, through_entries)
+        lines
     }
 
-    /// Calls `step` with the attention of each bin on c^t: (sums of its run, bin, which entries, their attention).
-    /// Returns the sums of all runs, in order.
-    fn for_bins<S: Send>(
+    /// Calls `step` with the attention of each block of bins on c^t, in the order of the bins. Returns the sums of all
+    /// runs, in order.
+    fn for_blocks<S: Send>(
         &self,
         t: usize,
         start: impl Fn() -> S + Sync,
-        step: impl Fn(&mut S, usize, Range<usize>, &[f64]) + Sync,
+        step: impl Fn(&mut S, Block) + Sync,
     ) -> Vec<S> {
         let centroids = &self.centroids[t];
-        let reach = FLOOR * self.tau;
         self.values
             .par_chunks(RUN)
             .enumerate()
             .map(|(run, values)| {
                 let mut sums = start();
-                let mut buffer = [0.0; MOST_ENTRIES];
-                let mut near = 0;
-                for (place, &u) in values.iter().enumerate() {
-                    let distance = |j: usize| (u - centroids[j]).powi(2);
-                    while near + 1 < centroids.len() && distance(near + 1) <= distance(near) {
-                        near += 1;
-                    }
-                    let least = distance(near);
-                    let (mut from, mut to) = (near, near + 1);
-                    while from > 0 && distance(from - 1) - least <= reach {
-                        from -= 1;
-                    }
-                    while to < centroids.len() && distance(to) - least <= reach {
-                        to += 1;
-                    }
-                    let attention = &mut buffer[..to - from];
-                    let mut norm = 0.0;
-                    for (a, j) in attention.iter_mut().zip(from..to) {
-                        *a = ((least - distance(j)) / self.tau).exp();
-                        norm += *a;
-                    }
-                    attention.iter_mut().for_each(|a| *a /= norm);
-                    step(&mut sums, run * RUN + place, from..to, attention);
+                let mut attention = vec![[0.0; LANES]; MOST_ENTRIES.min(centroids.len())];
+                let first = run * RUN;
+                let (mut from, mut near) = (0, 0);
+                while from < values.len() {
+                    let window = self.window(values[from], centroids, &mut near);
+                    let most = (from + LANES).min(values.len());
+                    let to = from + values[from..most].partition_point(|&u| u < window.until).max(1);
+                    let block_values = lanes(&values[from..to]);
+                    let attention = &mut attention[..window.entries.len()];
+                    attend(
+                        &block_values,
+                        &centroids[window.entries.clone()],
+                        near - window.entries.start,
+                        self.tau,
+                        attention,
+                    );
+                    let mut counts = [0.0; LANES];
+                    counts
+                        .iter_mut()
+                        .zip(&self.histogram.counts[first + from..first + to])
+                        .for_each(|(to, &n)| *to = n as f64);
+                    let block = Block {
+                        start: first + from,
+                        len: to - from,
+                        values: block_values,
+                        counts,
+                        entries: window.entries,
+                        attention,
+                    };
+                    step(&mut sums, block);
+                    from = to;
                 }
                 sums
             })
             .collect()
     }
+
+    /// Which of `centroids` the bin at `u` sees, and up to where the bins above it see the same. `near` is moved up to
+    /// the nearest.
+    fn window(&self, u: f64, centroids: &[f64], near: &mut usize) -> Window {
+        let middle = |j: usize| centroids[j] / 2.0 + centroids[j + 1] / 2.0;
+        while *near + 1 < centroids.len() && middle(*near) <= u {
+            *near += 1;
+        }
+        let nearest = centroids[*near];
+        let mut until = if *near + 1 < centroids.len() { middle(*near) } else { f64::INFINITY };
+        let reach = FLOOR * self.tau / 2.0;
+        // (u − c_j)² − (u − c_near)² is linear in u: entry j is in reach up to here (below), or from here on (above).
+        let edge = |j: usize| nearest / 2.0 + centroids[j] / 2.0 - reach / (centroids[j] - nearest);
+        let (mut from, mut to) = (*near, *near + 1);
+        while from > 0 && (centroids[from - 1] == nearest || u < edge(from - 1)) {
+            from -= 1;
+            if centroids[from] < nearest {
+                until = until.min(edge(from));
+            }
+        }
+        while to < centroids.len() && (centroids[to] == nearest || edge(to) <= u) {
+            to += 1;
+        }
+        if to < centroids.len() {
+            until = until.min(edge(to));
+        }
+        Window { entries: from..to, until }
+    }
 }
 
-fn total(runs: &[Sums], count: usize) -> Sums {
-    total_of(runs.iter(), count)
+struct Window {
+    entries: Range<usize>,
+    until: f64,
+}
+
+/// Consecutive bins that see the same entries. Lanes past `len` have no weights.
+struct Block<'a> {
+    /// The first bin.
+    start: usize,
+    len: usize,
+    values: Lanes,
+    counts: Lanes,
+    entries: Range<usize>,
+    /// One row for each of `entries`.
+    attention: &'a [Lanes],
+}
+
+impl Block<'_> {
+    /// Σ_j a_bj · `of`(j, u_b)
+    #[inline]
+    fn mean(&self, of: impl Fn(usize, f64) -> f64) -> Lanes {
+        let mut mean = [0.0; LANES];
+        for (j, attention) in self.entries.clone().zip(self.attention) {
+            for lane in 0..LANES {
+                mean[lane] += attention[lane] * of(j, self.values[lane]);
+            }
+        }
+        mean
+    }
+
+    /// The block's part of a number for each bin; zero in the lanes past its end.
+    #[inline]
+    fn pick(&self, of_bins: &[f64]) -> Lanes {
+        let mut lanes = [0.0; LANES];
+        lanes[..self.len].copy_from_slice(&of_bins[self.start..self.start + self.len]);
+        lanes
+    }
+}
+
+/// Values as lanes, the last repeated.
+fn lanes(values: &[f64]) -> Lanes {
+    std::array::from_fn(|lane| values[lane.min(values.len() - 1)])
+}
+
+/// In a fixed order that vectors can follow.
+#[inline]
+fn sum(lanes: &Lanes) -> f64 {
+    let mut sums = [0.0; 8];
+    for part in lanes.chunks_exact(8) {
+        for lane in 0..8 {
+            sums[lane] += part[lane];
+        }
+    }
+    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
 }
 
 /// The sum of the runs, in their order.

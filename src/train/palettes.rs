@@ -22,6 +22,7 @@ pub fn layer(settings: &Palettize, parameter: &Parameter, weight: &Tensor) -> Re
     Ok(Some(LayerPalette {
         phase: Phase::Soft(layer),
         iterations: settings.kmeans_max_iter,
+        network: weight.empty_like(),
         shape: parameter.shape.clone(),
         relative_error: start,
     }))
@@ -36,6 +37,8 @@ enum Phase {
 pub struct LayerPalette {
     phase: Phase,
     iterations: usize,
+    /// What the network sees, fp32: written anew in each step, in the same memory.
+    network: Tensor,
     shape: Vec<i64>,
     /// Squared error of the hard palette over the sum of squares of the master weight, as of the last step.
     pub relative_error: f64,
@@ -61,28 +64,36 @@ impl LayerPalette {
     /// # Errors
     /// The master weight is not finite.
     pub fn seen(&mut self, value: &Tensor, temperature: f64) -> Result<Seen> {
-        match &mut self.phase {
+        let soften = match &mut self.phase {
             Phase::Soft(layer) => {
                 // Few entries need few bins; see [`Code`].
                 let code = if layer.bits <= 2 { Code::Bf16 } else { Code::F16 };
-                let (leaf, soften) = layer.soften(value, temperature, self.iterations, code)?;
+                let soften = layer.soften(value, temperature, self.iterations, code, &mut self.network)?;
                 self.relative_error = soften.hard_error() / layer.power.max(f64::MIN_POSITIVE);
-                Ok(Seen { leaf, soften: Some(soften) })
+                Some(soften)
             }
-            Phase::Frozen(frozen) => Ok(Seen { leaf: frozen.dense()?, soften: None }),
-        }
+            Phase::Frozen(frozen) => {
+                frozen.dense(&mut self.network)?;
+                None
+            }
+        };
+        Ok(Seen { leaf: self.network.detach(), soften })
     }
 
-    /// From the gradient of what the network saw to that of what the optimizer moves.
+    /// From the gradient of what the network saw, which is used up, to that of what the optimizer moves.
     ///
     /// # Errors
     /// Shapes differ.
-    pub fn gradient(&self, seen: &Seen, upstream: &Tensor) -> Result<Tensor> {
-        match (&self.phase, &seen.soften) {
-            (Phase::Frozen(frozen), _) => frozen.gradient(upstream),
-            (Phase::Soft(_), Some(soften)) => soften.backward(upstream),
-            (Phase::Soft(_), None) => Ok(upstream.shallow_clone()),
+    pub fn gradient(&self, seen: &Seen, upstream: Tensor) -> Result<Tensor> {
+        if let Phase::Frozen(frozen) = &self.phase {
+            return frozen.gradient(&upstream);
         }
+        // In the memory of the gradient itself, which is autograd's own and ours now.
+        let mut gradient = upstream.f_contiguous()?;
+        if let Some(soften) = &seen.soften {
+            soften.backward(&mut gradient)?;
+        }
+        Ok(gradient)
     }
 
     /// Fixes the assignments; gives the entries, which the optimizer then moves in place. `None` when they were fixed.

@@ -119,7 +119,7 @@ impl Trained {
             .map(|(slot, seen)| {
                 let gradient = seen.leaf.grad();
                 gradient.defined().then(|| match &slot.palette {
-                    Some(palette) => palette.gradient(&seen, &gradient),
+                    Some(palette) => palette.gradient(&seen, gradient),
                     None => Ok(gradient),
                 })
             })

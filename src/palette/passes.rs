@@ -1,0 +1,271 @@
+//! The four passes over the weights, on plain slices: count codes, look values up, add a gradient up by code, combine.
+//!
+//! Everything else about clustering happens on at most 65,536 bins, so these are what a training step pays for every
+//! weight: 32 bytes of memory traffic and a few instructions. With AVX-512 (found at run time) codes are made and tables
+//! are read sixteen weights at a time; elsewhere plain loops do the same. Both give the same bits.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use super::codes::{CODES, Code};
+
+/// Codes are made a block at a time, in the first-level cache.
+const BLOCK: usize = 1024;
+
+/// One value for every code.
+pub type ByCode<T> = [T; CODES];
+
+/// Adds to `counts` how many of `weights` have each code.
+pub fn count(weights: &[f32], code: Code, counts: &mut ByCode<u32>) {
+    for block in weights.chunks(BLOCK) {
+        with_codes(block, code, |codes| codes.iter().for_each(|&code| counts[code as usize] += 1));
+    }
+}
+
+/// Writes to `to` the `table`'s value of each weight's code. `to` is as long as `weights`.
+pub fn look_up(weights: &[f32], code: Code, table: &ByCode<f32>, to: &mut [f32]) {
+    assert_eq!(weights.len(), to.len());
+    #[cfg(target_arch = "x86_64")]
+    if wide::available() {
+        // SAFETY: the features that the function needs are there.
+        return unsafe { wide::look_up(weights, code, table, to) };
+    }
+    for (block, to) in weights.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
+        with_codes(block, code, |codes| {
+            to.iter_mut().zip(codes).for_each(|(to, &code)| *to = table[code as usize]);
+        });
+    }
+}
+
+/// Adds to `sums`, by the code of each weight, its element of `gradient`, which is as long as `weights`.
+pub fn add_up(weights: &[f32], code: Code, gradient: &[f32], sums: &mut ByCode<f32>) {
+    assert_eq!(weights.len(), gradient.len());
+    for (block, gradient) in weights.chunks(BLOCK).zip(gradient.chunks(BLOCK)) {
+        with_codes(block, code, |codes| {
+            codes.iter().zip(gradient).for_each(|(&code, value)| sums[code as usize] += value);
+        });
+    }
+}
+
+/// `gradient ← slope · gradient + offset`, with the \[slope, offset\] of each weight's code.
+pub fn combine(weights: &[f32], code: Code, table: &ByCode<[f32; 2]>, gradient: &mut [f32]) {
+    assert_eq!(weights.len(), gradient.len());
+    #[cfg(target_arch = "x86_64")]
+    if wide::available() {
+        // SAFETY: the features that the function needs are there.
+        return unsafe { wide::combine(weights, code, table, gradient) };
+    }
+    for (block, gradient) in weights.chunks(BLOCK).zip(gradient.chunks_mut(BLOCK)) {
+        with_codes(block, code, |codes| {
+            for (value, &code) in gradient.iter_mut().zip(codes) {
+                let [slope, offset] = table[code as usize];
+                *value = slope * *value + offset;
+            }
+        });
+    }
+}
+
+/// Calls `then` with the codes of at most [`BLOCK`] weights.
+#[inline]
+fn with_codes(block: &[f32], code: Code, then: impl FnOnce(&[u16])) {
+    let mut buffer = [f16::ZERO; BLOCK];
+    let buffer = &mut buffer[..block.len()];
+    #[cfg(target_arch = "x86_64")]
+    if wide::available() {
+        // SAFETY: the features that the function needs are there.
+        unsafe { wide::encode(block, code, buffer.reinterpret_cast_mut()) };
+        return then(buffer.reinterpret_cast());
+    }
+    match code {
+        Code::F16 => buffer.convert_from_f32_slice(block),
+        Code::Bf16 => {
+            let codes: &mut [u16] = buffer.reinterpret_cast_mut();
+            codes.iter_mut().zip(block).for_each(|(code, value)| *code = bf16_code(*value));
+        }
+    }
+    then(buffer.reinterpret_cast());
+}
+
+/// To nearest, ties to even. A NaN comes out as an infinity: both are refused alike.
+#[inline]
+fn bf16_code(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let infinite = bits & 0x7F80_0000 == 0x7F80_0000;
+    let rounded = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
+    if infinite { 0x7F80 } else { rounded }
+}
+
+/// The same with AVX-512. Pointers move in steps of 16 within their slices; what is left over is done one by one with
+/// the same rounding. A code, being 16 bits wide, cannot point past a table of [`CODES`].
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    const LANES: usize = 16;
+
+    pub fn available() -> bool {
+        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl")
+    }
+
+    /// The codes of 16 weights.
+    ///
+    /// # Safety
+    /// 16 floats are readable at `weights`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn codes(weights: *const f32, code: Code) -> __m256i {
+        // SAFETY: the caller's promise.
+        let values = unsafe { _mm512_loadu_ps(weights) };
+        match code {
+            Code::F16 => _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(values),
+            Code::Bf16 => {
+                let bits = _mm512_castps_si512(values);
+                let exponent = _mm512_set1_epi32(0x7F80_0000);
+                let infinite = _mm512_cmpeq_epi32_mask(_mm512_and_epi32(bits, exponent), exponent);
+                let odd = _mm512_and_epi32(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+                let rounded = _mm512_mask_mov_epi32(rounded, infinite, exponent);
+                _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
+            }
+        }
+    }
+
+    /// The code of one weight, for the ends of slices.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    fn code_of(weight: f32, code: Code) -> usize {
+        let block = [weight; LANES];
+        // SAFETY: 16 floats are there.
+        _mm256_extract_epi16::<0>(unsafe { codes(block.as_ptr(), code) }) as u16 as usize
+    }
+
+    /// # Safety
+    /// AVX-512 F and VL must be there.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    pub unsafe fn encode(weights: &[f32], code: Code, to: &mut [u16]) {
+        assert_eq!(weights.len(), to.len());
+        let whole = weights.len() / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            // SAFETY: i + 16 ≤ the length of both.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(i).cast(), codes(weights.as_ptr().add(i), code)) };
+        }
+        for i in whole..weights.len() {
+            to[i] = code_of(weights[i], code) as u16;
+        }
+    }
+
+    /// # Safety
+    /// AVX-512 F and VL must be there.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    pub unsafe fn look_up(weights: &[f32], code: Code, table: &ByCode<f32>, to: &mut [f32]) {
+        assert_eq!(weights.len(), to.len());
+        // Past the caches when nobody will find it there, so that the old content of the lines need not be read first.
+        const STREAM_FROM: usize = 1 << 17;
+        let streamed = to.len() >= STREAM_FROM && (to.as_ptr() as usize).is_multiple_of(64);
+        let whole = weights.len() / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            // SAFETY: i + 16 ≤ the length of both; a streaming store is aligned, 64 bytes a step.
+            unsafe {
+                let at = _mm512_cvtepu16_epi32(codes(weights.as_ptr().add(i), code));
+                let values = _mm512_i32gather_ps::<4>(at, table.as_ptr());
+                let to = to.as_mut_ptr().add(i);
+                if streamed { _mm512_stream_ps(to, values) } else { _mm512_storeu_ps(to, values) }
+            }
+        }
+        _mm_sfence();
+        for i in whole..weights.len() {
+            to[i] = table[code_of(weights[i], code)];
+        }
+    }
+
+    /// # Safety
+    /// AVX-512 F and VL must be there.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    pub unsafe fn combine(weights: &[f32], code: Code, table: &ByCode<[f32; 2]>, gradient: &mut [f32]) {
+        assert_eq!(weights.len(), gradient.len());
+        let slopes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let offsets = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        let whole = weights.len() / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            // SAFETY: i + 16 ≤ the length of both.
+            unsafe {
+                let codes = codes(weights.as_ptr().add(i), code);
+                // Each row of the table is fetched as one number of 64 bits.
+                let fetch = |half| {
+                    let at = _mm256_cvtepu16_epi32(half);
+                    _mm512_castpd_ps(_mm512_i32gather_pd::<8>(at, table.as_ptr().cast()))
+                };
+                let (low, high) = (fetch(_mm256_castsi256_si128(codes)), fetch(_mm256_extracti128_si256::<1>(codes)));
+                let slope = _mm512_permutex2var_ps(low, slopes, high);
+                let offset = _mm512_permutex2var_ps(low, offsets, high);
+                let value = gradient.as_mut_ptr().add(i);
+                let product = _mm512_mul_ps(_mm512_loadu_ps(value), slope);
+                _mm512_storeu_ps(value, _mm512_add_ps(product, offset));
+            }
+        }
+        for i in whole..weights.len() {
+            let [slope, offset] = table[code_of(weights[i], code)];
+            gradient[i] = slope * gradient[i] + offset;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wide and plain codes are those of the `half` crate, rounding ties and odd lengths included.
+    #[test]
+    fn codes_are_those_of_half() {
+        let mut values: Vec<f32> = (0..70_001).map(|i| ((i * 7919) as f32 * 1e-3).sin() * 0.03).collect();
+        let halfway = |bits: i32, odd: i32| 1.0 + odd as f32 * 0.5f32.powi(bits + 1);
+        values.extend([halfway(7, 1), halfway(7, 3), halfway(10, 1), -halfway(10, 3), 0.0, -0.0, 1e-7, 3e-8, 65504.0]);
+        values.extend([1e-41, -1e-44, 1e6, f32::INFINITY, f32::NEG_INFINITY]);
+        let bits = |code: Code, v: f32| match code {
+            Code::F16 => f16::from_f32(v).to_bits(),
+            Code::Bf16 if v.is_infinite() => 0x7F80,
+            Code::Bf16 => half::bf16::from_f32(v).to_bits(),
+        };
+        for code in [Code::F16, Code::Bf16] {
+            let mut table = vec![0f32; CODES];
+            (0..CODES).for_each(|c| table[c] = c as f32);
+            let table: &ByCode<f32> = table.as_slice().try_into().unwrap();
+            let mut found = vec![0f32; values.len()];
+            look_up(&values, code, table, &mut found);
+            for (&value, found) in values.iter().zip(&found) {
+                assert_eq!(*found as u16, bits(code, value), "{value} by {code:?}");
+            }
+            let mut counts = vec![0u32; CODES];
+            count(&values, code, counts.as_mut_slice().try_into().unwrap());
+            assert_eq!(counts.iter().sum::<u32>() as usize, values.len());
+            assert!(values.iter().all(|&v| counts[bits(code, v) as usize] > 0));
+            // NaN is an infinity or a NaN, whatever the code.
+            let mut found = [0f32];
+            look_up(&[f32::NAN], code, table, &mut found);
+            let exponent = if code == Code::F16 { 0x7C00 } else { 0x7F80 };
+            assert_eq!(found[0] as u16 & exponent, exponent);
+        }
+    }
+
+    #[test]
+    fn sums_and_combinations_are_by_code() {
+        let weights: Vec<f32> = (0..1_234).map(|i| (i % 5) as f32 - 2.0).collect();
+        let gradient: Vec<f32> = (0..1_234).map(|i| i as f32).collect();
+        for code in [Code::F16, Code::Bf16] {
+            let mut sums = vec![0f32; CODES];
+            add_up(&weights, code, &gradient, sums.as_mut_slice().try_into().unwrap());
+            let mut table = vec![[0f32; 2]; CODES];
+            for value in -2i32..=2 {
+                let at = code.of(value as f32) as usize;
+                assert_eq!(sums[at], (0..1_234).filter(|i| i % 5 - 2 == value).sum::<i32>() as f32);
+                table[at] = [value as f32, 10.0];
+            }
+            let mut combined = gradient.clone();
+            combine(&weights, code, table.as_slice().try_into().unwrap(), &mut combined);
+            for ((c, w), g) in combined.iter().zip(&weights).zip(&gradient) {
+                assert_eq!(*c, w * g + 10.0);
+            }
+        }
+    }
+}
