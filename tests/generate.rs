@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use palettist::cli::generate;
-use palettist::diffusion::{Noise, Pipeline, Request, SamplerKind, pictures};
+use palettist::diffusion::{Noise, Pipeline, Request, SamplerKind};
 use palettist::palette::{Palette, PalettizedCheckpoint};
+use palettist::report::pictures;
 use palettist::source::files::{TensorFile, write_safetensors};
 use palettist::source::{Component, Model};
 use serde_json::{Value, json};
@@ -77,7 +78,7 @@ fn pictures_are_those_of_diffusers_and_do_not_depend_on_the_batch() {
     let drawn = pipeline.generate(&one_by_one, &mut |done, total| calls.push((done, total))).expect("pictures");
     assert_eq!(calls, (0..=52).map(|done| (done, 52)).collect::<Vec<_>>(), "26 evaluations for each of 2 pictures");
     for (image, wanted) in drawn.images.unbind(0).iter().zip(expected("pictures").unbind(0)) {
-        let rgb = pictures::to_rgb(image).expect("a picture").into_raw();
+        let rgb = pictures::from_tensor(image).expect("a picture").into_raw();
         let wanted = Vec::<u8>::try_from(wanted.contiguous().flatten(0, -1)).expect("bytes");
         assert_eq!(rgb.len(), wanted.len());
         let off = rgb.iter().zip(&wanted).map(|(a, b)| a.abs_diff(*b)).max();

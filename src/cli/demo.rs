@@ -13,7 +13,7 @@ use crate::diffusion::pipeline::{Noise, Pipeline, Request};
 use crate::ops::Weights;
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::SOURCE_MODEL;
-use crate::palette::post_training::{self, WEIGHT_THRESHOLD};
+use crate::palette::post_training;
 use crate::report::{Progress, pictures};
 use crate::source::{Component, Model};
 use crate::train::evaluate::Evaluation;
@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
         } else {
             ["post-training 4-bit", "trained 4-bit"]
         };
-        let plain = post_training(&model, *bits)?;
+        let plain = post_training(&model, checkpoint)?;
         rows.push(row(names[0], plain.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
         rows.push(row(names[1], checkpoint.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
     }
@@ -99,8 +99,9 @@ fn row(name: &'static str, weights: Weights, evaluation: &Evaluation) -> Result<
     Ok(Row { name, weights, loss })
 }
 
-fn post_training(model: &Model, bits: u32) -> Result<PalettizedCheckpoint> {
-    let chosen = post_training::chosen(&model.parameters(Component::Unet)?, bits, WEIGHT_THRESHOLD);
+/// The best palettes without training, of as many bits in each layer as those of `trained`.
+fn post_training(model: &Model, trained: &PalettizedCheckpoint) -> Result<PalettizedCheckpoint> {
+    let chosen = trained.palettes.iter().map(|(name, palette)| (name.clone(), palette.bits)).collect();
     let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
     let metadata = [(SOURCE_MODEL.to_owned(), model.folder.display().to_string())].into();
     post_training::palettize(weights.into_iter().map(Ok), &chosen, metadata, &|_| {})
@@ -155,7 +156,7 @@ fn draw(model: &Model, rows: Vec<Row>, path: &Path) -> Result<()> {
                 ..Request::default()
             };
             let output = pipeline.generate(&request, &mut |_, _| {})?;
-            line.push(pictures::from_tensor(&(output.images.get(0) * 2.0 - 1.0))?);
+            line.push(pictures::from_tensor(&output.images.get(0))?);
             bar.update((sheet.len() * PROMPTS.len() + line.len()) as u64, &[]);
         }
         sheet.push(line);

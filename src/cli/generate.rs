@@ -8,9 +8,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 
 use super::{Usage, print};
-use crate::diffusion::pictures::{save_png, to_rgb};
 use crate::diffusion::{Noise, Pipeline, Request, SamplerKind};
 use crate::palette::PalettizedCheckpoint;
+use crate::report::pictures;
 use crate::source::Model;
 use crate::source::files::{TensorFile, write_safetensors};
 
@@ -213,10 +213,10 @@ pub fn run(args: Args) -> Result<()> {
     bar.finish_and_clear();
     let drawn = drawn?;
 
-    let pictures = drawn.images.unbind(0);
-    for (index, picture) in pictures.iter().enumerate() {
-        let path = numbered(&args.output, index, pictures.len());
-        save_png(&to_rgb(picture)?, &path)?;
+    let images = drawn.images.unbind(0);
+    for (index, picture) in images.iter().enumerate() {
+        let path = numbered(&args.output, index, images.len());
+        pictures::write_png(&path, &pictures::from_tensor(picture)?)?;
         print(path.display())?;
     }
     if let Some(path) = &args.save_latents {

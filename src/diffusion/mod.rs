@@ -7,7 +7,6 @@
 mod ddim;
 mod dpm_solver;
 mod euler;
-pub mod pictures;
 pub mod pipeline;
 mod pndm;
 mod sampler;

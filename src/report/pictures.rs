@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::source::files::write_bytes;
 
-/// The picture of a tensor `[3, H, W]` with values from −1 to 1; what lies outside is clipped, as diffusers does.
+/// The picture of a tensor `[3, H, W]` with values from 0 to 1; what lies outside is clipped, as diffusers does.
 ///
 /// # Errors
 /// When the shape is another.
@@ -19,8 +19,7 @@ pub fn from_tensor(tensor: &Tensor) -> Result<RgbImage> {
     let bytes = tensor
         .f_to_device(Device::Cpu)?
         .f_to_kind(Kind::Float)?
-        .f_add_scalar(1.0)?
-        .f_mul_scalar(127.5)?
+        .f_mul_scalar(255.0)?
         .f_nan_to_num(0.0, None, None)?
         .f_clamp(0.0, 255.0)?
         .f_round()?
@@ -78,7 +77,7 @@ mod tests {
     #[test]
     fn a_tensor_becomes_its_picture() {
         // Channels are planes: red, green, blue of two pixels.
-        let tensor = Tensor::from_slice(&[-1f32, 1.0, 0.0, 9.0, -9.0, f32::NAN]).view([3, 1, 2]);
+        let tensor = Tensor::from_slice(&[0f32, 1.0, 0.5, 9.0, -9.0, f32::NAN]).view([3, 1, 2]);
         let picture = from_tensor(&tensor).unwrap();
         assert_eq!((picture.width(), picture.height()), (2, 1));
         assert_eq!(picture.into_raw(), [0, 128, 0, 255, 255, 0]);

@@ -56,7 +56,7 @@ pub fn draw_missing(
             size: Some((side, side)),
             ..Request::default()
         };
-        let picture = pipeline.generate(&request, &mut |_, _| {})?.images.get(0) * 2.0 - 1.0;
+        let picture = pipeline.generate(&request, &mut |_, _| {})?.images.get(0);
         pictures::write_png(&folder.join(name(index)), &pictures::from_tensor(&picture)?)?;
         bar.update(done as u64 + 1, &[]);
     }

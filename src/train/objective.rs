@@ -26,7 +26,7 @@ pub trait Objective {
     /// As [`Objective::loss`].
     fn validate(&mut self, networks: &Networks) -> Result<Option<f64>>;
 
-    /// Pictures that show how far the run is, `[3, H, W]` in −1…1.
+    /// Pictures that show how far the run is, `[3, H, W]` in 0…1.
     ///
     /// # Errors
     /// A prompt can't be drawn.

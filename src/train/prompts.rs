@@ -56,7 +56,7 @@ pub fn sampler(
                 size: Some((side, side)),
                 ..Request::default()
             };
-            pictures.push(pipeline.generate(&request, &mut |_, _| {})?.images.get(0) * 2.0 - 1.0);
+            pictures.push(pipeline.generate(&request, &mut |_, _| {})?.images.get(0));
         }
         pipeline.unet = Weights::new();
         Ok(pictures)

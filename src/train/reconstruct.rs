@@ -110,7 +110,7 @@ impl Objective for Reconstruct {
         let got = decode(ops, &self.config, &moments.narrow(1, 0, self.config.latent_channels)).to_kind(Kind::Float);
         // Originals above, reconstructions below.
         let count = picture.size()[0];
-        let both = Tensor::cat(&[picture, got], 0);
+        let both = Tensor::cat(&[picture, got], 0) / 2.0 + 0.5;
         Ok((0..2 * count).map(|i| both.get(i)).collect())
     }
 

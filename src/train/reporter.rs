@@ -63,7 +63,7 @@ impl Reporter {
         Ok(())
     }
 
-    /// Pictures `[3, H, W]` in −1…1, as one sheet.
+    /// Pictures `[3, H, W]` in 0…1, as one sheet.
     ///
     /// # Errors
     /// The disk is full.
