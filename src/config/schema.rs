@@ -188,6 +188,9 @@ pub struct Train {
     pub noise_offset: f64,
     pub device: DeviceChoice,
     pub mixed_precision: MixedPrecision,
+    /// Keeps only the values at the borders of the networks' blocks for the backward pass and computes those within a
+    /// second time: less memory, more time, the same bytes.
+    pub gradient_checkpointing: bool,
     pub optimizer: Optimizer,
     pub autoencoder: AutoencoderLoss,
 }

@@ -1,6 +1,6 @@
 //! The residual block that the UNet and the autoencoder share.
 
-use crate::ops::{Activation, Conv, Linear, Ops};
+use crate::ops::{Activation, Block, Conv, Linear, Ops};
 
 /// What all residual blocks of one network have in common.
 #[derive(Clone, Copy)]
@@ -19,22 +19,11 @@ impl Resnet {
         temb: Option<&O::Value>,
         out_channels: i64,
     ) -> O::Value {
-        let in_channels = ops.shape(x)[1];
-        let h = self.normed_conv(ops, name, "1", x, out_channels);
-        let h = match temb {
-            Some(temb) => {
-                let linear = Linear { in_features: ops.shape(temb)[1], out_features: out_channels, bias: true };
-                let shift = ops.linear(temb, &format!("{name}.time_emb_proj"), linear);
-                ops.add_to_pixels(&h, &shift)
-            }
-            None => h,
-        };
-        let h = self.normed_conv(ops, name, "2", &h, out_channels);
-        if in_channels == out_channels {
-            return ops.add(x, &h);
+        let block = Residual { resnet: *self, name: name.to_owned(), out_channels };
+        match temb {
+            Some(temb) => ops.block(block, &[x, temb]),
+            None => ops.block(block, &[x]),
         }
-        let shortcut = ops.conv2d(x, &format!("{name}.conv_shortcut"), Conv::same(in_channels, out_channels, 1));
-        ops.add(&shortcut, &h)
     }
 
     fn normed_conv<O: Ops>(&self, ops: &mut O, name: &str, part: &str, x: &O::Value, out_channels: i64) -> O::Value {
@@ -50,6 +39,36 @@ impl Resnet {
         let h = ops.group_norm(x, &format!("{prefix}conv_norm_out"), self.groups, self.eps);
         let h = ops.activation(&h, Activation::Silu);
         ops.conv2d(&h, &format!("{prefix}conv_out"), Conv::same(in_channels, out_channels, 3))
+    }
+}
+
+/// One residual block.
+struct Residual {
+    resnet: Resnet,
+    name: String,
+    out_channels: i64,
+}
+
+impl Block for Residual {
+    fn run<O: Ops>(&self, ops: &mut O, inputs: &[O::Value]) -> O::Value {
+        let Self { resnet, name, out_channels } = self;
+        let (x, out_channels) = (&inputs[0], *out_channels);
+        let in_channels = ops.shape(x)[1];
+        let h = resnet.normed_conv(ops, name, "1", x, out_channels);
+        let h = match inputs.get(1) {
+            Some(temb) => {
+                let linear = Linear { in_features: ops.shape(temb)[1], out_features: out_channels, bias: true };
+                let shift = ops.linear(temb, &format!("{name}.time_emb_proj"), linear);
+                ops.add_to_pixels(&h, &shift)
+            }
+            None => h,
+        };
+        let h = resnet.normed_conv(ops, name, "2", &h, out_channels);
+        if in_channels == out_channels {
+            return ops.add(x, &h);
+        }
+        let shortcut = ops.conv2d(x, &format!("{name}.conv_shortcut"), Conv::same(in_channels, out_channels, 1));
+        ops.add(&shortcut, &h)
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::json::Json;
-use crate::ops::{Activation, Linear, Mask, Ops, Parameter, declared};
+use crate::ops::{Activation, Block, Linear, Mask, Ops, Parameter, declared};
 
 /// What `text_encoder/config.json` says.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,26 +74,38 @@ impl TextEncoderConfig {
 /// Token ids `[B, T]` → the hidden states after the last layer and its norm, and the one at the end of the text.
 pub fn text_encoder<O: Ops>(ops: &mut O, config: &TextEncoderConfig, ids: &O::Value) -> TextOutput<O::Value> {
     let width = config.hidden_size;
-    let eps = config.layer_norm_eps;
-    let square = Linear { in_features: width, out_features: width, bias: true };
     let x = ops.embedding(ids, "text_model.embeddings.token_embedding", config.vocab_size, width);
     let mut x = ops.add_positions(&x, "text_model.embeddings.position_embedding", config.positions);
     for layer in 0..config.layers {
-        let name = format!("text_model.encoder.layers.{layer}");
-        let h = ops.layer_norm(&x, &format!("{name}.layer_norm1"), eps);
+        x = ops.block(Layer { config: config.clone(), name: format!("text_model.encoder.layers.{layer}") }, &[&x]);
+    }
+    let last_hidden_state = ops.layer_norm(&x, "text_model.final_layer_norm", config.layer_norm_eps);
+    let pooled = ops.pool_at_end_of_text(&last_hidden_state, ids, config.eos_token_id);
+    TextOutput { last_hidden_state, pooled }
+}
+
+/// `CLIPEncoderLayer`: causal self-attention, then a feed-forward network, each on a norm, each added.
+struct Layer {
+    config: TextEncoderConfig,
+    name: String,
+}
+
+impl Block for Layer {
+    fn run<O: Ops>(&self, ops: &mut O, inputs: &[O::Value]) -> O::Value {
+        let Self { config, name } = self;
+        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let square = Linear { in_features: width, out_features: width, bias: true };
+        let h = ops.layer_norm(&inputs[0], &format!("{name}.layer_norm1"), eps);
         let q = ops.linear(&h, &format!("{name}.self_attn.q_proj"), square);
         let k = ops.linear(&h, &format!("{name}.self_attn.k_proj"), square);
         let v = ops.linear(&h, &format!("{name}.self_attn.v_proj"), square);
         let h = ops.attention(&q, &k, &v, config.heads, Mask::Causal);
         let h = ops.linear(&h, &format!("{name}.self_attn.out_proj"), square);
-        x = ops.add(&x, &h);
+        let x = ops.add(&inputs[0], &h);
         let h = ops.layer_norm(&x, &format!("{name}.layer_norm2"), eps);
-        let h = ops.linear(&h, &format!("{name}.mlp.fc1"), Linear { out_features: config.intermediate_size, ..square });
+        let h = ops.linear(&h, &format!("{name}.mlp.fc1"), Linear { out_features: inner, ..square });
         let h = ops.activation(&h, config.activation);
-        let h = ops.linear(&h, &format!("{name}.mlp.fc2"), Linear { in_features: config.intermediate_size, ..square });
-        x = ops.add(&x, &h);
+        let h = ops.linear(&h, &format!("{name}.mlp.fc2"), Linear { in_features: inner, ..square });
+        ops.add(&x, &h)
     }
-    let last_hidden_state = ops.layer_norm(&x, "text_model.final_layer_norm", eps);
-    let pooled = ops.pool_at_end_of_text(&last_hidden_state, ids, config.eos_token_id);
-    TextOutput { last_hidden_state, pooled }
 }

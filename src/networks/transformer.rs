@@ -1,10 +1,10 @@
 //! `Transformer2DModel`: tokens of an image attend to themselves and to the text.
 
-use crate::ops::{Conv, Linear, Mask, Ops};
+use crate::ops::{Block, Conv, Linear, Mask, Ops};
 
-/// One spatial transformer of the UNet.
-#[derive(Clone, Copy)]
+/// One spatial transformer of the UNet: an image `[B, C, H, W]` and a context `[B, S, D]` → `[B, C, H, W]`.
 pub(super) struct SpatialTransformer {
+    pub name: String,
     pub groups: i64,
     pub heads: i64,
     pub layers: i64,
@@ -12,9 +12,9 @@ pub(super) struct SpatialTransformer {
     pub linear_projection: bool,
 }
 
-impl SpatialTransformer {
-    /// `x` `[B, C, H, W]`, `context` `[B, S, D]` → `[B, C, H, W]`.
-    pub(super) fn forward<O: Ops>(&self, ops: &mut O, name: &str, x: &O::Value, context: &O::Value) -> O::Value {
+impl Block for SpatialTransformer {
+    fn run<O: Ops>(&self, ops: &mut O, inputs: &[O::Value]) -> O::Value {
+        let (name, x, context) = (&self.name, &inputs[0], &inputs[1]);
         let shape = ops.shape(x);
         let (channels, height, width) = (shape[1], shape[2], shape[3]);
         let (proj_in, proj_out) = (format!("{name}.proj_in"), format!("{name}.proj_out"));
@@ -30,7 +30,7 @@ impl SpatialTransformer {
             ops.image_to_tokens(&h)
         };
         for layer in 0..self.layers {
-            h = self.block(ops, &format!("{name}.transformer_blocks.{layer}"), &h, context);
+            h = self.layer(ops, &format!("{name}.transformer_blocks.{layer}"), &h, context);
         }
         let h = if self.linear_projection {
             let h = ops.linear(&h, &proj_out, linear);
@@ -41,9 +41,11 @@ impl SpatialTransformer {
         };
         ops.add(&h, x)
     }
+}
 
+impl SpatialTransformer {
     /// `BasicTransformerBlock`: self-attention, cross-attention, gated feed-forward, each on a norm, each added.
-    fn block<O: Ops>(&self, ops: &mut O, name: &str, x: &O::Value, context: &O::Value) -> O::Value {
+    fn layer<O: Ops>(&self, ops: &mut O, name: &str, x: &O::Value, context: &O::Value) -> O::Value {
         let channels = ops.shape(x)[2];
         let h = ops.layer_norm(x, &format!("{name}.norm1"), 1e-5);
         let h = self.attention(ops, &format!("{name}.attn1"), &h, None);

@@ -158,7 +158,8 @@ pub fn unet<O: Ops>(
     let channels = &config.block_out_channels;
     let blocks = channels.len();
     let resnet = Resnet { groups: config.norm_num_groups, eps: config.norm_eps };
-    let transformer = |block: usize| SpatialTransformer {
+    let transformer = |block: usize, name: String| SpatialTransformer {
+        name,
         groups: config.norm_num_groups,
         heads: config.heads[block],
         layers: config.transformer_layers_per_block[block],
@@ -173,7 +174,7 @@ pub fn unet<O: Ops>(
         for layer in 0..config.layers_per_block[block] {
             x = resnet.forward(ops, &format!("{name}.resnets.{layer}"), &x, Some(&temb), out);
             if config.down_attention[block] {
-                x = transformer(block).forward(ops, &format!("{name}.attentions.{layer}"), &x, context);
+                x = ops.block(transformer(block, format!("{name}.attentions.{layer}")), &[&x, context]);
             }
             skips.push(ops.share(&x));
         }
@@ -186,7 +187,7 @@ pub fn unet<O: Ops>(
     if config.mid_block {
         let last = blocks - 1;
         x = resnet.forward(ops, "mid_block.resnets.0", &x, Some(&temb), channels[last]);
-        x = transformer(last).forward(ops, "mid_block.attentions.0", &x, context);
+        x = ops.block(transformer(last, "mid_block.attentions.0".into()), &[&x, context]);
         x = resnet.forward(ops, "mid_block.resnets.1", &x, Some(&temb), channels[last]);
     }
     for up in 0..blocks {
@@ -197,7 +198,7 @@ pub fn unet<O: Ops>(
             x = ops.concat_channels(&[x, skip]);
             x = resnet.forward(ops, &format!("{name}.resnets.{layer}"), &x, Some(&temb), channels[block]);
             if config.up_attention[up] {
-                x = transformer(block).forward(ops, &format!("{name}.attentions.{layer}"), &x, context);
+                x = ops.block(transformer(block, format!("{name}.attentions.{layer}")), &[&x, context]);
             }
         }
         if let Some(next) = skips.last() {

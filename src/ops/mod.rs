@@ -59,6 +59,12 @@ pub enum Mask {
     Causal,
 }
 
+/// A part of a network with many values inside and few at its borders.
+pub trait Block: Send + 'static {
+    /// `inputs` → the block's one output: the same operations every time.
+    fn run<O: Ops>(&self, ops: &mut O, inputs: &[O::Value]) -> O::Value;
+}
+
 /// The vocabulary.
 pub trait Ops {
     /// What flows: a tensor, a name in a program, a shape.
@@ -69,6 +75,16 @@ pub trait Ops {
 
     /// The shape of a value in the network's own terms (`[B, C, H, W]`, `[B, T, C]` or `[B, C]`).
     fn shape(&self, x: &Self::Value) -> Vec<i64>;
+
+    /// Runs `block`. An interpreter that keeps values for a backward pass may forget those inside the block, and run it
+    /// once more when the pass gets there (gradient checkpointing; Chen et al. 2016, arXiv:1604.06174).
+    fn block(&mut self, block: impl Block, inputs: &[&Self::Value]) -> Self::Value
+    where
+        Self: Sized,
+    {
+        let inputs: Vec<_> = inputs.iter().map(|x| self.share(x)).collect();
+        block.run(self, &inputs)
+    }
 
     /// `[B, in, H, W] → [B, out, H', W']`, with bias.
     fn conv2d(&mut self, x: &Self::Value, name: &str, conv: Conv) -> Self::Value;

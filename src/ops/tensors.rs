@@ -1,28 +1,83 @@
 //! The interpreter that runs a network with libtorch.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use super::{Activation, Conv, Linear, Mask, Ops};
+use super::{Activation, Block, Conv, Linear, Mask, Ops};
+use crate::torch::gradient::{self, Gradients};
 
 /// A network's parameters by their diffusers name; all of one type and on one device.
 pub type Weights = HashMap<String, Tensor>;
 
 /// Runs operations on tensors. The weights must be those that the network declares (see [`super::declared`]), of
 /// those shapes: loading checks that, so that here a missing one is a bug and panics with its name.
+#[derive(Clone)]
 pub struct Tensors<'w> {
     weights: &'w Weights,
+    kind: Kind,
+    recomputes: bool,
+    /// The weights that were asked for, where that is to be known.
+    asked: Option<BTreeSet<String>>,
 }
 
 impl<'w> Tensors<'w> {
+    /// Computes in the type of the weights, and keeps what a backward pass needs.
     pub fn new(weights: &'w Weights) -> Self {
-        Self { weights }
+        let kind = weights.values().next().map_or(Kind::Float, Tensor::kind);
+        Self { weights, kind, recomputes: false, asked: None }
     }
 
-    fn weight(&self, name: &str, part: &str) -> &'w Tensor {
+    /// Computes in `kind`: weights of another type are converted when they are used, one at a time.
+    pub fn computing_in(self, kind: Kind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// With `recomputes`, a [`Block`] keeps only its inputs, and runs again in the backward pass: values and gradients
+    /// are the same to the last bit, in less memory and a third more time.
+    pub fn recomputing(self, recomputes: bool) -> Self {
+        Self { recomputes, ..self }
+    }
+
+    fn weight(&mut self, name: &str, part: &str) -> Tensor {
         let full = format!("{name}.{part}");
-        self.weights.get(&full).unwrap_or_else(|| panic!("the network asks for {full}, which loading did not check"))
+        let weight = self.weights.get(&full);
+        let weight = weight.unwrap_or_else(|| panic!("the network asks for {full}, which loading did not check"));
+        let weight = weight.to_kind(self.kind);
+        if let Some(asked) = &mut self.asked {
+            asked.insert(full);
+        }
+        weight
+    }
+}
+
+/// What running a block again takes.
+struct Again<B> {
+    block: B,
+    kind: Kind,
+    /// The block's inputs, then its weights; without gradients.
+    values: Vec<Tensor>,
+    /// Which of them learn.
+    learns: Vec<bool>,
+    /// Of the weights.
+    names: Vec<String>,
+}
+
+impl<B: Block> Again<B> {
+    /// From the gradient of the block's output to those of its inputs and weights.
+    fn backward(&self, upstream: &Tensor) -> Result<Gradients> {
+        tch::with_grad(|| {
+            let leaves: Vec<Tensor> =
+                self.values.iter().zip(&self.learns).map(|(x, learns)| x.detach().set_requires_grad(*learns)).collect();
+            let (inputs, weights) = leaves.split_at(leaves.len() - self.names.len());
+            let shared = weights.iter().map(Tensor::shallow_clone);
+            let weights: Weights = self.names.iter().cloned().zip(shared).collect();
+            let value = self.block.run(&mut Tensors::new(&weights).computing_in(self.kind), inputs);
+            let wanted: Vec<&Tensor> = leaves.iter().filter(|leaf| leaf.requires_grad()).collect();
+            let mut found = gradient::of(&value, upstream, &wanted)?.into_iter();
+            Ok(leaves.iter().map(|leaf| if leaf.requires_grad() { found.next().flatten() } else { None }).collect())
+        })
     }
 }
 
@@ -35,19 +90,42 @@ impl Ops for Tensors<'_> {
     fn shape(&self, x: &Tensor) -> Vec<i64> {
         x.size()
     }
+    fn block(&mut self, block: impl Block, inputs: &[&Tensor]) -> Tensor {
+        if !self.recomputes {
+            // Through an alias, what the block's operations add to the gradient of an input is summed before it joins
+            // what others add: the same sum, to the last bit, as when the block is run again.
+            let inputs: Vec<Tensor> = inputs.iter().map(|x| x.alias()).collect();
+            return block.run(self, &inputs);
+        }
+        let mut once = Tensors { recomputes: false, asked: Some(BTreeSet::new()), ..self.clone() };
+        let shared: Vec<Tensor> = inputs.iter().map(|x| x.shallow_clone()).collect();
+        let value = tch::no_grad(|| block.run(&mut once, &shared));
+        let names: Vec<String> = once.asked.into_iter().flatten().collect();
+        let values: Vec<&Tensor> = inputs.iter().copied().chain(names.iter().map(|name| &self.weights[name])).collect();
+        let again = Again {
+            block,
+            kind: self.kind,
+            values: values.iter().map(|x| x.detach()).collect(),
+            learns: values.iter().map(|x| x.requires_grad()).collect(),
+            names,
+        };
+        gradient::custom(&value, &values, move |upstream| again.backward(upstream))
+            .unwrap_or_else(|error| panic!("{error:#}"))
+    }
     fn conv2d(&mut self, x: &Tensor, name: &str, conv: Conv) -> Tensor {
-        let (stride, padding) = ([conv.stride; 2], [conv.padding; 2]);
-        x.conv2d(self.weight(name, "weight"), Some(self.weight(name, "bias")), stride, padding, [1, 1], 1)
+        let (weight, bias) = (self.weight(name, "weight"), self.weight(name, "bias"));
+        x.conv2d(&weight, Some(bias), [conv.stride; 2], [conv.padding; 2], [1, 1], 1)
     }
     fn linear(&mut self, x: &Tensor, name: &str, linear: Linear) -> Tensor {
-        x.linear(self.weight(name, "weight"), linear.bias.then(|| self.weight(name, "bias")))
+        let weight = self.weight(name, "weight");
+        x.linear(&weight, linear.bias.then(|| self.weight(name, "bias")))
     }
     fn group_norm(&mut self, x: &Tensor, name: &str, groups: i64, eps: f64) -> Tensor {
         x.group_norm(groups, Some(self.weight(name, "weight")), Some(self.weight(name, "bias")), eps, true)
     }
     fn layer_norm(&mut self, x: &Tensor, name: &str, eps: f64) -> Tensor {
         let weight = self.weight(name, "weight");
-        x.layer_norm(weight.size(), Some(weight), Some(self.weight(name, "bias")), eps, true)
+        x.layer_norm(weight.size(), Some(&weight), Some(&self.weight(name, "bias")), eps, true)
     }
     fn attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, mask: Mask) -> Tensor {
         let (batch, tokens, channels) = (q.size()[0], q.size()[1], q.size()[2]);
@@ -107,10 +185,10 @@ impl Ops for Tensors<'_> {
         let parts = if flip_sin_to_cos { [cos, sin] } else { [sin, cos] };
         let embedding = Tensor::cat(&parts, 1);
         let embedding = if dim % 2 == 1 { embedding.constant_pad_nd([0, 1]) } else { embedding };
-        embedding.to_kind(self.weights.values().next().map_or(Kind::Float, Tensor::kind))
+        embedding.to_kind(self.kind)
     }
     fn embedding(&mut self, ids: &Tensor, name: &str, _rows: i64, _width: i64) -> Tensor {
-        Tensor::embedding(self.weight(name, "weight"), ids, -1, false, false)
+        Tensor::embedding(&self.weight(name, "weight"), ids, -1, false, false)
     }
     fn add_positions(&mut self, x: &Tensor, name: &str, _rows: i64) -> Tensor {
         x + self.weight(name, "weight").narrow(0, 0, x.size()[1])

@@ -4,8 +4,12 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <dlfcn.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -25,6 +29,51 @@ char* guarded(F&& body) {
     return strdup("unknown C++ exception");
   }
 }
+
+// Given the gradient of a value, writes that of each input: a new at::Tensor, or nothing. Null, or a message from strdup.
+using Backward = char* (*)(void* closure, const at::Tensor* upstream, at::Tensor** gradients, size_t count);
+using Drop = void (*)(void* closure);
+
+// A step of the backward pass that the caller's closure computes. Drops the closure once: when the engine says that
+// there will be no other pass, else with the graph.
+struct Custom final : torch::autograd::Node {
+  Custom(void* closure, Backward backward, Drop drop) : closure(closure), backward(backward), drop(drop) {}
+  ~Custom() override { release(); }
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& upstream) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    torch::autograd::variable_list gradients(num_outputs());
+    if (!upstream[0].defined()) return gradients;
+    if (!closure) throw std::runtime_error("a second backward pass through the same graph");
+    std::vector<at::Tensor*> written(gradients.size(), nullptr);
+    char* message = backward(closure, &upstream[0], written.data(), written.size());
+    for (size_t i = 0; i < written.size(); i++) {
+      if (written[i]) gradients[i] = std::move(*written[i]);
+      delete written[i];
+    }
+    if (message) {
+      std::string text(message);
+      free(message);
+      throw std::runtime_error(text);
+    }
+    return gradients;
+  }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    release();
+  }
+
+ private:
+  void release() {
+    if (closure) drop(closure);
+    closure = nullptr;
+  }
+
+  void* closure;
+  Backward backward;
+  Drop drop;
+};
 
 }  // namespace
 
@@ -75,6 +124,42 @@ char* palettist_call(const char* name, const char* overload, const ExtArg* argum
         if (*written == capacity) throw std::runtime_error("more results than expected");
         outputs[(*written)++] = new at::Tensor(value.toTensor());
       }
+    }
+  });
+}
+
+// Writes to `output` a new handle to `value`, whose gradient goes to `inputs` through `backward`; without gradients where
+// they are off or no input asks for one. Takes the closure in any case.
+char* palettist_custom_gradient(const at::Tensor* value, at::Tensor* const* inputs, size_t count, void* closure,
+                                Backward backward, Drop drop, at::Tensor** output) {
+  return guarded([&] {
+    std::shared_ptr<Custom> node(new Custom(closure, backward, drop), torch::autograd::deleteNode);
+    torch::autograd::variable_list variables;
+    bool wanted = false;
+    for (size_t i = 0; i < count; i++) {
+      variables.push_back(*inputs[i]);
+      wanted = wanted || inputs[i]->requires_grad();
+    }
+    at::Tensor result = value->detach();
+    if (wanted && at::GradMode::is_enabled()) {
+      node->set_next_edges(torch::autograd::collect_next_edges(variables));
+      torch::autograd::create_gradient_edge(result, node);
+    }
+    *output = new at::Tensor(std::move(result));
+  });
+}
+
+// Given the gradient of `value`, writes those of `variables` (new at::Tensor objects); nothing where it does not depend
+// on one. Frees the graph.
+char* palettist_gradients(const at::Tensor* value, const at::Tensor* upstream, at::Tensor* const* variables, size_t count,
+                          at::Tensor** gradients) {
+  return guarded([&] {
+    if (!value->requires_grad() || count == 0) return;
+    torch::autograd::variable_list list;
+    for (size_t i = 0; i < count; i++) list.push_back(*variables[i]);
+    auto found = torch::autograd::grad({*value}, list, {*upstream}, std::nullopt, false, true);
+    for (size_t i = 0; i < count; i++) {
+      if (found[i].defined()) gradients[i] = new at::Tensor(std::move(found[i]));
     }
   });
 }

@@ -1,11 +1,11 @@
 //! The shim over libtorch: operators that tch does not generate (through the dispatcher), and CUDA loaded at
 //! run time. All `unsafe` around libtorch lives here; the C++ half is `ext.cpp`.
 
+pub mod gradient;
+pub mod random;
 pub mod slices;
 
 use std::ffi::{CStr, CString, c_char, c_void};
-
-pub mod random;
 
 use anyhow::{Result, anyhow};
 use tch::Tensor;
@@ -104,8 +104,14 @@ pub fn call(name: &str, overload: &str, arguments: &[Arg]) -> Result<Vec<Tensor>
     };
     // SAFETY: each of the first `written` outputs is a new at::Tensor that nobody else owns.
     let tensors = outputs[..written].iter().map(|&p| unsafe { Tensor::from_ptr(p) }).collect();
+    told(message).map_err(|text| anyhow!("libtorch, in {name}: {text}"))?;
+    Ok(tensors)
+}
+
+/// What a function of the shim returned: nothing, or the first line of its message, which is freed.
+fn told(message: *mut c_char) -> Result<(), String> {
     if message.is_null() {
-        return Ok(tensors);
+        return Ok(());
     }
     // SAFETY: a non-null message is a C string from strdup, ours to free.
     let text = unsafe {
@@ -113,7 +119,7 @@ pub fn call(name: &str, overload: &str, arguments: &[Arg]) -> Result<Vec<Tensor>
         free(message as *mut c_void);
         text
     };
-    Err(anyhow!("libtorch, in {name}: {}", text.lines().next().unwrap_or("no message")))
+    Err(text.lines().next().unwrap_or("no message").to_owned())
 }
 
 /// Makes the CUDA half of libtorch available where its library lies beside the CPU one. First line of `main`.

@@ -26,7 +26,7 @@ pub struct Denoise {
     /// Pictures of the class, with the weight of their loss.
     pub class: Option<(Examples, f64)>,
     pub texts: Texts,
-    /// The float model, where it teaches.
+    /// The float model, where it teaches: two bytes a weight, converted as they are used.
     pub teacher: Option<Weights>,
     pub validation: Option<Validation>,
     pub config: Config,
@@ -105,10 +105,13 @@ impl Objective for Denoise {
         let weights = Tensor::from_slice(&weights).to_device(self.device);
         let noised = self.schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
         let target = self.schedule.target(&latents, &noise, &timesteps);
-        let context = self.texts.embed(&captions, networks.get(&Component::TextEncoder))?.to_kind(self.kind);
+        let recomputes = self.config.train.gradient_checkpointing;
+        let learning = |weights| Tensors::new(weights).computing_in(self.kind).recomputing(recomputes);
+        let text_encoder = networks.get(&Component::TextEncoder).map(learning);
+        let context = self.texts.embed(&captions, text_encoder)?.to_kind(self.kind);
 
-        let student = networks.get(&Component::Unet).context("the UNet does not train")?;
-        let output = unet(&mut Tensors::new(student), &self.unet, &noised, &timesteps, &context).to_kind(Kind::Float);
+        let mut student = learning(networks.get(&Component::Unet).context("the UNet does not train")?);
+        let output = unet(&mut student, &self.unet, &noised, &timesteps, &context).to_kind(Kind::Float);
         let mean = |difference: Tensor| {
             let each = difference.square().mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
             (each * &weights).mean(Kind::Float)
@@ -117,7 +120,8 @@ impl Objective for Denoise {
         let mut parts = vec![("loss/denoise", task.detach())];
         let Some(teacher) = &self.teacher else { return Ok(Loss { total: task, parts }) };
         let taught = tch::no_grad(|| {
-            unet(&mut Tensors::new(teacher), &self.unet, &noised, &timesteps, &context.detach()).to_kind(Kind::Float)
+            let mut teacher = Tensors::new(teacher).computing_in(self.kind);
+            unet(&mut teacher, &self.unet, &noised, &timesteps, &context.detach()).to_kind(Kind::Float)
         });
         let distilled = mean(output - taught);
         parts.push(("loss/distill", distilled.detach()));
@@ -127,9 +131,11 @@ impl Objective for Denoise {
 
     fn validate(&mut self, networks: &Networks) -> Result<Option<f64>> {
         let Some(validation) = &self.validation else { return Ok(None) };
-        let texts = networks.get(&Component::TextEncoder);
+        let texts = networks.get(&Component::TextEncoder).map(Tensors::new);
         let weights = networks.get(&Component::Unet).context("the UNet does not train")?;
-        validation.loss(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, texts)).map(Some)
+        validation
+            .loss(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, texts.clone()))
+            .map(Some)
     }
 
     fn pictures(&mut self, networks: &Networks) -> Result<Vec<Tensor>> {

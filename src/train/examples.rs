@@ -136,30 +136,31 @@ impl Texts {
             for caption in all {
                 let ids: Vec<u8> = texts.ids[&caption].iter().flat_map(|id| id.to_le_bytes()).collect();
                 let key = Key::of(&[b"text", &ids, network.bytes()]);
-                let embedded = cache
-                    .get_or_make(&key, || Ok(texts.encode(std::slice::from_ref(&caption), weights)?.squeeze_dim(0)))?;
+                let embedded = cache.get_or_make(&key, || {
+                    Ok(texts.encode(std::slice::from_ref(&caption), Tensors::new(weights))?.squeeze_dim(0))
+                })?;
                 texts.embeddings.insert(caption, embedded.to_device(device));
             }
         }
         Ok(texts)
     }
 
-    /// Captions → `[B, T, D]`, through `weights` when the text encoder learns, else from memory.
+    /// Captions → `[B, T, D]`, by `text_encoder` when that learns, else from memory.
     ///
     /// # Errors
     /// A caption that was not given to [`Texts::new`].
-    pub fn embed(&self, captions: &[String], weights: Option<&Weights>) -> Result<Tensor> {
-        if let Some(weights) = weights {
-            return self.encode(captions, weights);
+    pub fn embed(&self, captions: &[String], text_encoder: Option<Tensors>) -> Result<Tensor> {
+        if let Some(ops) = text_encoder {
+            return self.encode(captions, ops);
         }
         let found: Option<Vec<&Tensor>> = captions.iter().map(|caption| self.embeddings.get(caption)).collect();
         Ok(Tensor::stack(&found.context("a caption was not embedded")?, 0))
     }
 
-    fn encode(&self, captions: &[String], weights: &Weights) -> Result<Tensor> {
+    fn encode(&self, captions: &[String], mut ops: Tensors) -> Result<Tensor> {
         let ids: Option<Vec<Tensor>> =
             captions.iter().map(|caption| self.ids.get(caption).map(|ids| Tensor::from_slice(ids))).collect();
         let ids = Tensor::stack(&ids.context("a caption was not tokenized")?, 0).to_device(self.device);
-        Ok(text_encoder(&mut Tensors::new(weights), &self.config, &ids).last_hidden_state)
+        Ok(text_encoder(&mut ops, &self.config, &ids).last_hidden_state)
     }
 }

@@ -97,7 +97,7 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     let setup::Setup { mut objective, mut trained, model } = setup::open(config, device, kind)?;
     if let (Some(facts), Some(checkpoint)) = (&resumed, output.resumed()) {
         trained
-            .restore(state::tensors(checkpoint)?, facts.frozen)
+            .restore(&state::tensors(checkpoint)?, facts.frozen)
             .with_context(|| format!("the checkpoint {} does not fit this model and config", checkpoint.display()))?;
         eprintln!("resuming from {} (step {} of {})", checkpoint.display(), facts.step, config.train.max_train_steps);
     }
@@ -209,7 +209,7 @@ impl Run<'_> {
         let stop = train.stop_text_encoder_training;
         let learns = |slot: &Slot| slot.component != Component::TextEncoder || stop == 0 || step < stop;
         let temperature = self.schedules.temperature(step);
-        let begun = trained.begin(temperature, self.kind, learns)?;
+        let begun = trained.begin(temperature, learns)?;
         let micro_steps = train.gradient_accumulation_steps as u64;
         let (mut loss, mut parts) = (0.0, Vec::new());
         for micro in 0..micro_steps {

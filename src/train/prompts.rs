@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::setup::AutoencoderParts;
 use super::trained::Networks;
 use crate::config::{self, Config};
 use crate::diffusion::SamplerKind;
@@ -14,39 +13,28 @@ use crate::source::{Component, Model};
 /// Draws one picture a prompt, `[3, H, W]` in −1…1, always from the same noise.
 pub type Sampler = Box<dyn FnMut(&Networks) -> Result<Vec<Tensor>>>;
 
-/// A sampler that shares the autoencoder and the text encoder with the run, and takes the UNet (and the text encoder
-/// that learns) at each call.
-///
-/// # Errors
-/// Files of the model that can't be read.
-pub fn sampler(
-    config: &Config,
-    model: &Model,
-    autoencoder: AutoencoderParts,
-    text_weights: &Weights,
-    (device, kind): (Device, Kind),
-) -> Result<Sampler> {
-    let mut pipeline = Pipeline {
-        tokenizer: model.tokenizer()?,
-        text_encoder_config: model.text_encoder_config()?,
-        text_encoder: shared(text_weights, kind),
-        unet_config: model.unet_config()?,
-        unet: Weights::new(),
-        autoencoder_config: autoencoder.config,
-        autoencoder: shared(&autoencoder.weights, kind),
-        scheduler_config: pipeline_config(model.scheduler_config()?),
-        kind,
-        device,
-    };
-    let sample = config.sample.clone();
-    let side = config.data.resolution;
-    Ok(Box::new(move |networks| {
-        pipeline.unet = shared(networks.get(&Component::Unet).context("the UNet does not train")?, kind);
-        if let Some(weights) = networks.get(&Component::TextEncoder) {
-            pipeline.text_encoder = shared(weights, kind);
-        }
-        let mut pictures = Vec::new();
-        for (index, prompt) in sample.prompts.iter().enumerate() {
+/// A sampler that takes the UNet, and the text encoder if that learns, at each call. The rest it reads from the model
+/// each time: for a few seconds of reading, their memory is the training's.
+pub fn sampler(config: &Config, model: &Model, (device, kind): (Device, Kind)) -> Sampler {
+    let (sample, model, side) = (config.sample.clone(), model.clone(), config.data.resolution);
+    Box::new(move |networks| {
+        let text_encoder = match networks.get(&Component::TextEncoder) {
+            Some(weights) => shared(weights, kind),
+            None => model.weights(Component::TextEncoder, kind, device)?,
+        };
+        let pipeline = Pipeline {
+            tokenizer: model.tokenizer()?,
+            text_encoder_config: model.text_encoder_config()?,
+            text_encoder,
+            unet_config: model.unet_config()?,
+            unet: shared(networks.get(&Component::Unet).context("the UNet does not train")?, kind),
+            autoencoder_config: model.autoencoder_config()?,
+            autoencoder: model.weights(Component::Autoencoder, kind, device)?,
+            scheduler_config: pipeline_config(model.scheduler_config()?),
+            kind,
+            device,
+        };
+        let draw = |(index, prompt): (usize, &String)| {
             let request = Request {
                 prompt: prompt.clone(),
                 steps: sample.sample_steps,
@@ -56,11 +44,10 @@ pub fn sampler(
                 size: Some((side, side)),
                 ..Request::default()
             };
-            pictures.push(pipeline.generate(&request, &mut |_, _| {})?.images.get(0));
-        }
-        pipeline.unet = Weights::new();
-        Ok(pictures)
-    }))
+            Ok(pipeline.generate(&request, &mut |_, _| {})?.images.get(0))
+        };
+        sample.prompts.iter().enumerate().map(draw).collect()
+    })
 }
 
 /// The config's word for a sampler, as the samplers' own.

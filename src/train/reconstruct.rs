@@ -26,6 +26,7 @@ pub struct Reconstruct {
     pub seed: u64,
     pub device: Device,
     pub kind: Kind,
+    pub recomputes: bool,
 }
 
 impl Reconstruct {
@@ -72,7 +73,8 @@ impl Reconstruct {
 impl Objective for Reconstruct {
     fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
         let picture = self.batch(index);
-        let ops = &mut Tensors::new(&networks[&Component::Autoencoder]);
+        let weights = &networks[&Component::Autoencoder];
+        let ops = &mut Tensors::new(weights).computing_in(self.kind).recomputing(self.recomputes);
         let moments = encode(ops, &self.config, &picture.to_kind(self.kind)).to_kind(Kind::Float);
         let halves = moments.chunk(2, 1);
         let (mean, log_variance) = (&halves[0], halves[1].clamp(-30.0, 20.0));

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::denoise::Denoise;
-use super::examples::{Encoder, Texts};
+use super::examples::{Encoder, Examples, Texts};
 use super::initialise::initialise;
 use super::objective::Objective;
 use super::reconstruct::Reconstruct;
@@ -14,7 +14,6 @@ use super::{class_images, prompts};
 use crate::config::{Config, Mode, TrainedComponent};
 use crate::data::{Cache, CaptionOptions, Crop, Sample, Transform, dreambooth, load_picture, read_folder};
 use crate::diffusion::NoiseSchedule;
-use crate::networks::autoencoder::AutoencoderConfig;
 use crate::ops::{Parameter, Weights};
 use crate::report::Progress;
 use crate::source::{Component, Model};
@@ -56,7 +55,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Res
         quiet_posterior(&mut weights, model.autoencoder_config()?.latent_channels);
     }
     let trained = Trained::new(
-        &[(Component::Autoencoder, &weights, &parameters)],
+        vec![(Component::Autoencoder, weights, parameters)],
         &config.palettize,
         config.train.use_ema,
         device,
@@ -77,6 +76,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Res
         seed: config.seed,
         device,
         kind,
+        recomputes: config.train.gradient_checkpointing,
     };
     Ok(Setup { objective: Box::new(objective), trained, model })
 }
@@ -114,73 +114,56 @@ pub fn transform(config: &Config, index: usize) -> Transform {
     Transform { crop: Crop::At(uniform(&mut random), uniform(&mut random)), ..centered }
 }
 
-fn to_device(weights: Weights, device: Device, kind: Kind) -> Weights {
-    weights.into_iter().map(|(name, tensor)| (name, tensor.to_device(device).to_kind(kind))).collect()
-}
-
 fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
-    let (unet_weights, unet_parameters) = initial(config, &model, Component::Unet)?;
-    let text_trains = config.train.train_text_encoder;
-    let (text_weights, text_parameters) = if text_trains {
-        initial(config, &model, Component::TextEncoder)?
-    } else {
-        (model.weights(Component::TextEncoder, Kind::Float, device)?, Vec::new())
-    };
+    if !config.model.train_from_scratch {
+        // Before the long work: what is wrong with the file is told at once.
+        model.check(Component::Unet)?;
+    }
     let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)
         .with_context(|| format!("{}/scheduler/scheduler_config.json", model.folder.display()))?;
-    let autoencoder = AutoencoderParts {
-        config: model.autoencoder_config()?,
-        weights: model.weights(Component::Autoencoder, Kind::Float, device)?,
-    };
-
     let data = read_data(config, &model, device)?;
     let cache = Cache::open(&config.data.cache_dir)?;
-    let encoder = Encoder::new(&autoencoder.config, &autoencoder.weights, device, &cache)?;
-    let encoded = |what: &str, samples: &[Sample], flip: bool| {
-        let mut bar = Progress::new(what, 0, (samples.len() * if flip { 2 } else { 1 }) as u64).counting("picture");
-        let examples = encoder
-            .encode(samples, &|index| transform(config, index), flip, &mut |done, _| bar.update(done as u64, &[]))?;
-        bar.finish();
-        anyhow::Ok(examples)
-    };
-    let flip = config.data.flip_aug;
-    let examples = encoded("encoding pictures", &data.instance, flip)?;
-    let class = match &data.class {
-        Some((samples, weight)) => Some((encoded("encoding class pictures", samples, flip)?, *weight)),
-        None => None,
-    };
-    let validation = match &data.validation {
-        Some(samples) => Some(encoded("encoding validation pictures", samples, false)?),
-        None => None,
-    };
+    let Encoded { scaling_factor, examples, class, validation } = encoded(config, &model, &data, &cache, device)?;
 
+    // One network at a time is read, used and dropped; what learns, which is the most, comes last.
+    let mut networks = Vec::new();
+    let mut frozen_text = None;
+    if config.train.train_text_encoder {
+        let (weights, parameters) = initial(config, &model, Component::TextEncoder)?;
+        networks.push((Component::TextEncoder, weights, parameters));
+    } else {
+        frozen_text = Some(model.weights(Component::TextEncoder, Kind::Float, device)?);
+    }
     let captions = [Some(&examples), class.as_ref().map(|(examples, _)| examples), validation.as_ref()];
     let texts = Texts::new(
         captions.into_iter().flatten().flat_map(|examples| &examples.captions),
         &model.tokenizer()?,
         model.text_encoder_config()?,
-        if text_trains { None } else { Some((&text_weights, &cache)) },
+        frozen_text.as_ref().map(|weights| (weights, &cache)),
         device,
     )?;
-    let scaling_factor = autoencoder.config.scaling_factor;
+    drop(frozen_text);
     let validation = validation.map(|examples| {
         let batches = (config.train.train_batch_size, config.validation.batches);
         Validation::new(&examples, scaling_factor, batches, config.validation.seed, &schedule, (device, kind))
     });
 
-    let mut networks = vec![(Component::Unet, &unet_weights, unet_parameters.as_slice())];
-    if text_trains {
-        networks.push((Component::TextEncoder, &text_weights, text_parameters.as_slice()));
-    }
+    let (weights, parameters) = initial(config, &model, Component::Unet)?;
+    networks.insert(0, (Component::Unet, weights, parameters));
     let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
     let mut bar = Progress::new(if config.palettize.enabled { "clustering" } else { "copying" }, 0, total as u64)
         .counting("tensor");
     let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
-    let trained = Trained::new(&networks, &config.palettize, config.train.use_ema, device, &mut told)?;
+    let trained = Trained::new(networks, &config.palettize, config.train.use_ema, device, &mut told)?;
     bar.finish();
 
-    let sampler = prompts::sampler(config, &model, autoencoder, &text_weights, (device, kind))?;
-    let teacher = config.distill.enabled.then(|| to_device(unet_weights, device, kind));
+    let teacher = if config.distill.enabled {
+        // As files hold it, and as the networks see it: no more than two bytes a weight.
+        let two_bytes = if kind == Kind::Float { Kind::Half } else { kind };
+        Some(model.weights(Component::Unet, two_bytes, device)?)
+    } else {
+        None
+    };
     let objective = Denoise {
         unet: model.unet_config()?,
         schedule,
@@ -193,15 +176,42 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
         config: config.clone(),
         device,
         kind,
-        sampler,
+        sampler: prompts::sampler(config, &model, (device, kind)),
     };
     Ok(Setup { objective: Box::new(objective), trained, model })
 }
 
-/// The autoencoder, fp32.
-pub struct AutoencoderParts {
-    pub config: AutoencoderConfig,
-    pub weights: Weights,
+/// Pictures as the autoencoder's moments.
+struct Encoded {
+    scaling_factor: f64,
+    examples: Examples,
+    /// With the weight of their loss.
+    class: Option<(Examples, f64)>,
+    validation: Option<Examples>,
+}
+
+fn encoded(config: &Config, model: &Model, data: &Data, cache: &Cache, device: Device) -> Result<Encoded> {
+    let autoencoder = model.autoencoder_config()?;
+    let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;
+    let encoder = Encoder::new(&autoencoder, &weights, device, cache)?;
+    let encode = |what: &str, samples: &[Sample], flip: bool| {
+        let mut bar = Progress::new(what, 0, (samples.len() * if flip { 2 } else { 1 }) as u64).counting("picture");
+        let examples = encoder
+            .encode(samples, &|index| transform(config, index), flip, &mut |done, _| bar.update(done as u64, &[]))?;
+        bar.finish();
+        anyhow::Ok(examples)
+    };
+    let flip = config.data.flip_aug;
+    let examples = encode("encoding pictures", &data.instance, flip)?;
+    let class = match &data.class {
+        Some((samples, weight)) => Some((encode("encoding class pictures", samples, flip)?, *weight)),
+        None => None,
+    };
+    let validation = match &data.validation {
+        Some(samples) => Some(encode("encoding validation pictures", samples, false)?),
+        None => None,
+    };
+    Ok(Encoded { scaling_factor: autoencoder.scaling_factor, examples, class, validation })
 }
 
 /// What a run trains on.

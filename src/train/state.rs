@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::trained::Trained;
 use crate::config::Config;
-use crate::ops::Weights;
 use crate::source::files;
 
 const TENSORS: &str = "state.safetensors";
@@ -78,12 +77,8 @@ pub fn facts(checkpoint: &Path) -> Result<Facts> {
 ///
 /// # Errors
 /// The file is damaged.
-pub fn tensors(checkpoint: &Path) -> Result<Weights> {
-    let read = || -> Result<Weights> {
-        let file = files::TensorFile::open(&checkpoint.join(TENSORS))?;
-        file.names().into_iter().map(|name| file.tensor(&name).map(|tensor| (name, tensor))).collect()
-    };
-    read().with_context(|| {
+pub fn tensors(checkpoint: &Path) -> Result<files::TensorFile> {
+    files::TensorFile::open(&checkpoint.join(TENSORS)).with_context(|| {
         format!("the checkpoint {} is damaged; delete it to resume from the one before", checkpoint.display())
     })
 }
@@ -102,6 +97,7 @@ pub fn check_same_run(before: &str, config: &Config) -> Result<()> {
         config.checkpoint = Default::default();
         config.export = Default::default();
         config.validation.every_n_steps = 0;
+        config.train.gradient_checkpointing = false;
         config.output_dir = PathBuf::new();
         config.data.cache_dir = PathBuf::new();
         config

@@ -13,6 +13,7 @@ use crate::config::Palettize;
 use crate::ops::{Parameter, Weights};
 use crate::palette::Palette;
 use crate::source::Component;
+use crate::source::files::TensorFile;
 
 /// Each network's weights.
 pub type Networks = BTreeMap<Component, Weights>;
@@ -42,19 +43,19 @@ pub struct Trained {
     device: Device,
 }
 
-/// What one optimizer step works on: the weights that the networks see, and the leaves to take gradients from.
+/// What one optimizer step works on: the weights that the networks see, fp32 leaves that gradients are taken from.
 pub struct Step {
     pub networks: Networks,
     seen: Vec<Seen>,
 }
 
 impl Trained {
-    /// `networks` are fp32 weights; only `parameters` of each learn. `palettize` says which of the UNet's get palettes.
+    /// Takes the `parameters` of each network out of its fp32 weights. `palettize` says which of the UNet's get palettes.
     ///
     /// # Errors
     /// A palette that can't be made of a weight (not finite).
     pub fn new(
-        networks: &[(Component, &Weights, &[Parameter])],
+        networks: Vec<(Component, Weights, Vec<Parameter>)>,
         palettize: &Palettize,
         average: bool,
         device: Device,
@@ -62,14 +63,14 @@ impl Trained {
     ) -> Result<Self> {
         let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
         let mut slots = Vec::with_capacity(total);
-        for (component, weights, parameters) in networks {
-            for parameter in *parameters {
-                let name = parameter.name.clone();
-                let weight = weights.get(&name).with_context(|| format!("{} has no {name}", component.title()))?;
-                let value = weight.to_kind(Kind::Float).to_device(device).contiguous().copy();
-                let palette = if *component == Component::Unet { layer(palettize, parameter, &value)? } else { None };
+        for (component, mut weights, parameters) in networks {
+            for parameter in parameters {
+                let weight = weights.remove(&parameter.name);
+                let weight = weight.with_context(|| format!("{} has no {}", component.title(), parameter.name))?;
+                let value = weight.to_kind(Kind::Float).to_device(device).contiguous();
+                let palette = if component == Component::Unet { layer(palettize, &parameter, &value)? } else { None };
                 let moments = Moments::zeros_like(&value);
-                slots.push(Slot { component: *component, name, value, moments, palette });
+                slots.push(Slot { component, name: parameter.name, value, moments, palette });
                 progress(slots.len(), total);
             }
         }
@@ -77,12 +78,12 @@ impl Trained {
         Ok(Self { slots, average, device })
     }
 
-    /// The weights of this step. `temperature` is ρ (see [`LayerPalette`]); `kind` is what the networks compute in.
-    /// Parameters for which `learns` is false take no gradient.
+    /// The weights of this step. `temperature` is ρ (see [`LayerPalette`]). Parameters for which `learns` is false take no
+    /// gradient.
     ///
     /// # Errors
     /// Clustering failed, because weights are not finite.
-    pub fn begin(&mut self, temperature: f64, kind: Kind, learns: impl Fn(&Slot) -> bool) -> Result<Step> {
+    pub fn begin(&mut self, temperature: f64, learns: impl Fn(&Slot) -> bool) -> Result<Step> {
         // Layers side by side: most of a network's layers are too small to be worth threads of their own.
         let clustered: Vec<Result<Seen>> = self
             .slots
@@ -97,8 +98,7 @@ impl Trained {
         for (slot, one) in self.slots.iter().zip(clustered) {
             let mut one = one?;
             one.leaf = one.leaf.set_requires_grad(learns(slot));
-            let weight = if kind == Kind::Float { one.leaf.shallow_clone() } else { one.leaf.to_kind(kind) };
-            networks.entry(slot.component).or_default().insert(slot.name.clone(), weight);
+            networks.entry(slot.component).or_default().insert(slot.name.clone(), one.leaf.shallow_clone());
             seen.push(one);
         }
         Ok(Step { networks, seen })
@@ -111,11 +111,14 @@ impl Trained {
     /// The gradient is not finite: nothing was changed then.
     pub fn apply(&mut self, step: Step, adamw: &AdamW, max_norm: f64, rate: impl Fn(&Slot) -> f64) -> Result<f64> {
         let _guard = tch::no_grad_guard();
+        let Step { networks, seen } = step;
+        // So that each leaf goes as soon as its gradient is taken.
+        drop(networks);
         let mut moving = Vec::new();
         let gradients: Vec<Option<Result<Tensor>>> = self
             .slots
             .par_iter_mut()
-            .zip(step.seen)
+            .zip(seen)
             .map(|(slot, seen)| {
                 let gradient = seen.leaf.grad();
                 gradient.defined().then(|| match &slot.palette {
@@ -216,29 +219,32 @@ impl Trained {
         tensors
     }
 
-    /// Puts back what [`Trained::state`] gave. `frozen` says whether assignments were fixed by then.
+    /// Puts back what [`Trained::state`] gave, a tensor at a time. `frozen` says whether assignments were fixed by then.
     ///
     /// # Errors
-    /// A tensor is missing or has another shape: the state is another run's.
-    pub fn restore(&mut self, tensors: Weights, frozen: bool) -> Result<()> {
+    /// A tensor is missing or has another shape: the state is another run's. A damaged file.
+    pub fn restore(&mut self, file: &TensorFile, frozen: bool) -> Result<()> {
         let device = self.device;
-        let palettes: Weights = tensors
-            .iter()
-            .filter_map(|(name, tensor)| Some((name.strip_prefix("palette/")?.to_owned(), tensor.shallow_clone())))
-            .collect();
+        let names = file.names();
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let key = slot.key();
             let take = |part: &str, shape: &[i64]| {
                 let name = format!("{part}/{key}");
-                let tensor = tensors.get(&name).with_context(|| format!("it has no {name}"))?;
-                if tensor.size() != shape {
-                    bail!("its {name} has the shape {:?}, the model's {shape:?}", tensor.size());
+                let found = file.shape(&name).with_context(|| format!("it has no {name}"))?;
+                if found != shape {
+                    bail!("its {name} has the shape {found:?}, the model's {shape:?}");
                 }
-                // A copy: the file's tensors may be mapped.
-                anyhow::Ok(tensor.to_device(device).copy())
+                anyhow::Ok(file.tensor(&name)?.to_device(device))
             };
             let entries = match &mut slot.palette {
-                Some(palette) => palette.restore(&palettes, frozen, device)?,
+                Some(palette) => {
+                    // `palette/NAME.entries` and so on; a name that is the beginning of another's brings that one's too.
+                    let prefix = format!("palette/{}", slot.name);
+                    let own = names.iter().filter(|name| name.starts_with(&prefix));
+                    let tensors: Result<Weights> =
+                        own.map(|name| Ok((name["palette/".len()..].to_owned(), file.tensor(name)?))).collect();
+                    palette.restore(&tensors?, frozen, device)?
+                }
                 None => None,
             };
             slot.value = match entries {
