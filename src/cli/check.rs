@@ -184,7 +184,8 @@ impl Report {
         }
         let device = if cuda && train.device != DeviceChoice::Cpu { "the GPU" } else { "the CPU" };
         let kind = if train.mixed_precision == MixedPrecision::Bf16 { "bf16" } else { "fp32" };
-        self.line("", format!("{0}×{0} px on {device} in {kind}", config.data.resolution));
+        let again = if train.gradient_checkpointing { ", with gradient checkpointing" } else { "" };
+        self.line("", format!("{0}×{0} px on {device} in {kind}{again}", config.data.resolution));
     }
 
     /// Palettes, the size of the result, checkpoints.
