@@ -13,14 +13,14 @@
 //! | [`post_training`] | palettes for a trained network, without training |
 //! | [`checkpoint`] | a whole UNet, its weights as palettes, in one safetensors file |
 
-pub mod attention;
+mod attention;
 pub mod checkpoint;
 pub mod codes;
 pub mod dkm;
 pub mod frozen;
 pub mod kmeans;
 pub mod packing;
-pub mod passes;
+mod passes;
 pub mod post_training;
 pub mod table;
 

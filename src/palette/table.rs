@@ -22,7 +22,7 @@ use std::ops::Range;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::attention::{LANES, Lanes, attend};
+use super::attention::{Block, LANES, Lanes, attend, sum};
 use super::codes::Histogram;
 
 /// Logits further than this below the largest of their row count as minus infinity: e⁻³⁸ is 3e-17.
@@ -73,21 +73,8 @@ impl Table {
     /// c^{t+1} from c^t.
     fn update(&mut self, t: usize) {
         let old = &self.centroids[t];
-        let count = old.len();
-        let runs = self.for_blocks(
-            t,
-            || vec![[0.0; 2]; count],
-            |sums, block| {
-                for (j, attention) in block.entries.clone().zip(block.attention) {
-                    let moved = std::array::from_fn(|lane| block.counts[lane] * attention[lane]);
-                    let moments = std::array::from_fn(|lane| moved[lane] * (block.values[lane] - old[j]));
-                    sums[j][0] += sum(&moved);
-                    sums[j][1] += sum(&moments);
-                }
-            },
-        );
-        let mut totals = vec![[0.0; 2]; count];
-        for run in runs {
+        let mut totals = vec![[0.0; 2]; old.len()];
+        for run in self.for_blocks(t, &Update { old }) {
             totals.iter_mut().zip(run).for_each(|(total, run)| {
                 total[0] += run[0];
                 total[1] += run[1];
@@ -125,45 +112,16 @@ impl Table {
 
     /// f_b for each bin of the histogram.
     pub fn soft_values(&self) -> Vec<f64> {
-        let entries = self.last();
-        let read = |soft: &mut Vec<f64>, block: Block| soft.extend(&block.mean(|j, _| entries[j])[..block.len]);
-        self.for_blocks(self.masses.len() - 1, Vec::new, read).concat()
+        self.for_blocks(self.masses.len() - 1, &Read { entries: self.last() }).concat()
     }
 
     /// (D_b, Ψ_b) for each bin of the histogram, from G_b, the sums of the upstream gradient over its weights.
     pub fn backward(&self, upstream: &[f64]) -> Vec<(f64, f64)> {
         let iterations = self.masses.len();
         let count = self.order.len();
-        let entries = self.last();
-        // The read-out: f_b depends on c^T directly and on c^{T−1} through the attention.
-        struct ReadOut {
-            direct: Vec<f64>,
-            to_last: Sums,
-            to_previous: Sums,
-        }
-        let previous = &self.centroids[iterations - 1];
         let scale = 2.0 / self.tau;
-        let runs = self.for_blocks(
-            iterations - 1,
-            || ReadOut { direct: Vec::new(), to_last: vec![0.0; count], to_previous: vec![0.0; count] },
-            |sums, block| {
-                let upstream = block.pick(upstream);
-                let soft = block.mean(|j, _| entries[j]);
-                let mut direct = [0.0; LANES];
-                for (j, attention) in block.entries.clone().zip(block.attention) {
-                    // ∂f/∂logit_j · ∂logit_j/∂c_j; ∂logit_j/∂u is its opposite.
-                    let slope: Lanes = std::array::from_fn(|lane| {
-                        attention[lane] * (entries[j] - soft[lane]) * scale * (block.values[lane] - previous[j])
-                    });
-                    for lane in 0..LANES {
-                        direct[lane] -= slope[lane];
-                    }
-                    sums.to_last[j] += sum(&std::array::from_fn(|lane| upstream[lane] * attention[lane]));
-                    sums.to_previous[j] += sum(&std::array::from_fn(|lane| upstream[lane] * slope[lane]));
-                }
-                sums.direct.extend(&direct[..block.len]);
-            },
-        );
+        let read = ReadBack { upstream, entries: self.last(), previous: &self.centroids[iterations - 1], scale };
+        let runs = self.for_blocks(iterations - 1, &read);
         let mut lines: Vec<(f64, f64)> = runs.iter().flat_map(|run| &run.direct).map(|&d| (d, 0.0)).collect();
         // γ^t = ∂L/∂c^t
         let mut gamma = total_of(runs.iter().map(|run| &run.to_last), count);
@@ -175,25 +133,7 @@ impl Table {
             for j in (0..count).filter(|&j| mass[j] <= 0.0) {
                 gamma_previous[j] += gamma[j];
             }
-            let runs = self.for_blocks(
-                t - 1,
-                || (Vec::new(), vec![0.0; count]),
-                |(psi, to_previous): &mut (Vec<f64>, Sums), block| {
-                    let mean = block.mean(|j, u| share[j] * (u - new[j]));
-                    let mut through = [0.0; LANES];
-                    for (j, attention) in block.entries.clone().zip(block.attention) {
-                        let slope: Lanes = std::array::from_fn(|lane| {
-                            let u = block.values[lane];
-                            attention[lane] * (share[j] * (u - new[j]) - mean[lane]) * scale * (u - old[j])
-                        });
-                        for lane in 0..LANES {
-                            through[lane] += attention[lane] * share[j] - slope[lane];
-                        }
-                        to_previous[j] += sum(&std::array::from_fn(|lane| block.counts[lane] * slope[lane]));
-                    }
-                    psi.extend(&through[..block.len]);
-                },
-            );
+            let runs = self.for_blocks(t - 1, &UpdateBack { share: &share, old, new, scale });
             for ((_, through), psi) in lines.iter_mut().zip(runs.iter().flat_map(|run| &run.0)) {
                 *through += psi;
             }
@@ -204,55 +144,67 @@ impl Table {
         lines
     }
 
-    /// Calls `step` with the attention of each block of bins on c^t, in the order of the bins. Returns the sums of all
+    /// Shows `pass` each block of bins with its attention on c^t, in the order of the bins. Returns the sums of all
     /// runs, in order.
-    fn for_blocks<S: Send>(
-        &self,
-        t: usize,
-        start: impl Fn() -> S + Sync,
-        step: impl Fn(&mut S, Block) + Sync,
-    ) -> Vec<S> {
-        let centroids = &self.centroids[t];
-        self.values
-            .par_chunks(RUN)
-            .enumerate()
-            .map(|(run, values)| {
-                let mut sums = start();
-                let mut attention = vec![[0.0; LANES]; MOST_ENTRIES.min(centroids.len())];
-                let first = run * RUN;
-                let (mut from, mut near) = (0, 0);
-                while from < values.len() {
-                    let window = self.window(values[from], centroids, &mut near);
-                    let most = (from + LANES).min(values.len());
-                    let to = from + values[from..most].partition_point(|&u| u < window.until).max(1);
-                    let block_values = lanes(&values[from..to]);
-                    let attention = &mut attention[..window.entries.len()];
-                    attend(
-                        &block_values,
-                        &centroids[window.entries.clone()],
-                        near - window.entries.start,
-                        self.tau,
-                        attention,
-                    );
-                    let mut counts = [0.0; LANES];
-                    counts
-                        .iter_mut()
-                        .zip(&self.histogram.counts[first + from..first + to])
-                        .for_each(|(to, &n)| *to = n as f64);
-                    let block = Block {
-                        start: first + from,
-                        len: to - from,
-                        values: block_values,
-                        counts,
-                        entries: window.entries,
-                        attention,
-                    };
-                    step(&mut sums, block);
-                    from = to;
+    fn for_blocks<P: Pass>(&self, t: usize, pass: &P) -> Vec<P::Sums> {
+        let runs = self.values.par_chunks(RUN).enumerate();
+        runs.map(|(run, values)| {
+            #[cfg(target_arch = "x86_64")]
+            {
+                if is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the feature is there.
+                    return unsafe { self.run_avx512(t, run * RUN, values, pass) };
                 }
-                sums
-            })
-            .collect()
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the feature is there.
+                    return unsafe { self.run_avx2(t, run * RUN, values, pass) };
+                }
+            }
+            self.run(t, run * RUN, values, pass)
+        })
+        .collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    fn run_avx512<P: Pass>(&self, t: usize, first: usize, values: &[f64], pass: &P) -> P::Sums {
+        self.run(t, first, values, pass)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn run_avx2<P: Pass>(&self, t: usize, first: usize, values: &[f64], pass: &P) -> P::Sums {
+        self.run(t, first, values, pass)
+    }
+
+    /// The bins `values` from number `first` on. Inlined, with all of `pass`, where the vectors are widest.
+    #[inline(always)]
+    fn run<P: Pass>(&self, t: usize, first: usize, values: &[f64], pass: &P) -> P::Sums {
+        let centroids = &self.centroids[t];
+        let mut sums = pass.start();
+        let mut attention = vec![[0.0; LANES]; centroids.len()];
+        let (mut from, mut near) = (0, 0);
+        while from < values.len() {
+            let Window { entries, until } = self.window(values[from], centroids, &mut near);
+            let most = (from + LANES).min(values.len());
+            let to = from + values[from..most].partition_point(|&u| u < until).max(1);
+            let mut block = Block {
+                start: first + from,
+                len: to - from,
+                values: [values[to - 1]; LANES],
+                counts: [0.0; LANES],
+                attention: &mut attention[..entries.len()],
+                entries,
+            };
+            block.values[..to - from].copy_from_slice(&values[from..to]);
+            let counts = &self.histogram.counts[first + from..first + to];
+            block.counts.iter_mut().zip(counts).for_each(|(to, &n)| *to = f64::from(n));
+            let seen = &centroids[block.entries.clone()];
+            attend(&block.values, seen, near - block.entries.start, self.tau, block.attention);
+            pass.block(&mut sums, &block);
+            from = to;
+        }
+        sums
     }
 
     /// Which of `centroids` the bin at `u` sees, and up to where the bins above it see the same. `near` is moved up to
@@ -289,55 +241,138 @@ struct Window {
     until: f64,
 }
 
-/// Consecutive bins that see the same entries. Lanes past `len` have no weights.
-struct Block<'a> {
-    /// The first bin.
-    start: usize,
-    len: usize,
-    values: Lanes,
-    counts: Lanes,
-    entries: Range<usize>,
-    /// One row for each of `entries`.
-    attention: &'a [Lanes],
+/// What is done with each block of bins.
+trait Pass: Sync {
+    /// Of a run of bins.
+    type Sums: Send;
+    fn start(&self) -> Self::Sums;
+    fn block(&self, sums: &mut Self::Sums, block: &Block);
 }
 
-impl Block<'_> {
-    /// Σ_j a_bj · `of`(j, u_b)
-    #[inline]
-    fn mean(&self, of: impl Fn(usize, f64) -> f64) -> Lanes {
-        let mut mean = [0.0; LANES];
-        for (j, attention) in self.entries.clone().zip(self.attention) {
+/// Mass and first moment of each entry.
+struct Update<'a> {
+    old: &'a [f64],
+}
+
+impl Pass for Update<'_> {
+    type Sums = Vec<[f64; 2]>;
+
+    fn start(&self) -> Self::Sums {
+        vec![[0.0; 2]; self.old.len()]
+    }
+
+    #[inline(always)]
+    fn block(&self, sums: &mut Self::Sums, block: &Block) {
+        for (j, attention) in block.seen() {
+            let old = self.old[j];
+            let weights: Lanes = std::array::from_fn(|lane| block.counts[lane] * attention[lane]);
+            sums[j][0] += sum(&weights);
+            sums[j][1] += sum(&std::array::from_fn(|lane| weights[lane] * (block.values[lane] - old)));
+        }
+    }
+}
+
+/// f_b.
+struct Read<'a> {
+    entries: &'a [f64],
+}
+
+impl Pass for Read<'_> {
+    type Sums = Vec<f64>;
+
+    fn start(&self) -> Self::Sums {
+        Vec::with_capacity(RUN)
+    }
+
+    #[inline(always)]
+    fn block(&self, soft: &mut Self::Sums, block: &Block) {
+        soft.extend_from_slice(&block.mean(|j, _| self.entries[j])[..block.len]);
+    }
+}
+
+/// The backward pass of [`Read`]: f_b depends on c^T directly and on c^{T−1} through the attention.
+struct ReadBack<'a> {
+    upstream: &'a [f64],
+    /// c^T
+    entries: &'a [f64],
+    /// c^{T−1}
+    previous: &'a [f64],
+    /// 2/τ
+    scale: f64,
+}
+
+struct ReadBackSums {
+    /// D_b
+    direct: Vec<f64>,
+    /// ∂L/∂c^T
+    to_last: Sums,
+    /// ∂L/∂c^{T−1}
+    to_previous: Sums,
+}
+
+impl Pass for ReadBack<'_> {
+    type Sums = ReadBackSums;
+
+    fn start(&self) -> Self::Sums {
+        let zeros = vec![0.0; self.entries.len()];
+        ReadBackSums { direct: Vec::with_capacity(RUN), to_last: zeros.clone(), to_previous: zeros }
+    }
+
+    #[inline(always)]
+    fn block(&self, sums: &mut Self::Sums, block: &Block) {
+        let upstream = block.pick(self.upstream);
+        let soft = block.mean(|j, _| self.entries[j]);
+        let mut direct = [0.0; LANES];
+        for (j, attention) in block.seen() {
+            let (entry, previous) = (self.entries[j], self.previous[j]);
+            // ∂f/∂logit_j · ∂logit_j/∂c_j; ∂logit_j/∂u is its opposite.
+            let mut slope = [0.0; LANES];
             for lane in 0..LANES {
-                mean[lane] += attention[lane] * of(j, self.values[lane]);
+                slope[lane] = attention[lane] * (entry - soft[lane]) * self.scale * (block.values[lane] - previous);
+                direct[lane] -= slope[lane];
             }
+            sums.to_last[j] += sum(&std::array::from_fn(|lane| upstream[lane] * attention[lane]));
+            sums.to_previous[j] += sum(&std::array::from_fn(|lane| upstream[lane] * slope[lane]));
         }
-        mean
-    }
-
-    /// The block's part of a number for each bin; zero in the lanes past its end.
-    #[inline]
-    fn pick(&self, of_bins: &[f64]) -> Lanes {
-        let mut lanes = [0.0; LANES];
-        lanes[..self.len].copy_from_slice(&of_bins[self.start..self.start + self.len]);
-        lanes
+        sums.direct.extend_from_slice(&direct[..block.len]);
     }
 }
 
-/// Values as lanes, the last repeated.
-fn lanes(values: &[f64]) -> Lanes {
-    std::array::from_fn(|lane| values[lane.min(values.len() - 1)])
+/// The backward pass of [`Update`] number t: from γ^t to this update's part of Ψ_b, and to γ^{t−1}.
+struct UpdateBack<'a> {
+    /// γ^t_j / s^t_j
+    share: &'a [f64],
+    /// c^{t−1}
+    old: &'a [f64],
+    /// c^t
+    new: &'a [f64],
+    /// 2/τ
+    scale: f64,
 }
 
-/// In a fixed order that vectors can follow.
-#[inline]
-fn sum(lanes: &Lanes) -> f64 {
-    let mut sums = [0.0; 8];
-    for part in lanes.chunks_exact(8) {
-        for lane in 0..8 {
-            sums[lane] += part[lane];
-        }
+impl Pass for UpdateBack<'_> {
+    type Sums = (Vec<f64>, Sums);
+
+    fn start(&self) -> Self::Sums {
+        (Vec::with_capacity(RUN), vec![0.0; self.old.len()])
     }
-    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
+
+    #[inline(always)]
+    fn block(&self, (psi, to_previous): &mut Self::Sums, block: &Block) {
+        let mean = block.mean(|j, u| self.share[j] * (u - self.new[j]));
+        let mut through = [0.0; LANES];
+        for (j, attention) in block.seen() {
+            let (share, old, new) = (self.share[j], self.old[j], self.new[j]);
+            let mut slope = [0.0; LANES];
+            for lane in 0..LANES {
+                let u = block.values[lane];
+                slope[lane] = attention[lane] * (share * (u - new) - mean[lane]) * self.scale * (u - old);
+                through[lane] += attention[lane] * share - slope[lane];
+            }
+            to_previous[j] += sum(&std::array::from_fn(|lane| block.counts[lane] * slope[lane]));
+        }
+        psi.extend_from_slice(&through[..block.len]);
+    }
 }
 
 /// The sum of the runs, in their order.
