@@ -12,15 +12,15 @@ mod examples;
 pub mod initialise;
 mod learning_rate;
 mod objective;
-mod optimizer;
+pub mod optimizer;
 mod output;
-mod palettes;
+pub mod palettes;
 mod prompts;
 mod reconstruct;
 mod reporter;
 mod setup;
 mod state;
-mod trained;
+pub mod trained;
 mod validate;
 
 use std::path::PathBuf;

@@ -1,0 +1,87 @@
+//! A whole training step, with and without palettes, beside the same step with diffusers in PyTorch.
+//!
+//!     make bench
+//!
+//! The model is examples/base, at its own size, and the one that $PALETTIST_MODEL names (a diffusers folder), at batch 1
+//! and 4: random latents, noise and text; the denoising loss; AdamW on all of the UNet, fp32. diffusers runs where
+//! $PALETTIST_PEERS names a Python that has it: the same shapes, `torch.optim.AdamW(fused=True)`, clipped gradients.
+
+#[path = "measure.rs"]
+mod measure;
+
+use std::process::Command;
+
+use measure::{Cost, least};
+use palettist::config::Palettize;
+use palettist::networks::unet::unet;
+use palettist::ops::Tensors;
+use palettist::source::{Component, Model};
+use palettist::train::optimizer::AdamW;
+use palettist::train::trained::Trained;
+use tch::{Device, Kind, Tensor};
+
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+const REPEATS: usize = 3;
+
+fn main() {
+    let base = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/base").to_owned();
+    for folder in [Some(base), std::env::var("PALETTIST_MODEL").ok()].into_iter().flatten() {
+        println!("{folder}: seconds a step, and GB beyond what is held between steps");
+        for batch in [1, 4] {
+            let plain = step(&folder, batch, &Palettize { enabled: false, ..Palettize::default() });
+            show(batch, "no palettes", plain, plain);
+            for bits in [2, 4] {
+                let palettes = step(&folder, batch, &Palettize { n_bits: bits, ..Palettize::default() });
+                show(batch, &format!("palettes of {bits} bits"), palettes, plain);
+            }
+            match ask(&folder, batch) {
+                Some(theirs) => show(batch, "diffusers, no palettes", theirs, plain),
+                None => println!("  diffusers was not run: $PALETTIST_PEERS names no Python that has it"),
+            }
+        }
+    }
+}
+
+fn show(batch: i64, what: &str, cost: Cost, plain: Cost) {
+    println!(
+        "  batch {batch}, {what:24} {:7.3} s wall, {:7.3} s CPU, {:6.3} GB; {:.2} times ours without palettes",
+        cost.wall,
+        cost.cpu,
+        cost.memory * 1e-9,
+        cost.wall / plain.wall
+    );
+}
+
+fn step(folder: &str, batch: i64, palettize: &Palettize) -> Cost {
+    let model = Model::open(folder).expect("a diffusers folder");
+    let config = model.unet_config().expect("a UNet");
+    let parameters = model.parameters(Component::Unet).expect("a UNet");
+    let weights = model.weights(Component::Unet, Kind::Float, Device::Cpu).expect("whole weights");
+    let mut trained =
+        Trained::new(vec![(Component::Unet, weights, parameters)], palettize, false, Device::Cpu, &mut |_, _| {})
+            .expect("finite weights");
+    let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    let (side, channels) = (config.sample_size, config.in_channels);
+    let latents = Tensor::randn([batch, channels, side, side], FLOAT);
+    let noise = Tensor::randn([batch, config.out_channels, side, side], FLOAT);
+    let text = Tensor::randn([batch, 77, config.cross_attention_dim], FLOAT);
+    let timesteps = Tensor::randint(1000, [batch], (Kind::Int64, Device::Cpu));
+    least(REPEATS, || {
+        let begun = trained.begin(0.3, |_| true).expect("finite weights");
+        let mut ops = Tensors::new(&begun.networks[&Component::Unet]);
+        let output = unet(&mut ops, &config, &latents, &timesteps, &text);
+        output.mse_loss(&noise, tch::Reduction::Mean).backward();
+        drop(output);
+        trained.apply(begun, &adamw, 1.0, |_| 1e-6).expect("finite gradients");
+    })
+}
+
+fn ask(folder: &str, batch: i64) -> Option<Cost> {
+    let python = std::env::var_os("PALETTIST_PEERS")?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/step.py");
+    let output = Command::new(python).args([script, folder, &batch.to_string()]).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let numbers: Vec<f64> = text.lines().last()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [wall, cpu, memory] = numbers[..] else { return None };
+    Some(Cost { wall, cpu, memory })
+}
