@@ -243,7 +243,7 @@ fn palettes_are_stored_bit_for_bit() {
                     other => panic!("{other:?}"),
                 },
             };
-            assert_eq!(bytes(part("indices")), packing::pack(&palette.indices, palette.bits), "{name}");
+            assert_eq!(bytes(part("indices")), packing::pack(&palette.indices, palette.form.bits), "{name}");
             let entries: Vec<u8> = palette.entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
             assert_eq!(bytes(part("lut")), entries, "{name}");
             if target != Target::Ios18 {

@@ -66,7 +66,7 @@ fn checkpoint() -> PalettizedCheckpoint {
     let mut random = ChaCha8Rng::seed_from_u64(2);
     let palettes = BITS
         .iter()
-        .zip([vec![3, 5], vec![4, 3, 3, 3], vec![7, 1], vec![2, 9, 1, 1], vec![300]])
+        .zip([vec![3, 5], vec![4, 3, 3, 3], vec![5, 3], vec![7, 1], vec![2, 9, 1, 1], vec![300]])
         .map(|(&bits, shape)| (format!("layer{bits}.weight"), random_palette(bits, &shape, &mut random)))
         .collect();
     let dense = BTreeMap::from([
@@ -104,7 +104,7 @@ fn checkpoints_come_back_whole() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
 
     let weights = read.weights(Kind::Float, Device::Cpu).unwrap();
-    assert_eq!(weights.len(), 8);
+    assert_eq!(weights.len(), 9);
     for (name, palette) in &written.palettes {
         assert_eq!(weights[name].size(), palette.shape);
         let values = Vec::<f32>::try_from(weights[name].view([-1])).unwrap();
@@ -168,17 +168,20 @@ fn hostile_checkpoints_are_refused() {
         })
     };
     refuse(&replaced("palettist.palettes", "palettist.palette"), "holds no palettes");
-    refuse(&replaced(r#""palettist.version":"1""#, r#""palettist.version":"2""#), "version 2");
+    refuse(&replaced(r#""palettist.version":"2""#, r#""palettist.version":"3""#), "version 3");
     refuse(&replaced(r#"\"bits\":4,"#, ""), "missing field");
-    refuse(&replaced(r#"\"bits\":4"#, r#"\"bits\":5"#), "not 5");
-    refuse(&replaced(r#"\"bits\":4"#, r#"\"bits\":6"#), "layer4.weight: its palette");
-    refuse(&replaced(r#"\"shape\":[7,1]"#, r#"\"shape\":[9,1]"#), "layer4.weight: 9 indices");
+    refuse(&replaced(r#"\"bits\":4"#, r#"\"bits\":5"#), "bits is 5");
+    refuse(&replaced(r#"\"bits\":4"#, r#"\"bits\":6"#), "layer4.weight: `layer4.weight.indices` is Uint8 of shape [4]");
+    refuse(&replaced(r#"\"shape\":[7,1]"#, r#"\"shape\":[9,1]"#), "layer4.weight: `layer4.weight.indices` is");
     refuse(&replaced(r#"\"shape\":[7,1]"#, r#"\"shape\":[-7,-1]"#), "not the shape of a tensor");
     let huge = r#"\"shape\":[9223372036854775807,9223372036854775807]"#;
     refuse(&replaced(r#"\"shape\":[7,1]"#, huge), "not the shape of a tensor");
     let elsewhere = replaced("layer4.weight.indices", "layer4.weight.elsewhr");
     refuse(&elsewhere, "layer4.weight.elsewhr is stored as Uint8");
-    refuse(&replaced("layer4.weight.palette", "layer4.weight.elsewhr"), "layer4.weight: `layer4.weight.indices` or");
+    refuse(
+        &replaced("layer4.weight.palette", "layer4.weight.elsewhr"),
+        "layer4.weight: `layer4.weight.palette` is missing",
+    );
     refuse(&replaced("\"scalar\":", "\"layer4.weight\":"), "layer4.weight is there twice");
     // A palette entry that is not a number. The bytes of the file lie where its header says.
     let length = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;

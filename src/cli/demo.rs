@@ -101,7 +101,7 @@ fn row(name: &'static str, weights: Weights, evaluation: &Evaluation) -> Result<
 
 /// The best palettes without training, of as many bits in each layer as those of `trained`.
 fn post_training(model: &Model, trained: &PalettizedCheckpoint) -> Result<PalettizedCheckpoint> {
-    let chosen = trained.palettes.iter().map(|(name, palette)| (name.clone(), palette.bits)).collect();
+    let chosen = trained.palettes.iter().map(|(name, palette)| (name.clone(), palette.form.bits)).collect();
     let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
     let metadata = [(SOURCE_MODEL.to_owned(), model.folder.display().to_string())].into();
     post_training::palettize(weights.into_iter().map(Ok), &chosen, metadata, &|_| {})

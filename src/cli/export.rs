@@ -33,9 +33,9 @@ pub struct Args {
     /// How attention is spelt (this version: ORIGINAL, for the GPU)
     #[arg(long, default_value = "ORIGINAL", value_parser = ["ORIGINAL"])]
     attention_implementation: String,
-    /// iOS16, iOS17, iOS18, or macOS13, macOS14, macOS15
-    #[arg(long, default_value = "iOS16")]
-    min_deployment_target: Target,
+    /// iOS16, iOS17, iOS18, or macOS13, macOS14, macOS15; the first that holds the palettes if not given
+    #[arg(long, value_name = "TARGET")]
+    min_deployment_target: Option<Target>,
     /// Height of the latents, an eighth of the picture's; the model's own if not given
     #[arg(long)]
     latent_h: Option<i64>,
@@ -58,13 +58,23 @@ pub fn run(args: Args) -> Result<()> {
         copy_model(&model, &args.output, &[(Component::Unet, &weights)], Kind::Half)?;
         return print(args.output.display());
     }
+    let lowest = checkpoint.as_ref().and_then(PalettizedCheckpoint::needs_ios18);
+    let target = match (args.min_deployment_target, lowest) {
+        (Some(target), Some((name, what))) if target != Target::Ios18 => {
+            let message = format!("{target} does not hold {what}, as of {name}: --min-deployment-target iOS18");
+            return Err(Usage(message).into());
+        }
+        (Some(target), _) => target,
+        (None, Some(_)) => Target::Ios18,
+        (None, None) => Target::Ios16,
+    };
     let config = model.unet_config()?;
     let defaults = UnetOptions::new(&config);
     let options = UnetOptions {
         batch: if args.unet_batch_one { 1 } else { 2 },
         height: args.latent_h.unwrap_or(defaults.height),
         width: args.latent_w.unwrap_or(defaults.width),
-        target: args.min_deployment_target,
+        target,
         ..defaults
     };
     if options.height < 1 || options.width < 1 {

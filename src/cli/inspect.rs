@@ -8,7 +8,7 @@ use tch::Kind;
 
 use super::{grouped, print, size};
 use crate::coreml::read::{Package, Palettes};
-use crate::palette::PalettizedCheckpoint;
+use crate::palette::{LutDtype, PalettizedCheckpoint};
 use crate::source::files::TensorFile;
 
 /// Tells what a checkpoint or package holds: tensors, bits per weight with palettes counted, sizes
@@ -84,15 +84,21 @@ impl Contents {
         let checkpoint = PalettizedCheckpoint::read(path)?;
         let mut entries = Vec::new();
         for (name, palette) in &checkpoint.palettes {
-            let elements = palette.indices.len() as u64;
-            // Indices are packed to whole bytes; palette values are fp16.
-            let bits = (elements * u64::from(palette.bits)).div_ceil(8) * 8 + palette.entries.len() as u64 * 16;
+            let (form, elements) = (palette.form, (palette.indices.len() * palette.form.cluster_dim) as u64);
+            let groups = form.groups(&palette.shape) as u64;
+            let mut kind = palette_kind(form.bits, groups, form.cluster_dim as u64);
+            if form.per_channel_scale {
+                kind += ", scaled";
+            }
+            if form.lut_dtype == LutDtype::I8 {
+                kind += ", int8";
+            }
             entries.push(Entry {
                 name: name.clone(),
                 shape: palette.shape.clone(),
-                kind: format!("{}-bit palette", palette.bits),
+                kind,
                 elements,
-                bits,
+                bits: palette.stored_bits(),
                 palettized: true,
             });
         }
@@ -113,9 +119,7 @@ impl Contents {
         for weight in package.weights()? {
             let kind = match weight.palettes {
                 None => weight.data_type.to_string().replace("FLOAT", "fp").to_lowercase(),
-                Some(Palettes { bits, groups: 1, vector: 1 }) => format!("{bits}-bit palette"),
-                Some(Palettes { bits, groups, vector: 1 }) => format!("{bits}-bit palettes × {groups}"),
-                Some(Palettes { bits, vector, .. }) => format!("{bits}-bit palettes of {vector}"),
+                Some(Palettes { bits, groups, vector }) => palette_kind(bits, groups, vector),
             };
             entries.push(Entry {
                 name: weight.name,
@@ -205,6 +209,13 @@ impl Contents {
             "tensors": tensors,
         })
     }
+}
+
+/// `4-bit palette`, `4-bit palettes × 20` for as many groups of channels, `4-bit palette of 2` with vectors of two.
+fn palette_kind(bits: u32, groups: u64, vector: u64) -> String {
+    let groups = if groups > 1 { format!("s × {groups}") } else { String::new() };
+    let vector = if vector > 1 { format!(" of {vector}") } else { String::new() };
+    format!("{bits}-bit palette{groups}{vector}")
 }
 
 fn kind_name(kind: Kind) -> String {

@@ -25,10 +25,12 @@ pub enum BlobType {
     Float16 = 1,
     Float32 = 2,
     UInt8 = 3,
+    Int8 = 4,
     /// The types below one byte (from iOS 18 on) are bit-packed, least significant bit first.
     UInt1 = 9,
     UInt2 = 10,
     UInt4 = 11,
+    UInt3 = 12,
     UInt6 = 13,
 }
 
@@ -38,9 +40,10 @@ impl BlobType {
         match self {
             Self::Float32 => 32,
             Self::Float16 => 16,
-            Self::UInt8 => 8,
+            Self::UInt8 | Self::Int8 => 8,
             Self::UInt1 => 1,
             Self::UInt2 => 2,
+            Self::UInt3 => 3,
             Self::UInt4 => 4,
             Self::UInt6 => 6,
         }
@@ -151,6 +154,7 @@ mod tests {
         let cases = [
             (BlobType::UInt1, &[1, 0, 1, 1, 0, 0, 0, 1, 1][..], &[0x8D, 0x01][..], 7),
             (BlobType::UInt2, &[0, 3, 2, 1, 3], &[0x6C, 0x03], 6),
+            (BlobType::UInt3, &[1, 2, 3, 4, 5, 6, 7, 0, 5], &[0xD1, 0x58, 0x1F, 0x05], 5),
             (BlobType::UInt4, &[1, 2, 3], &[0x21, 0x03], 4),
             (BlobType::UInt6, &[1, 2, 3, 63, 32], &[0x81, 0x30, 0xFC, 0x20], 2),
         ];

@@ -5,6 +5,7 @@
 //! | [`proto`] | the protobuf messages |
 //! | [`blob`] | weight.bin |
 //! | [`program`] | a MIL program, built operation by operation |
+//! | `palettes` | palettes as its constants |
 //! | [`weights`] | where its weights come from |
 //! | [`lower`] | the vocabulary's interpreter that builds one |
 //! | `recipes` | its words that MIL spells with several operations |
@@ -17,6 +18,7 @@ pub mod blob;
 pub mod export;
 pub mod lower;
 pub mod package;
+mod palettes;
 pub mod program;
 pub mod proto;
 pub mod read;

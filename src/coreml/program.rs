@@ -15,19 +15,17 @@ use half::f16;
 use super::blob::{BlobType, BlobWriter};
 use super::proto::{self, BindingKind, DimensionKind, ImmediateKind, TensorElements, ValueKind, ValueTypeKind};
 use super::proto::{Argument, Binding, NamedValueType, Operation, Value, ValueType, data_type};
-use crate::palette::Palette;
-use crate::palette::packing::pack;
 
 /// The oldest system that a package runs on. It decides the version of the specification, the operation set and
 /// how palettes are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Target {
-    /// iOS 16, macOS 13: palettes of 1, 2, 4, 6, 8 bits as attributes. The form that loads everywhere.
+    /// iOS 16, macOS 13: palettes of one table and 1, 2, 4, 6, 8 bits, as attributes. The form that loads everywhere.
     #[default]
     Ios16,
     /// iOS 17, macOS 14.
     Ios17,
-    /// iOS 18, macOS 15: palettes as inputs, with indices of their own bit width.
+    /// iOS 18, macOS 15: palettes of every form as inputs, with indices of their own bit width.
     Ios18,
 }
 
@@ -111,9 +109,18 @@ impl<W: Write + Seek> ProgramBuilder<W> {
         Self { target, inputs: Vec::new(), operations: Vec::new(), names: HashSet::new(), blobs }
     }
 
+    pub(super) fn target(&self) -> Target {
+        self.target
+    }
+
+    /// A new value; `hint` names it, made unique where it is not.
+    pub(super) fn var(&mut self, hint: &str, element: i32, shape: &[i64]) -> Var {
+        Var { name: self.unique(hint), shape: shape.to_vec(), element }
+    }
+
     /// An input of the function.
     pub fn input(&mut self, name: &str, element: i32, shape: &[i64]) -> Var {
-        let var = Var { name: self.unique(name), shape: shape.to_vec(), element };
+        let var = self.var(name, element, shape);
         self.inputs.push(named(&var));
         var
     }
@@ -151,70 +158,10 @@ impl<W: Write + Seek> ProgramBuilder<W> {
     /// # Errors
     /// When there are not as many bytes as `shape` needs, or weight.bin cannot be written.
     pub fn tensor(&mut self, hint: &str, element: i32, shape: &[i64], bytes: &[u8]) -> Result<Var> {
-        let var = Var { name: self.unique(hint), shape: shape.to_vec(), element };
+        let var = self.var(hint, element, shape);
         let value = self.stored(element, shape, bytes)?;
         let attributes = attributes(&var.name, [("val", value)]);
         self.push("const", BTreeMap::new(), attributes, std::slice::from_ref(&var));
-        Ok(var)
-    }
-
-    /// A weight of `shape` that is a palette, in the form of the target.
-    ///
-    /// # Errors
-    /// When the palette has another number of elements, a width that Core ML does not store, or weight.bin cannot
-    /// be written.
-    pub fn palette(&mut self, hint: &str, palette: &Palette, shape: &[i64]) -> Result<Var> {
-        ensure!(
-            palette.indices.len() as i64 == shape.iter().product::<i64>(),
-            "its palette has {} indices, and its shape is {shape:?}",
-            palette.indices.len()
-        );
-        ensure!(
-            matches!(palette.bits, 1 | 2 | 4 | 6 | 8),
-            "its palette has {} bits, and Core ML stores 1, 2, 4, 6 or 8",
-            palette.bits
-        );
-        ensure!(
-            palette.entries.len() == 1 << palette.bits,
-            "its palette of {} bits has {} entries",
-            palette.bits,
-            palette.entries.len()
-        );
-        let var = Var { name: self.unique(hint), shape: shape.to_vec(), element: data_type::FLOAT16 };
-        let packed = pack(&palette.indices, palette.bits);
-        let entries: Vec<u8> = palette.entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-        let count = palette.entries.len() as i64;
-        match self.target {
-            Target::Ios16 | Target::Ios17 => {
-                let indices = self.stored(data_type::UINT8, &[packed.len() as i64], &packed)?;
-                let lut = self.stored(data_type::FLOAT16, &[count], &entries)?;
-                let dimensions: Vec<u8> = shape.iter().flat_map(|&n| (n as u32).to_le_bytes()).collect();
-                let dimensions = immediate(
-                    data_type::UINT32,
-                    &[shape.len() as i64],
-                    TensorElements::Bytes(proto::RepeatedBytes { values: dimensions }),
-                );
-                let attributes = attributes(&var.name, [("indices", indices), ("lut", lut), ("shape", dimensions)]);
-                self.push("constexpr_lut_to_dense", BTreeMap::new(), attributes, std::slice::from_ref(&var));
-            }
-            Target::Ios18 => {
-                let index = match palette.bits {
-                    1 => data_type::UINT1,
-                    2 => data_type::UINT2,
-                    4 => data_type::UINT4,
-                    6 => data_type::UINT6,
-                    _ => data_type::UINT8,
-                };
-                let mut table = vec![1; shape.len()];
-                table.extend([count, 1]);
-                let inputs = [
-                    ("indices".to_owned(), bound([self.stored(index, shape, &packed)?])),
-                    ("lut".to_owned(), bound([self.stored(data_type::FLOAT16, &table, &entries)?])),
-                ];
-                let attributes = attributes(&var.name, []);
-                self.push("constexpr_lut_to_dense", inputs.into(), attributes, std::slice::from_ref(&var));
-            }
-        }
         Ok(var)
     }
 
@@ -288,7 +235,7 @@ impl<W: Write + Seek> ProgramBuilder<W> {
         self.push(kind, inputs, attributes(name, []), outputs);
     }
 
-    fn push(
+    pub(super) fn push(
         &mut self,
         kind: &str,
         inputs: BTreeMap<String, Argument>,
@@ -305,14 +252,16 @@ impl<W: Write + Seek> ProgramBuilder<W> {
     }
 
     /// A tensor's value: in weight.bin from ten elements on, where the type may lie there; else in the program.
-    fn stored(&mut self, element: i32, shape: &[i64], bytes: &[u8]) -> Result<Value> {
+    pub(super) fn stored(&mut self, element: i32, shape: &[i64], bytes: &[u8]) -> Result<Value> {
         let count = shape.iter().product::<i64>() as usize;
         let kind = match element {
             data_type::FLOAT16 => BlobType::Float16,
             data_type::FLOAT32 => BlobType::Float32,
             data_type::UINT8 => BlobType::UInt8,
+            data_type::INT8 => BlobType::Int8,
             data_type::UINT1 => BlobType::UInt1,
             data_type::UINT2 => BlobType::UInt2,
+            data_type::UINT3 => BlobType::UInt3,
             data_type::UINT4 => BlobType::UInt4,
             data_type::UINT6 => BlobType::UInt6,
             _ => bail!("constants of MIL's type {element} are not written as tensors"),
@@ -375,7 +324,7 @@ fn named(var: &Var) -> NamedValueType {
     NamedValueType { name: var.name.clone(), r#type: Some(tensor_type(var.element, &var.shape)) }
 }
 
-fn immediate(element: i32, shape: &[i64], elements: TensorElements) -> Value {
+pub(super) fn immediate(element: i32, shape: &[i64], elements: TensorElements) -> Value {
     let tensor = ImmediateKind::Tensor(proto::TensorValue { value: Some(elements) });
     Value {
         r#type: Some(tensor_type(element, shape)),
@@ -390,7 +339,7 @@ fn text(value: &str) -> Value {
 }
 
 /// The attributes of an operation: its name and `others`.
-fn attributes<const N: usize>(name: &str, others: [(&str, Value); N]) -> BTreeMap<String, Value> {
+pub(super) fn attributes<const N: usize>(name: &str, others: [(&str, Value); N]) -> BTreeMap<String, Value> {
     let others = others.into_iter().map(|(key, value)| (key.to_owned(), value));
     others.chain([("name".to_owned(), text(name))]).collect()
 }
@@ -399,12 +348,12 @@ fn by_name_text(name: &str) -> Argument {
     Argument { arguments: vec![Binding { binding: Some(BindingKind::Name(name.to_owned())) }] }
 }
 
-fn by_name<'a>(vars: impl IntoIterator<Item = &'a Var>) -> Argument {
+pub(super) fn by_name<'a>(vars: impl IntoIterator<Item = &'a Var>) -> Argument {
     let binding = |var: &Var| Binding { binding: Some(BindingKind::Name(var.name.clone())) };
     Argument { arguments: vars.into_iter().map(binding).collect() }
 }
 
-fn bound<const N: usize>(values: [Value; N]) -> Argument {
+pub(super) fn bound<const N: usize>(values: [Value; N]) -> Argument {
     let binding = |value| Binding { binding: Some(BindingKind::Value(value)) };
     Argument { arguments: values.map(binding).into() }
 }

@@ -1,16 +1,19 @@
 //! The palettized checkpoint: a whole UNet in one safetensors file. Training and post-training palettization write
 //! it; everything downstream reads it.
 //!
-//! For a palettized parameter `NAME` of `bits` and `shape`:
+//! For a palettized parameter `NAME` of `shape` and of a [`Form`] (G tables of 2^bits entries of d weights):
 //!
 //! | tensor | type | shape |
 //! |---|---|---|
-//! | `NAME.indices` | U8 | `[⌈bits · elements / 8⌉]`, as [`packing`] has it |
-//! | `NAME.palette` | F16 | `[2^bits]` |
+//! | `NAME.indices` | U8 | `[⌈bits · elements / d / 8⌉]`: [`Palette::indices`] as [`packing`] has it |
+//! | `NAME.palette` | F16, or I8 | `[2^bits]` of a plain palette, `[G, 2^bits, d]` of others |
+//! | `NAME.scales` | F16 | where there are any: `[G]` or `[C]`, as [`Palette::scales`] says |
 //!
-//! Every other parameter is there under its own name, in F16. The file's metadata: `palettist.version` (1),
-//! `palettist.palettes` (JSON, `NAME` → `{"bits", "shape"}`), and under other keys what was palettized, and how.
-//! Equal checkpoints are equal bytes.
+//! Every other parameter is there under its own name, in F16. The file's metadata: `palettist.version`,
+//! `palettist.palettes` (JSON, `NAME` → `{"bits", "shape"}`, and for what is not plain `"group_size"`, `"axis"`,
+//! `"cluster_dim"`, `"per_channel_scale"`, `"lut_dtype"`), and under other keys what was palettized, and how. The
+//! version is 1 where all palettes are plain and of 1, 2, 4, 6 or 8 bits, else 2: programs that know only the first
+//! refuse the file. Equal checkpoints are equal bytes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,12 +23,14 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Palette, elements, packing};
+use super::{Form, LutDtype, Palette, check_form, elements, packing};
 use crate::ops::Weights;
 use crate::source::files::{TensorFile, write_safetensors};
 
-/// The version of the format that is written.
-pub const VERSION: &str = "1";
+/// The version of the format that holds plain palettes.
+const PLAIN_VERSION: &str = "1";
+/// The version that holds every [`Form`].
+const VERSION: &str = "2";
 /// The key of [`PalettizedCheckpoint::metadata`] for the model that was palettized.
 pub const SOURCE_MODEL: &str = "source_model";
 /// The key of [`PalettizedCheckpoint::metadata`] for how it was: the resolved configuration, or the command.
@@ -50,9 +55,51 @@ pub struct PalettizedCheckpoint {
 struct Header {
     bits: u32,
     shape: Vec<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    group_size: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    axis: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster_dim: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    per_channel_scale: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lut_dtype: Option<LutDtype>,
+}
+
+impl Header {
+    fn of(palette: &Palette) -> Self {
+        let (form, plain) = (palette.form, Form::per_tensor(palette.form.bits));
+        Self {
+            bits: form.bits,
+            shape: palette.shape.clone(),
+            group_size: form.group_size,
+            axis: (form.axis != plain.axis).then_some(form.axis),
+            cluster_dim: (form.cluster_dim != plain.cluster_dim).then_some(form.cluster_dim),
+            per_channel_scale: form.per_channel_scale.then_some(true),
+            lut_dtype: (form.lut_dtype != plain.lut_dtype).then_some(form.lut_dtype),
+        }
+    }
+
+    fn form(&self) -> Form {
+        let plain = Form::per_tensor(self.bits);
+        Form {
+            group_size: self.group_size,
+            axis: self.axis.unwrap_or(plain.axis),
+            cluster_dim: self.cluster_dim.unwrap_or(plain.cluster_dim),
+            per_channel_scale: self.per_channel_scale.unwrap_or(plain.per_channel_scale),
+            lut_dtype: self.lut_dtype.unwrap_or(plain.lut_dtype),
+            ..plain
+        }
+    }
 }
 
 impl PalettizedCheckpoint {
+    /// A parameter whose palette needs iOS 18, and what of it does, in the plural; `None` where iOS 16 will do.
+    pub fn needs_ios18(&self) -> Option<(&str, &'static str)> {
+        self.palettes.iter().find_map(|(name, palette)| Some((name.as_str(), palette.form.needs_ios18()?)))
+    }
+
     /// All parameters as dense tensors of their shapes. They share no memory with the checkpoint.
     ///
     /// # Errors
@@ -87,7 +134,10 @@ impl PalettizedCheckpoint {
                 `palettist palettize` makes such a file"
             );
         };
-        ensure!(version == VERSION, "its format has version {version}, and this program reads version {VERSION}");
+        ensure!(
+            [PLAIN_VERSION, VERSION].contains(&version.as_str()),
+            "its format has version {version}, and this program reads versions {PLAIN_VERSION} and {VERSION}"
+        );
         let headers: BTreeMap<String, Header> =
             serde_json::from_str(&headers).with_context(|| format!("`{PALETTES_KEY}` in its metadata"))?;
 
@@ -95,7 +145,7 @@ impl PalettizedCheckpoint {
         let mut dense = BTreeMap::new();
         for name in file.names() {
             let parameter = |suffix| name.strip_suffix(suffix).filter(|parameter| headers.contains_key(*parameter));
-            if parameter(".indices").is_some() || parameter(".palette").is_some() {
+            if [".indices", ".palette", ".scales"].into_iter().any(|part| parameter(part).is_some()) {
                 continue;
             }
             ensure!(!headers.contains_key(&name), "parameter {name} is there twice, as a palette and as a tensor");
@@ -117,19 +167,27 @@ impl PalettizedCheckpoint {
     pub fn write(&self, path: &Path) -> Result<()> {
         let place = || format!("cannot write the palettized checkpoint {}", path.display());
         let mut headers = BTreeMap::new();
-        let mut parts = Vec::with_capacity(2 * self.palettes.len());
+        let mut parts = Vec::with_capacity(3 * self.palettes.len());
         for (name, palette) in &self.palettes {
-            let Palette { bits, shape, indices, entries } = palette;
+            let Palette { form, indices, entries, scales, .. } = palette;
             ensure!(!self.dense.contains_key(name), "parameter {name} is there twice, as a palette and as a tensor");
-            parts.push((indices_name(name), Tensor::f_from_slice(&packing::pack(indices, *bits))?));
-            parts.push((entries_name(name), Tensor::f_from_slice(entries)?));
-            headers.insert(name, Header { bits: *bits, shape: shape.clone() });
+            parts.push((indices_name(name), Tensor::f_from_slice(&packing::pack(indices, form.bits))?));
+            let entries = match form.lut_dtype {
+                LutDtype::F16 => Tensor::f_from_slice(entries)?,
+                LutDtype::I8 => Tensor::f_from_slice(&entries.iter().map(|e| e.to_f32() as i8).collect::<Vec<_>>())?,
+            };
+            parts.push((entries_name(name), entries.f_view(entries_shape(palette).as_slice())?));
+            if !scales.is_empty() {
+                parts.push((scales_name(name), Tensor::f_from_slice(scales)?));
+            }
+            headers.insert(name, Header::of(palette));
         }
         if let Some((name, tensor)) = self.dense.iter().find(|(_, tensor)| tensor.kind() != Kind::Half) {
             return Err(anyhow!("parameter {name} is {:?}, and Half is expected", tensor.kind())).with_context(place);
         }
         let mut metadata = self.metadata.clone();
-        metadata.insert(VERSION_KEY.to_string(), VERSION.to_string());
+        let version = if self.needs_ios18().is_some() { VERSION } else { PLAIN_VERSION };
+        metadata.insert(VERSION_KEY.to_string(), version.to_string());
         metadata.insert(PALETTES_KEY.to_string(), serde_json::to_string(&headers)?);
         let tensors = parts.iter().map(|(name, tensor)| (name.as_str(), tensor));
         let dense = self.dense.iter().map(|(name, tensor)| (name.as_str(), tensor));
@@ -145,26 +203,53 @@ fn entries_name(name: &str) -> String {
     format!("{name}.palette")
 }
 
+fn scales_name(name: &str) -> String {
+    format!("{name}.scales")
+}
+
+/// The shape under which a palette's entries are stored.
+fn entries_shape(palette: &Palette) -> Vec<i64> {
+    let Form { bits, cluster_dim, .. } = palette.form;
+    match palette.form.is_per_tensor() {
+        true => vec![1 << bits],
+        false => vec![palette.form.groups(&palette.shape) as i64, 1 << bits, cluster_dim as i64],
+    }
+}
+
 /// The palette of the parameter `name`.
-fn palette(file: &TensorFile, name: &str, Header { bits, shape }: Header) -> Result<Palette> {
-    let (indices, entries) = (indices_name(name), entries_name(name));
-    let (Some(packed), Some(values)) = (file.shape(&indices), file.shape(&entries)) else {
-        bail!("`{indices}` or `{entries}` is missing");
+fn palette(file: &TensorFile, name: &str, header: Header) -> Result<Palette> {
+    let form = header.form();
+    check_form(&form, &header.shape)?;
+    let count = elements(&header.shape)? / form.cluster_dim;
+    // What a palette of this form would be, to know the shapes of its parts.
+    let like = Palette { form, shape: header.shape, indices: Vec::new(), entries: Vec::new(), scales: Vec::new() };
+    let packed = packing::packed_len(count, form.bits).unwrap_or(usize::MAX);
+    let indices = part(file, &indices_name(name), Kind::Uint8, &[packed as i64])?;
+    let indices = packing::unpack(indices, form.bits, count)?;
+    let entries = |kind| part(file, &entries_name(name), kind, &entries_shape(&like));
+    let entries = match form.lut_dtype {
+        LutDtype::F16 => halves(entries(Kind::Half)?),
+        LutDtype::I8 => entries(Kind::Int8)?.iter().map(|&byte| f16::from_f32(f32::from(byte as i8))).collect(),
     };
-    ensure!(super::BITS.contains(&bits), "a palette has 1, 2, 4, 6 or 8 bits, not {bits}");
-    let kind = file.kind(&indices)?;
+    let scales = match form.scales(&like.shape) {
+        0 => Vec::new(),
+        count => halves(part(file, &scales_name(name), Kind::Half, &[count as i64])?),
+    };
+    Palette::with_form(form, like.shape, indices, entries, scales)
+}
+
+/// The bytes of a tensor that must be of this type and shape.
+fn part<'f>(file: &'f TensorFile, name: &str, kind: Kind, shape: &[i64]) -> Result<&'f [u8]> {
+    let Some(found) = file.shape(name) else { bail!("`{name}` is missing") };
+    let found_kind = file.kind(name)?;
     ensure!(
-        kind == Kind::Uint8 && packed.len() == 1,
-        "its indices are {kind:?} of shape {packed:?}, and Uint8 of one axis is expected"
+        found_kind == kind && found == shape,
+        "`{name}` is {found_kind:?} of shape {found:?}, and {kind:?} of shape {shape:?} is expected"
     );
-    let kind = file.kind(&entries)?;
-    ensure!(
-        kind == Kind::Half && values == [1 << bits],
-        "its palette is {kind:?} of shape {values:?}, and Half of shape [{}] is expected",
-        1 << bits
-    );
-    let indices = packing::unpack(file.bytes(&indices)?, bits, elements(&shape)?)?;
-    // The file's bytes are little-endian and need not be aligned.
-    let entries = file.bytes(&entries)?.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
-    Palette::new(bits, shape, indices, entries)
+    file.bytes(name)
+}
+
+/// The file's bytes are little-endian and need not be aligned.
+fn halves(bytes: &[u8]) -> Vec<f16> {
+    bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect()
 }

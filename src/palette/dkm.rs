@@ -104,7 +104,7 @@ impl DkmLayer {
     /// # Errors
     /// When a weight is not finite or beyond the range of f16; names the layer.
     pub fn new(name: &str, bits: u32, weight: &Tensor) -> Result<Self> {
-        ensure!(super::BITS.contains(&bits), "parameter {name}: a palette has 1, 2, 4, 6 or 8 bits, not {bits}");
+        ensure!(super::BITS.contains(&bits), "parameter {name}: a palette has 1, 2, 3, 4, 6 or 8 bits, not {bits}");
         let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
         let histogram = Histogram::of(&weight, Code::F16).with_context(|| format!("parameter {name}"))?;
         let centroids: Vec<f64> = kmeans::entries(&histogram, bits).iter().map(|e| e.to_f64()).collect();
@@ -181,7 +181,7 @@ impl DkmLayer {
             );
             Ok(Vec::<f64>::try_from(tensor.f_to_device(Device::Cpu)?)?)
         };
-        ensure!(super::BITS.contains(&bits), "parameter {name}: a palette has 1, 2, 4, 6 or 8 bits, not {bits}");
+        ensure!(super::BITS.contains(&bits), "parameter {name}: a palette has 1, 2, 3, 4, 6 or 8 bits, not {bits}");
         let centroids = get("centroids", 1 << bits)?;
         let unit = get("kmeans", 2)?;
         Ok(Self { name: name.to_string(), bits, centroids, kmeans_mse: unit[0], power: unit[1] })

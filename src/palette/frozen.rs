@@ -27,12 +27,13 @@ impl Frozen {
     /// The assignments and entries of `palette`, on `device`.
     ///
     /// # Errors
-    /// libtorch's (no memory, no such device).
+    /// When it is not one table of numbers for the whole weight, and libtorch's (no memory, no such device).
     pub fn new(name: &str, palette: &Palette, device: Device) -> Result<Self> {
+        ensure!(palette.form.is_per_tensor(), "parameter {name}: this form of palette is not trained yet");
         let entries: Vec<f32> = palette.entries.iter().map(|e| e.to_f32()).collect();
         Ok(Self {
             name: name.to_string(),
-            bits: palette.bits,
+            bits: palette.form.bits,
             shape: palette.shape.clone(),
             indices: Tensor::f_from_slice(&palette.indices)?.f_to_device(device)?,
             entries: Tensor::f_from_slice(&entries)?.f_to_device(device)?,
@@ -139,7 +140,7 @@ impl Frozen {
             );
             Ok(tensor.f_detach()?.f_to_device(device)?.f_to_dtype(kind, false, true)?)
         };
-        ensure!(super::BITS.contains(&bits), "parameter {name}: a palette has 1, 2, 4, 6 or 8 bits, not {bits}");
+        ensure!(super::BITS.contains(&bits), "parameter {name}: a palette has 1, 2, 3, 4, 6 or 8 bits, not {bits}");
         let indices = get("assignments", Kind::Uint8, super::elements(shape)? as i64)?;
         let entries = get("entries", Kind::Float, 1 << bits)?;
         let frozen = Self { name: name.to_string(), bits, shape: shape.to_vec(), indices, entries };

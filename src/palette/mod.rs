@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | [`form`] | what kinds of palettes there are, and what each needs |
 //! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
 //! | [`passes`] | the same on slices: what every weight costs |
 //! | [`kmeans`] | the nearest palette to a weight: exact 1-d k-means |
@@ -17,6 +18,7 @@ mod attention;
 pub mod checkpoint;
 pub mod codes;
 pub mod dkm;
+pub mod form;
 pub mod frozen;
 pub mod kmeans;
 pub mod packing;
@@ -24,63 +26,144 @@ mod passes;
 pub mod post_training;
 pub mod table;
 
-use anyhow::{Result, anyhow, ensure};
+use std::borrow::Cow;
+
+use anyhow::{Result, anyhow, bail, ensure};
 use half::f16;
+use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 pub use checkpoint::PalettizedCheckpoint;
 pub(crate) use codes::piece;
 pub use dkm::{DkmLayer, Soften, soften};
+pub use form::{BITS, CLUSTER_DIMS, Form, LutDtype};
 pub use frozen::Frozen;
 
-/// How many bits an index may have: those that Core ML's iOS 16 form stores.
-pub const BITS: [u32; 5] = [1, 2, 4, 6, 8];
-
-/// A weight of which every element is one of 2^bits values.
+/// A weight that is looked up: an index for each of its elements, or each few neighbours, into a table of 2^bits entries.
+///
+/// The simple one has one table of numbers ([`Palette::new`]); [`Form`] says what else there is. C channels along
+/// `form.axis`, G groups of them with a table each, d = `form.cluster_dim` weights an entry. An element is
+/// `entries[group, index, place in the entry]`, or where there are scales that times the scale of its group or channel:
+/// the exact product, rounded once to f16, as Core ML's `constexpr_blockwise_shift_scale` computes it in fp16.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Palette {
-    /// Of an index; one of [`BITS`].
-    pub bits: u32,
+    pub form: Form,
     /// Of the weight.
     pub shape: Vec<i64>,
-    /// Which entry each element is, row-major, one a byte.
+    /// Which entry each element is, of `shape` with C / d in place of C, row-major, one a byte.
     pub indices: Vec<u8>,
-    /// The 2^bits values.
+    /// `[G, 2^bits, d]`; integers from -128 to 127 where they are stored as such.
     pub entries: Vec<f16>,
+    /// None, or `[G]` or `[C]` as [`Form::scales`] says.
+    pub scales: Vec<f16>,
 }
 
 impl Palette {
+    /// A palette of one table of 2^`bits` numbers.
+    ///
+    /// # Errors
+    /// As [`Palette::with_form`].
+    pub fn new(bits: u32, shape: Vec<i64>, indices: Vec<u8>, entries: Vec<f16>) -> Result<Self> {
+        Self::with_form(Form::per_tensor(bits), shape, indices, entries, Vec::new())
+    }
+
     /// A palette of which every part fits the others.
     ///
     /// # Errors
-    /// When `bits` is not one of [`BITS`], the entries are not 2^bits finite values, the indices are not as many as
-    /// `shape` has elements, or one of them points past the entries.
-    pub fn new(bits: u32, shape: Vec<i64>, indices: Vec<u8>, entries: Vec<f16>) -> Result<Self> {
-        ensure!(BITS.contains(&bits), "a palette has 1, 2, 4, 6 or 8 bits, not {bits}");
+    /// When the form is none, or not one for `shape`; there are not as many indices, entries or scales as it needs; an
+    /// index points past the entries; an entry, a scale or their product is not finite.
+    pub fn with_form(
+        form: Form,
+        shape: Vec<i64>,
+        indices: Vec<u8>,
+        entries: Vec<f16>,
+        scales: Vec<f16>,
+    ) -> Result<Self> {
+        check_form(&form, &shape)?;
+        let (count, table, groups) = (elements(&shape)?, form.cluster_dim << form.bits, form.groups(&shape));
         ensure!(
-            entries.len() == 1 << bits,
-            "a palette of {bits} bits has {} entries, not {}",
-            1 << bits,
+            groups.checked_mul(table) == Some(entries.len()),
+            "a palette of {} bits for a weight of shape {shape:?} has {groups} × {table} entries, not {}",
+            form.bits,
             entries.len()
+        );
+        ensure!(
+            indices.len() == count / form.cluster_dim,
+            "shape {shape:?} has {count} elements, and there are {} indices for {} of them each",
+            indices.len(),
+            form.cluster_dim
+        );
+        ensure!(
+            scales.len() == form.scales(&shape),
+            "a weight of shape {shape:?} has {} scales, not {}",
+            form.scales(&shape),
+            scales.len()
         );
         if let Some(value) = entries.iter().find(|e| !e.is_finite()) {
             return Err(anyhow!("a palette entry is {value}"));
         }
-        let count = elements(&shape)?;
-        ensure!(
-            indices.len() == count,
-            "shape {shape:?} has {count} elements, and there are {} indices",
-            indices.len()
-        );
-        if let Some(index) = indices.iter().find(|&&i| i as usize >= entries.len()) {
-            return Err(anyhow!("index {index} points past the {} entries of its palette", entries.len()));
+        let is_byte = |e: &&f16| e.to_f32().fract() == 0.0 && (-128.0..128.0).contains(&e.to_f32());
+        if form.lut_dtype == LutDtype::I8
+            && let Some(value) = entries.iter().find(|e| !is_byte(e))
+        {
+            return Err(anyhow!("a palette entry is {value}, which is no integer of 8 bits"));
         }
-        Ok(Self { bits, shape, indices, entries })
+        if let Some(index) = indices.iter().find(|&&i| i as usize >= 1 << form.bits) {
+            return Err(anyhow!("index {index} points past the {} entries of its palette", 1 << form.bits));
+        }
+        let palette = Self { form, shape, indices, entries, scales };
+        if let Some(value) = palette.tables().1.iter().find(|e| !e.is_finite()) {
+            return Err(anyhow!("a palette entry times its scale is {value}"));
+        }
+        Ok(palette)
+    }
+
+    /// How many blocks of channels there are with values of their own (G, or C with a scale a channel), and the values
+    /// of each, `[blocks, 2^bits, d]`: entries, times scales where there are any.
+    pub fn tables(&self) -> (usize, Cow<'_, [f16]>) {
+        let groups = self.form.groups(&self.shape);
+        if self.scales.is_empty() {
+            return (groups, Cow::Borrowed(&self.entries));
+        }
+        let (blocks, table) = (self.scales.len(), self.form.cluster_dim << self.form.bits);
+        let of_block = |(block, scale): (usize, &f16)| {
+            let group = block * groups / blocks;
+            let scale = scale.to_f32();
+            // f32 holds the product of two f16 exactly.
+            self.entries[group * table..][..table].iter().map(move |e| f16::from_f32(e.to_f32() * scale))
+        };
+        (blocks, self.scales.iter().enumerate().flat_map(of_block).collect())
     }
 
     /// The weight, row-major.
     pub fn dense(&self) -> Vec<f16> {
-        self.indices.iter().map(|&index| self.entries[index as usize]).collect()
+        let (blocks, tables) = self.tables();
+        if blocks == 1 && self.form.cluster_dim == 1 {
+            return self.indices.iter().map(|&index| tables[index as usize]).collect();
+        }
+        let Self { form: Form { axis, bits, cluster_dim: dim, .. }, indices, .. } = self;
+        let channels = self.shape[*axis] as usize;
+        let inner: usize = self.shape[axis + 1..].iter().product::<i64>() as usize;
+        let mut dense = vec![f16::ZERO; indices.len() * dim];
+        if dense.is_empty() {
+            return dense;
+        }
+        let (in_block, table) = (channels / blocks, dim << bits);
+        // Channels that one piece of `indices` stands for: those of an entry, or with scalars all of a block.
+        let span = if *dim > 1 { *dim } else { in_block };
+        let places = span * inner / dim;
+        dense.par_chunks_mut(places * dim).zip(indices.par_chunks(places)).enumerate().with_min_len(64).for_each(
+            |(piece, (dense, indices))| {
+                let block = piece * span % channels / in_block;
+                let table = &tables[block * table..][..table];
+                for (place, values) in dense.chunks_mut(places).enumerate() {
+                    for (value, &index) in values.iter_mut().zip(indices) {
+                        *value = table[index as usize * dim + place];
+                    }
+                }
+            },
+        );
+        dense
     }
 
     /// The weight as a tensor of its shape.
@@ -90,6 +173,24 @@ impl Palette {
     pub fn tensor(&self, kind: Kind, device: Device) -> Result<Tensor> {
         let halves = halves_tensor(&self.dense(), &self.shape)?;
         Ok(halves.f_to_device(device)?.f_to_kind(kind)?)
+    }
+
+    /// Bits that it takes: indices packed into whole bytes, entries, scales.
+    pub fn stored_bits(&self) -> u64 {
+        let indices = (self.indices.len() as u64 * u64::from(self.form.bits)).next_multiple_of(8);
+        let entry = if self.form.lut_dtype == LutDtype::I8 { 8 } else { 16 };
+        indices + self.entries.len() as u64 * entry + self.scales.len() as u64 * 16
+    }
+}
+
+/// Refuses a form that no weight has, or none of this shape.
+pub(crate) fn check_form(form: &Form, shape: &[i64]) -> Result<()> {
+    if let Some((field, message)) = form.problem() {
+        bail!("{field} {message}");
+    }
+    match form.misfit(shape) {
+        Some(message) => bail!("{message}"),
+        None => Ok(()),
     }
 }
 

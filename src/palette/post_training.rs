@@ -44,7 +44,7 @@ pub fn palettize(
     progress: &(dyn Fn(&Layer) + Sync),
 ) -> Result<PalettizedCheckpoint> {
     if let Some((name, bits)) = chosen.iter().find(|(_, bits)| !BITS.contains(bits)) {
-        bail!("parameter {name}: a palette has 1, 2, 4, 6 or 8 bits, not {bits}");
+        bail!("parameter {name}: a palette has 1, 2, 3, 4, 6 or 8 bits, not {bits}");
     }
     enum Part {
         Palette(Palette),

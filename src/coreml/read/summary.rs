@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::{Context, Result};
+use tch::{Device, Kind, Tensor};
 
 use super::constant::Constant;
 use super::constexpr::{Constants, Source};
@@ -82,6 +83,14 @@ impl Package {
             });
         }
         Ok(weights)
+    }
+
+    /// The values of a constant, decoded: fp32 of its shape, on the CPU.
+    ///
+    /// # Errors
+    /// When there is no constant of that name, or its values pass the range of its type.
+    pub fn weight(&self, name: &str) -> Result<Tensor> {
+        self.constants().array(name)?.tensor(Device::Cpu)?.f_to_kind(Kind::Float).map_err(Into::into)
     }
 }
 

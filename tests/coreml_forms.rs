@@ -1,0 +1,240 @@
+//! Palettes of every form as Core ML stores them: what our reader, coremltools and an independent evaluator decode is
+//! what the palette says, bit for bit.
+//!
+//! The last test needs a Python with coremltools 9 and torch, named by `PALETTIST_PYTHON`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use half::f16;
+use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
+use palettist::coreml::program::Target;
+use palettist::coreml::read::Package;
+use palettist::coreml::verify::{Settings, verify_unet};
+use palettist::networks::unet::{UnetConfig, unet};
+use palettist::ops::Tensors;
+use palettist::palette::{BITS, Form, LutDtype, Palette, PalettizedCheckpoint};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+fn config(linear: bool) -> UnetConfig {
+    UnetConfig::from_json(&json!({
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 8,
+        "block_out_channels": [24, 48],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 40,
+        "norm_num_groups": 8,
+        "use_linear_projection": linear,
+    }))
+    .unwrap()
+}
+
+/// Every kind of palette that is exported, at every number of bits.
+fn forms() -> Vec<Form> {
+    let of_bits = |bits| {
+        let plain = Form::per_tensor(bits);
+        let grouped = Form { group_size: Some(4), ..plain };
+        let bytes = Form { lut_dtype: LutDtype::I8, ..plain };
+        [
+            plain,
+            grouped,
+            Form { group_size: Some(1), ..plain },
+            Form { axis: 1, ..grouped },
+            Form { cluster_dim: 2, ..plain },
+            Form { cluster_dim: 4, ..plain },
+            Form { cluster_dim: 2, ..grouped },
+            Form { cluster_dim: 4, axis: 1, ..grouped },
+            Form { per_channel_scale: true, ..plain },
+            Form { per_channel_scale: true, ..grouped },
+            bytes,
+            Form { lut_dtype: LutDtype::I8, ..grouped },
+            Form { cluster_dim: 2, ..bytes },
+            Form { per_channel_scale: true, ..bytes },
+            Form { per_channel_scale: true, group_size: Some(2), ..bytes },
+        ]
+    };
+    BITS.into_iter().flat_map(of_bits).collect()
+}
+
+/// A UNet whose layers have the `forms` in turn, with weights of a size that a network could have.
+fn palettized(config: &UnetConfig, forms: &[Form]) -> PalettizedCheckpoint {
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let mut checkpoint = PalettizedCheckpoint::default();
+    for (name, shape, palettizable) in config.parameters().into_iter().map(|p| (p.name, p.shape, p.palettizable)) {
+        let mut number = || random.random::<f32>() * 2.0 - 1.0;
+        if !palettizable {
+            let about = if name.ends_with("weight") { 1.0 } else { 0.0 };
+            let values: Vec<f16> = (0..shape[0]).map(|_| f16::from_f32(about + 0.1 * number())).collect();
+            checkpoint.dense.insert(name, Tensor::from_slice(&values));
+            continue;
+        }
+        let form = forms[checkpoint.palettes.len() % forms.len()];
+        let fan_in: i64 = shape[1..].iter().product();
+        let spread = 1.7 / (fan_in as f32).sqrt();
+        let scaled = form.scales(&shape) > 0;
+        let entries = (0..(form.groups(&shape) * form.cluster_dim) << form.bits).map(|_| match form.lut_dtype {
+            LutDtype::I8 => f16::from_f32((127.0 * number()).round()),
+            LutDtype::F16 => f16::from_f32(if scaled { 1.0 } else { spread } * number()),
+        });
+        let entries = entries.collect();
+        let unit = if form.lut_dtype == LutDtype::I8 { spread / 127.0 } else { spread };
+        let scales = (0..form.scales(&shape)).map(|_| f16::from_f32(unit * (1.0 + 0.5 * number()))).collect();
+        let count = shape.iter().product::<i64>() as usize / form.cluster_dim;
+        let indices = (0..count).map(|_| (random.random::<u32>() % (1 << form.bits)) as u8).collect();
+        let palette = Palette::with_form(form, shape, indices, entries, scales).unwrap();
+        checkpoint.palettes.insert(name, palette);
+    }
+    assert!(checkpoint.palettes.len() >= forms.len().min(50));
+    checkpoint
+}
+
+fn export(
+    config: &UnetConfig,
+    checkpoint: &PalettizedCheckpoint,
+    target: Target,
+    folder: &Path,
+) -> anyhow::Result<Package> {
+    let metadata = PackageMetadata { model: "tiny".into(), ..Default::default() };
+    let options = UnetOptions { target, batch: 1, ..UnetOptions::new(config) };
+    Package::open(&export_unet(config, checkpoint, &options, &metadata, folder, &mut |_, _| {})?)
+}
+
+/// The name that a weight has in the package.
+fn stored_name(name: &str) -> String {
+    format!("{}_to_fp16_palettized", name.replace('.', "_"))
+}
+
+/// A UNet has some fifty layers: forms that do not fit in one go into the next.
+fn checkpoints() -> Vec<(UnetConfig, PalettizedCheckpoint)> {
+    let fits = |form: &&Form| form.misfit(&[4, 24, 3, 3]).is_none() && form.misfit(&[24, 4, 3, 3]).is_none();
+    let forms: Vec<Form> = forms();
+    assert_eq!(forms.iter().filter(fits).count(), forms.len());
+    forms
+        .chunks(45)
+        .enumerate()
+        .map(|(i, forms)| (config(i % 2 == 0), forms))
+        .map(|(c, f)| {
+            let checkpoint = palettized(&c, f);
+            (c, checkpoint)
+        })
+        .collect()
+}
+
+#[test]
+fn our_reader_decodes_what_was_written() {
+    for (config, checkpoint) in checkpoints() {
+        let folder = tempfile::tempdir().unwrap();
+        let package = export(&config, &checkpoint, Target::Ios18, folder.path()).unwrap();
+        let costs: BTreeMap<String, u64> = package.weights().unwrap().into_iter().map(|w| (w.name, w.bytes)).collect();
+        for (name, palette) in &checkpoint.palettes {
+            let stored = stored_name(name);
+            let decoded: Vec<f32> = Vec::try_from(package.weight(&stored).unwrap().flatten(0, -1)).unwrap();
+            let expected: Vec<f32> = palette.dense().iter().map(|v| v.to_f32()).collect();
+            assert!(decoded == expected, "{name}, {:?}", palette.form);
+            // Scales are multiplied into tables where they are of channels; all else takes what it takes with us.
+            if !palette.form.per_channel_scale {
+                assert_eq!(costs[&stored] * 8, palette.stored_bits(), "{name}, {:?}", palette.form);
+            }
+        }
+        let weights = checkpoint.weights(Kind::Float, Device::Cpu).unwrap();
+        let mut network = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
+            Ok(unet(&mut Tensors::new(&weights), &config, sample, timestep, context))
+        };
+        let report = verify_unet(package.path(), &mut network, &Settings::default()).unwrap();
+        // In 16 bits these random tables, whose means are far from 0, tell nothing.
+        assert!(report.rows.iter().all(|row| row.float32 > 90.0), "{report}");
+        assert_eq!(report.palettized, checkpoint.palettes.len());
+    }
+}
+
+#[test]
+fn older_systems_are_refused_what_they_cannot_hold() {
+    let config = config(true);
+    let folder = tempfile::tempdir().unwrap();
+    for form in forms() {
+        let checkpoint = palettized(&config, &[form]);
+        for target in [Target::Ios16, Target::Ios17] {
+            let folder = folder.path().join(format!("{form:?} {target}"));
+            match (form.needs_ios18(), export(&config, &checkpoint, target, &folder)) {
+                (None, package) => assert!(package.unwrap().specification_version() < 9),
+                (Some(what), package) => {
+                    let message = format!("{:#}", package.unwrap_err());
+                    assert!(message.contains(what) && message.contains("need iOS18"), "{message}");
+                    assert!(!folder.exists() || std::fs::read_dir(&folder).unwrap().next().is_none());
+                }
+            }
+        }
+        // One form at a time is enough of the slow part.
+        if form.bits > 3 {
+            break;
+        }
+    }
+}
+
+/// Validates each package, decodes every compressed constant with coremltools and compares bit for bit.
+const CHECK: &str = r#"
+import glob, sys, numpy, coremltools
+from coremltools.converters.mil.frontend.milproto.load import load
+folder, tools = sys.argv[1:]
+sys.path.insert(0, tools)
+import mlpackage_eval as M
+for path in sorted(glob.glob(folder + "/*/*.mlpackage")):
+    package = M.validate(path)
+    print("issues", [str(issue) for issue in package.issues])
+    expected = numpy.load(path + "/../expected.npz")
+    model = coremltools.models.MLModel(path, skip_model_load=True)
+    spec = model.get_spec()
+    weights = path + "/Data/com.apple.CoreML/weights"
+    program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=weights)
+    compared = 0
+    for op in program.functions["main"].operations:
+        if op.op_type != "constexpr_lut_to_dense":
+            continue
+        name, got = op.outputs[0].name, M._coremltools_decode(op)[0]
+        wanted = expected[name].astype(numpy.float16).reshape(got.shape)
+        assert got.dtype == numpy.float16, (name, got.dtype)
+        assert numpy.array_equal(got.view(numpy.uint16) & 0x7fff, wanted.view(numpy.uint16) & 0x7fff), name
+        assert numpy.array_equal(got, wanted), name
+        compared += 1
+    print("compared", compared, len(expected.files))
+"#;
+
+#[test]
+fn coremltools_decodes_what_was_written() {
+    let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data")).to_path_buf();
+    let data = if data.exists() { data } else { std::env::var_os("PALETTIST_SHARED").unwrap_or_default().into() };
+    let tools = data.join("../tools");
+    let python = std::env::var_os("PALETTIST_PYTHON");
+    let Some(python) = python.filter(|_| tools.join("mlpackage_eval.py").exists()) else {
+        eprintln!("skipped: needs the shared checker and PALETTIST_PYTHON, a Python with coremltools 9 and torch");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut sizes = Vec::new();
+    for (number, (config, checkpoint)) in checkpoints().into_iter().enumerate() {
+        let folder = folder.path().join(number.to_string());
+        export(&config, &checkpoint, Target::Ios18, &folder).unwrap();
+        let dense: Vec<(String, Tensor)> = checkpoint
+            .palettes
+            .iter()
+            .map(|(name, palette)| (stored_name(name), palette.tensor(Kind::Float, Device::Cpu).unwrap()))
+            .collect();
+        let named: Vec<(&str, &Tensor)> = dense.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        Tensor::write_npz(&named, folder.join("expected.npz")).unwrap();
+        sizes.push(format!("compared {0} {0}", dense.len()));
+    }
+    let output = Command::new(python).args(["-c", CHECK]).arg(folder.path()).arg(tools).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<&str> =
+        said.lines().filter(|line| line.starts_with("compared") || line.starts_with("issues")).collect();
+    let expected: Vec<&str> = sizes.iter().flat_map(|size| ["issues []", size]).collect();
+    assert_eq!(lines, expected);
+}
