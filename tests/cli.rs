@@ -87,6 +87,23 @@ fn check_tells_what_a_run_would_do_and_writes_nothing() {
 }
 
 #[test]
+fn captions_that_will_be_cut_are_counted() {
+    let work = Workplace::new();
+    std::fs::write(work.path("pictures/0.txt"), "a cat, ".repeat(30)).unwrap();
+    std::fs::write(work.path("pictures/2.txt"), "a house, ".repeat(40)).unwrap();
+    let (code, out, error) = run(work.folder.path(), &["check", "run.toml"]);
+    assert_eq!(code, 0, "{error}");
+    let warning = out.lines().find(|line| line.contains("warning: ")).unwrap_or_else(|| panic!("{out}"));
+    assert!(warning.contains("2 captions are longer than 77 tokens") && warning.contains("2.png, "), "{warning}");
+    // Exactly 77 is not too many: each `!` is a token, with start and end.
+    for name in ["0", "2"] {
+        std::fs::write(work.path(&format!("pictures/{name}.txt")), "! ".repeat(75)).unwrap();
+    }
+    let (_, out, _) = run(work.folder.path(), &["check", "run.toml"]);
+    assert!(!out.contains("warning: "), "{out}");
+}
+
+#[test]
 fn a_misspelt_key_names_the_nearest_and_its_line() {
     let work = Workplace::new();
     work.add_to_config("learning_rte = 1e-6\nmax_grad_norm = \"1\"\n");

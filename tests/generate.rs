@@ -61,7 +61,7 @@ fn latents_are_those_of_diffusers() {
     for prediction in ["epsilon", "v_prediction"] {
         pipeline.scheduler_config["prediction_type"] = json!(prediction);
         for (name, kind) in SamplerKind::NAMES {
-            let drawn = pipeline.generate(&request(Some(kind)), &mut |_, _| ()).expect("latents");
+            let drawn = pipeline.generate(&request(Some(kind)), &mut |_, _| Ok(())).expect("latents");
             let error = relative_error(&drawn.latents, &expected(&format!("{name}.{prediction}")));
             println!("{name} {prediction}: relative error {error:.1e}");
             assert!(error < 1e-4, "{name} {prediction}: relative error {error:e}");
@@ -75,7 +75,12 @@ fn pictures_are_those_of_diffusers_and_do_not_depend_on_the_batch() {
     assert_eq!(pipeline.own_sampler(), SamplerKind::Pndm);
     let mut calls = Vec::new();
     let one_by_one = Request { batch: 1, ..request(None) };
-    let drawn = pipeline.generate(&one_by_one, &mut |done, total| calls.push((done, total))).expect("pictures");
+    let drawn = pipeline
+        .generate(&one_by_one, &mut |done, total| {
+            calls.push((done, total));
+            Ok(())
+        })
+        .expect("pictures");
     assert_eq!(calls, (0..=52).map(|done| (done, 52)).collect::<Vec<_>>(), "26 evaluations for each of 2 pictures");
     for (image, wanted) in drawn.images.unbind(0).iter().zip(expected("pictures").unbind(0)) {
         let rgb = pictures::from_tensor(image).expect("a picture").into_raw();
@@ -85,7 +90,7 @@ fn pictures_are_those_of_diffusers_and_do_not_depend_on_the_batch() {
         assert!(off <= Some(1), "{off:?} levels off");
     }
     let unguided = Request { guidance_scale: 1.0, ..request(None) };
-    let drawn = pipeline.generate(&unguided, &mut |_, _| ()).expect("pictures");
+    let drawn = pipeline.generate(&unguided, &mut |_, _| Ok(())).expect("pictures");
     let error = relative_error(&drawn.latents, &expected("unguided"));
     assert!(error < 1e-4, "without guidance: relative error {error:e}");
 }
@@ -167,10 +172,10 @@ fn palettes_stand_in_place_of_the_unet() {
         let sign = pipeline.unet["conv_out.weight"].gt(0.0).to_kind(Kind::Float);
         let values = half::f16::from_f32(0.1).to_f64();
         pipeline.unet.insert("conv_out.weight".into(), sign * (2.0 * values) - values);
-        pipeline.generate(&request(None), &mut |_, _| ()).expect("latents").latents
+        pipeline.generate(&request(None), &mut |_, _| Ok(())).expect("latents").latents
     };
     let palettized = Pipeline::load(&model, Some(&checkpoint), Kind::Float, Device::Cpu).expect("a pipeline");
-    let drawn = palettized.generate(&request(None), &mut |_, _| ()).expect("latents");
+    let drawn = palettized.generate(&request(None), &mut |_, _| Ok(())).expect("latents");
     assert!(relative_error(&drawn.latents, &wanted) < 1e-5);
     assert!(relative_error(&drawn.latents, &expected("pndm.epsilon")) > 1e-2);
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -103,12 +103,7 @@ fn a_run_killed_and_resumed_ends_with_the_same_bytes() {
     for (step, checkpointing) in [("step-000004", true), ("step-000010", false)] {
         let change = format!("train.gradient_checkpointing={checkpointing}");
         let mut child = program(broken.path(), &["train", config, &change]).stderr(Stdio::null()).spawn().unwrap();
-        let began = Instant::now();
-        while !broken.path().join("run/checkpoints").join(step).is_dir() {
-            assert!(child.try_wait().unwrap().is_none(), "the run ended before {step}");
-            assert!(began.elapsed() < Duration::from_secs(120), "no {step} after two minutes");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_for(&mut child, step, || broken.path().join("run/checkpoints").join(step).is_dir());
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -192,6 +187,81 @@ fn dreambooth_on_photographs() {
     }
     // Two of the five class pictures were missing and are drawn; the photographs are as they were.
     assert_eq!(fs::read_dir(&class).unwrap().count(), 5);
+}
+
+/// Waits for `there`, while the program runs.
+fn wait_for(child: &mut Child, what: &str, there: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !there() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before {what}");
+        assert!(began.elapsed() < Duration::from_secs(120), "no {what} after two minutes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Presses Ctrl-C; what the program then tells.
+fn interrupt(child: Child) -> String {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    text(&output.stderr)
+}
+
+/// All files below `folder`.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn ctrl_c_before_the_first_step_leaves_nothing_half_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path());
+    let config = config.to_str().unwrap();
+    // 2000 pictures at four times their size: more than a minute's work.
+    let many = format!("data.train_data_dir={ROOT}/datasets/sketchbook/train");
+    let arguments = ["train", config, &many, "data.resolution=512"];
+    let mut child = program(folder.path(), &arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let cache = folder.path().join("cache");
+    wait_for(&mut child, "cached latents", || cache.is_dir() && files(&cache).len() > 2);
+    // Another run in the same folder is refused while this one goes on.
+    let refused = run(folder.path(), &arguments);
+    let expected = format!("another run (process {}) is writing to the output folder run", child.id());
+    assert!(text(&refused.stderr).contains(&expected), "{}", text(&refused.stderr));
+    assert_eq!(refused.status.code(), Some(1));
+
+    let told = interrupt(child);
+    assert!(told.contains("stopped; what was finished is kept"), "{told}");
+    let cached = files(&cache);
+    assert!(cached.len() < 1000, "{} pictures were encoded", cached.len());
+    assert!(cached.iter().all(|path| path.extension().is_some_and(|e| e == "safetensors")), "{cached:?}");
+    for path in &cached {
+        palettist::source::files::TensorFile::open(path).unwrap();
+    }
+    // The folder is free again, and still this run's.
+    succeed(run(folder.path(), &["train", config, "train.max_train_steps=1", "export.coreml=false"]));
+}
+
+#[test]
+fn ctrl_c_amid_a_class_picture_leaves_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let overrides = [
+        format!("model.pretrained_model_name_or_path={ROOT}/tests/fixtures/pipeline/model"),
+        format!("data.dreambooth.instance_data_dir={}", pictures(folder.path()).display()),
+        "data.dreambooth.class_data_dir=class".into(),
+        "data.dreambooth.prior_sample_steps=900".into(),
+        "data.resolution=256".into(),
+        "train.device=cpu".into(),
+    ];
+    let config = format!("{ROOT}/configs/dreambooth-2bit.toml");
+    let mut arguments = vec!["train", &config];
+    arguments.extend(overrides.iter().map(String::as_str));
+    let mut child = program(folder.path(), &arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let class = folder.path().join("class");
+    wait_for(&mut child, "a folder for class pictures", || class.is_dir());
+    std::thread::sleep(Duration::from_millis(300));
+    interrupt(child);
+    assert_eq!(files(&class), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -9,7 +9,8 @@ use super::doctor::free_disk;
 use super::{Mistakes, grouped, print, size};
 use crate::config::{self, Config, DeviceChoice, MixedPrecision, TrainedComponent};
 use crate::data::{self, CaptionOptions, Problems, Sample, check_pictures, read_folder};
-use crate::source::{Component, Model};
+use crate::source::{Component, Model, Tokenizer};
+use crate::train::is_occupied;
 
 /// Reads config, data and model headers and tells what a run would do; trains nothing
 #[derive(clap::Args)]
@@ -23,7 +24,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let config = config::load(&args.config, &args.overrides)?;
-    let mut report = Report { lines: Vec::new(), mistakes: Vec::new() };
+    let mut report = Report { lines: Vec::new(), mistakes: Vec::new(), tokenizer: None };
     let model = report.take(Model::open(&config.model.pretrained_model_name_or_path));
     if let Some(model) = &model {
         report.model(&config, model);
@@ -47,6 +48,8 @@ pub fn run(args: Args) -> Result<()> {
 struct Report {
     lines: Vec<String>,
     mistakes: Vec<String>,
+    /// The model's, where it can be read.
+    tokenizer: Option<Tokenizer>,
 }
 
 impl Report {
@@ -81,7 +84,7 @@ impl Report {
                 self.take(model.check(component));
             }
         }
-        self.take(model.tokenizer());
+        self.tokenizer = self.take(model.tokenizer());
         if let Some(scheduler) = self.take(model.scheduler_config()) {
             self.take(crate::diffusion::NoiseSchedule::from_config(&scheduler));
         }
@@ -111,6 +114,7 @@ impl Report {
                 ))?;
                 self.samples("data", &dreambooth.instance_data_dir, &found.instance, false);
                 self.line("", format!("every picture: \"{}\"", dreambooth.instance_prompt));
+                self.long(&[("instance_prompt".into(), &dreambooth.instance_prompt)]);
                 if let Some(folder) = class_folder {
                     let (there, wanted) = (found.class.len(), dreambooth.num_class_images);
                     self.take_all(check_pictures(&found.class));
@@ -121,6 +125,7 @@ impl Report {
                     let text = format!("{there} pictures of the class in {}{rest}", folder.display());
                     self.line("", text);
                     self.line("", format!("every one: \"{}\"", dreambooth.class_prompt));
+                    self.long(&[("class_prompt".into(), &dreambooth.class_prompt)]);
                 }
                 found.instance.len()
             }
@@ -152,6 +157,26 @@ impl Report {
         let empty = samples.iter().filter(|sample| sample.caption.is_empty()).count();
         if captions && empty > 0 {
             self.line("", format!("{empty} of them without a caption"));
+        }
+        if captions {
+            let name = |sample: &Sample| sample.path.strip_prefix(folder).unwrap_or(&sample.path).display().to_string();
+            self.long(&samples.iter().map(|sample| (name(sample), sample.caption.as_str())).collect::<Vec<_>>());
+        }
+    }
+
+    /// Warns of captions, each with the name of where it is, that have more tokens than the text encoder reads.
+    fn long(&mut self, captions: &[(String, &str)]) {
+        let Some(tokenizer) = &self.tokenizer else { return };
+        let most = tokenizer.length();
+        let counted = captions.iter().map(|(name, caption)| (tokenizer.count(caption), name));
+        let long: Vec<(usize, &String)> = counted.filter(|(count, _)| *count > most).collect();
+        // The first of those that are longest.
+        if let Some((count, name)) = long.iter().rev().max_by_key(|(count, _)| *count) {
+            let text = format!(
+                "warning: {} longer than {most} tokens, cut there; the longest is that of {name}, {count} tokens",
+                if long.len() == 1 { "1 caption is".into() } else { format!("{} captions are", long.len()) }
+            );
+            self.line("", text);
         }
     }
 
@@ -249,8 +274,7 @@ impl Report {
             self.mistakes.push(format!("output_dir: {} is a file", folder.display()));
             return;
         }
-        let occupied = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-        match (occupied, folder.join("config.resolved.toml").is_file()) {
+        match (is_occupied(folder), folder.join("config.resolved.toml").is_file()) {
             (true, true) => self.line("", "holds a run already, which `train` goes on with if this is the same config"),
             (true, false) => self.mistakes.push(format!(
                 "output_dir: {} exists and is not a run of palettist; set another output_dir",

@@ -17,7 +17,7 @@ use crate::palette::post_training;
 use crate::report::{Progress, pictures};
 use crate::source::{Component, Model};
 use crate::train::evaluate::Evaluation;
-use crate::train::{Ended, Resume};
+use crate::train::{Ended, Resume, go_on};
 
 /// The whole path on the small base: trains 2- and 4-bit palettes, exports, verifies, compares
 #[derive(clap::Args)]
@@ -155,7 +155,7 @@ fn draw(model: &Model, rows: Vec<Row>, path: &Path) -> Result<()> {
                 noise: Noise::Seed(seed as u64),
                 ..Request::default()
             };
-            let output = pipeline.generate(&request, &mut |_, _| {})?;
+            let output = pipeline.generate(&request, &mut |_, _| go_on())?;
             line.push(pictures::from_tensor(&output.images.get(0))?);
             bar.update((sheet.len() * PROMPTS.len() + line.len()) as u64, &[]);
         }

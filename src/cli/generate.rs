@@ -209,6 +209,7 @@ pub fn run(args: Args) -> Result<()> {
     let drawn = pipeline.generate(&request, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
+        Ok(())
     });
     bar.finish_and_clear();
     let drawn = drawn?;

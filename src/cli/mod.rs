@@ -1,8 +1,8 @@
 //! The command line: one file a command, each with its `Args` and `run`.
 //!
 //! Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 1 the work failed; 2 the
-//! command line or the config is wrong ([`Usage`], [`crate::config::Error`]); 130 stopped by Ctrl-C after saving
-//! ([`Interrupted`]). Whatever is written takes a new name or says that the old one is there: nothing is overwritten,
+//! command line or the config is wrong ([`Usage`], [`crate::config::Error`]); 130 stopped by Ctrl-C, with what was done
+//! kept ([`Interrupted`], [`crate::train::Stopped`]). Whatever is written takes a new name or says that the old one is there: nothing is overwritten,
 //! but for what `generate` draws, which replaces files as a compiler's `-o` does.
 
 mod check;
@@ -98,8 +98,9 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if error.is::<ClosedPipe>() {
         return ExitCode::SUCCESS;
     }
-    if error.is::<Interrupted>() {
-        let _ = writeln!(std::io::stderr(), "{error}");
+    let stopped = error.downcast_ref::<crate::train::Stopped>().map(ToString::to_string);
+    if let Some(text) = stopped.or(error.downcast_ref::<Interrupted>().map(ToString::to_string)) {
+        let _ = writeln!(std::io::stderr(), "{text}");
         return ExitCode::from(130);
     }
     // libtorch puts its C++ stack under its messages; configs and data have one mistake a line.

@@ -42,7 +42,7 @@ pub fn stop_on_interrupt() -> Result<()> {
         if asked.swap(true, std::sync::atomic::Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step; Ctrl-C again ends at once");
+        eprintln!("stopping as soon as nothing is half done; Ctrl-C again ends at once");
         train::stop();
     })?;
     Ok(())

@@ -206,14 +206,14 @@ impl Pipeline {
     /// From noise `[N, C, h, w]` of unit variance to latents of the same shape, fp32 on the device.
     ///
     /// `context` `[N, T, D]` is the prompts', `unconditional` `[N, T, D]` that of the negative prompts; without it
-    /// there is no guidance. `step` is called after each of [`Sampler::timesteps`].
+    /// there is no guidance. `step` is called after each of [`Sampler::timesteps`]; its error ends the work.
     pub fn denoise(
         &self,
         sampler: &Sampler,
         noise: &Tensor,
         context: &Tensor,
         guidance: Option<(&Tensor, f64)>,
-        step: &mut dyn FnMut(),
+        step: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Tensor> {
         let context = match guidance {
             Some((unconditional, _)) => Tensor::cat(&[unconditional, context], 0),
@@ -226,7 +226,7 @@ impl Pipeline {
             let x = if guidance.is_some() { Tensor::cat(&[&x, &x], 0) } else { x };
             let timestep = Tensor::full(rows, t, (Kind::Float, self.device));
             let output = unet(&mut ops, &self.unet_config, &x, &timestep, &context).to_kind(Kind::Float);
-            step();
+            step()?;
             Ok(match guidance {
                 Some((_, scale)) => {
                     let halves = output.chunk(2, 0);
@@ -281,11 +281,11 @@ impl Pipeline {
     }
 
     /// Draws. `progress` is told how many evaluations of the UNet are done, and how many there will be; it is called
-    /// with 0 first.
+    /// with 0 first. Its error ends the drawing.
     ///
     /// # Errors
     /// Sizes, numbers of steps or latents that the model cannot do; an output that is not finite.
-    pub fn generate(&self, request: &Request, progress: &mut dyn FnMut(usize, usize)) -> Result<Output> {
+    pub fn generate(&self, request: &Request, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Output> {
         ensure!(request.images > 0, "0 pictures are asked for");
         let noise = self.noise(request)?;
         let kind = request.sampler.unwrap_or_else(|| self.own_sampler());
@@ -297,7 +297,7 @@ impl Pipeline {
         let chunks = noise.split(request.batch.max(1) as i64, 0);
         let total = chunks.len() * sampler.timesteps().len();
         let mut done = 0;
-        progress(done, total);
+        progress(done, total)?;
         let (mut latents, mut images) = (Vec::new(), Vec::new());
         for chunk in &chunks {
             let rows = chunk.size()[0];
@@ -306,7 +306,7 @@ impl Pipeline {
             let guidance = unconditional.as_ref().map(|context| (context, request.guidance_scale));
             let drawn = self.denoise(&sampler, chunk, &repeated(&context), guidance, &mut || {
                 done += 1;
-                progress(done, total);
+                progress(done, total)
             })?;
             ensure!(
                 drawn.isfinite().all().int64_value(&[]) != 0,

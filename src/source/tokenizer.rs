@@ -124,6 +124,11 @@ impl Tokenizer {
         ids
     }
 
+    /// How many ids `text` has with start and end, before [`Self::encode`] cuts it.
+    pub fn count(&self, text: &str) -> usize {
+        2 + self.bpe.encode_fast(text, false).expect("CLIP's splitting takes any text").len()
+    }
+
     /// How many ids [`Self::encode`] gives: 77 for every Stable Diffusion.
     pub fn length(&self) -> usize {
         self.length

@@ -45,9 +45,6 @@ pub fn draw_missing(
     let side = config.data.resolution;
     let mut bar = Progress::new("drawing class pictures", 0, missing.len() as u64).counting("picture");
     for (done, &index) in missing.iter().enumerate() {
-        if super::stopped() {
-            anyhow::bail!("stopped; {done} class pictures are kept, the same command goes on");
-        }
         let request = Request {
             prompt: settings.class_prompt.clone(),
             steps: settings.prior_sample_steps,
@@ -56,7 +53,7 @@ pub fn draw_missing(
             size: Some((side, side)),
             ..Request::default()
         };
-        let picture = pipeline.generate(&request, &mut |_, _| {})?.images.get(0);
+        let picture = pipeline.generate(&request, &mut |_, _| super::go_on())?.images.get(0);
         pictures::write_png(&folder.join(name(index)), &pictures::from_tensor(&picture)?)?;
         bar.update(done as u64 + 1, &[]);
     }

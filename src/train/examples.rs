@@ -55,7 +55,7 @@ impl<'a> Encoder<'a> {
     /// The moments of all `samples`, and of their mirror images when `flip`.
     ///
     /// # Errors
-    /// A picture can't be read: named.
+    /// A picture can't be read: named; [`super::Stopped`].
     pub fn encode(
         &self,
         samples: &[Sample],
@@ -68,6 +68,7 @@ impl<'a> Encoder<'a> {
         let total = samples.len() * if flip { 2 } else { 1 };
         for flipped in if flip { vec![false, true] } else { vec![false] } {
             for (index, sample) in samples.iter().enumerate() {
+                super::go_on()?;
                 let transform = Transform { flip: flipped, ..transform(index) };
                 let key = Key::of_file(&sample.path, &transform.describe(), &self.network)?;
                 let tensor = self.cache.get_or_make(&key, || {
@@ -112,7 +113,7 @@ impl Texts {
     /// that stays as it is.
     ///
     /// # Errors
-    /// The cache can't be written.
+    /// The cache can't be written; [`super::Stopped`].
     pub fn new<'c>(
         captions: impl Iterator<Item = &'c String>,
         tokenizer: &Tokenizer,
@@ -134,6 +135,7 @@ impl Texts {
             let mut all: Vec<String> = texts.ids.keys().cloned().collect();
             all.sort();
             for caption in all {
+                super::go_on()?;
                 let ids: Vec<u8> = texts.ids[&caption].iter().flat_map(|id| id.to_le_bytes()).collect();
                 let key = Key::of(&[b"text", &ids, network.bytes()]);
                 let embedded = cache.get_or_make(&key, || {

@@ -34,6 +34,7 @@ use self::learning_rate::LearningRate;
 use self::objective::Objective;
 use self::optimizer::AdamW;
 use self::output::OutputDir;
+pub use self::output::is_occupied;
 use self::reporter::Reporter;
 use self::trained::{Slot, Trained};
 use crate::config::{Config, DeviceChoice, MixedPrecision};
@@ -69,6 +70,27 @@ fn stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }
 
+/// [`stop`] was asked for amid work that can be cut short: what was finished is kept, nothing is half written.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped; what was finished is kept, and the same command goes on")]
+pub struct Stopped;
+
+/// Called again and again by work that takes long.
+///
+/// # Errors
+/// [`Stopped`] once [`stop`] was called.
+pub fn go_on() -> Result<()> {
+    if stopped() { Err(Stopped.into()) } else { Ok(()) }
+}
+
+/// What was looked at between two steps; nothing when the look was cut short, because the state is saved next.
+fn unless_stopped<T>(looked: Result<T>) -> Result<Option<T>> {
+    match looked {
+        Err(error) if error.is::<Stopped>() => Ok(None),
+        looked => looked.map(Some),
+    }
+}
+
 /// Where and in what type a run computes.
 fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
     let device = match config.train.device {
@@ -89,7 +111,7 @@ fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
 /// Trains as `config` says.
 ///
 /// # Errors
-/// One line: what, where, what to do. What was saved before stays usable.
+/// One line: what, where, what to do. What was saved before stays usable. [`Stopped`] before the first step.
 pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     let (device, kind) = device_and_kind(config)?;
     let output = OutputDir::claim(config, resume)?;
@@ -174,14 +196,16 @@ impl Run<'_> {
             self.step(step, objective, trained)?;
             let done = step + 1;
             if every(config.validation.every_n_steps, done) || done == total {
-                if let Some(loss) = objective.validate(&trained.shipped(self.kind)?)? {
+                if let Some(Some(loss)) = unless_stopped(objective.validate(&trained.shipped(self.kind)?))? {
                     self.reporter.scalars(done, &[("loss/validation", loss)])?;
                     self.reporter.say(&format!("step {done}: validation loss {loss:.5}"));
                 }
                 self.reporter.skip_time();
             }
             if every(config.sample.sample_every_n_steps, done) {
-                self.reporter.pictures(done, &objective.pictures(&trained.shipped(self.kind)?)?)?;
+                if let Some(pictures) = unless_stopped(objective.pictures(&trained.shipped(self.kind)?))? {
+                    self.reporter.pictures(done, &pictures)?;
+                }
                 self.reporter.skip_time();
             }
             let due =

@@ -1,7 +1,8 @@
 //! `output_dir/`: who owns it, and what is written there when a run ends.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -20,17 +21,55 @@ use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::report::{Progress, write_report};
 use crate::source::{Component, Model, copy_model, files, write_component};
 
+/// The file in the folder that a run holds locked while it writes there.
+const LOCK: &str = "train.lock";
+
 /// The folder of a run.
 pub struct OutputDir {
     pub folder: PathBuf,
     resumed: Option<PathBuf>,
+    /// The system unlocks it however the run ends.
+    _lock: File,
+}
+
+/// Whether `folder` holds anything but the lock of a run that wrote nothing.
+pub fn is_occupied(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name() != LOCK))
+}
+
+/// Keeps other runs out of `folder`, which is made where needed.
+///
+/// # Errors
+/// Another run holds it; it can't be written.
+fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create the output folder {}", folder.display()))?;
+    let path = folder.join(LOCK);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {
+            // Who it is, for the other's message; without it that is only less clear.
+            let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        }
+        Err(TryLockError::WouldBlock) => {
+            let process = fs::read_to_string(&path).unwrap_or_default();
+            bail!(
+                "another run (process {process}) is writing to the output folder {}; wait for its end, or set another \
+                 `output_dir`",
+                folder.display()
+            );
+        }
+        // Some network file systems have no locks: that is no reason not to train.
+        Err(TryLockError::Error(_)) => {}
+    }
+    Ok(file)
 }
 
 impl OutputDir {
     /// Creates the folder, or takes up the run that is in it.
     ///
     /// # Errors
-    /// It holds something else, or a run that must not be resumed.
+    /// It holds something else, a run that must not be resumed, or one that is still going on.
     pub fn claim(config: &Config, resume: &Resume) -> Result<Self> {
         let folder = config.output_dir.clone();
         let resolved = folder.join("config.resolved.toml");
@@ -38,10 +77,11 @@ impl OutputDir {
         if folder.exists() && !folder.is_dir() {
             bail!("the output folder {shown} is a file; set another `output_dir`");
         }
-        let occupied = fs::read_dir(&folder).map(|mut entries| entries.next().is_some()).unwrap_or(false);
-        if occupied && !resolved.is_file() {
+        if is_occupied(&folder) && !resolved.is_file() {
             bail!("the output folder {shown} exists and is not a run of this program; set another `output_dir`");
         }
+        let lock = lock(&folder)?;
+        let occupied = is_occupied(&folder);
         let resumed = match resume {
             Resume::From(path) => Some(path.clone()),
             Resume::Never if occupied => {
@@ -63,7 +103,7 @@ impl OutputDir {
             }
         }
         files::write_bytes(&resolved, config.resolved_toml().as_bytes())?;
-        Ok(Self { folder, resumed })
+        Ok(Self { folder, resumed, _lock: lock })
     }
 
     /// The checkpoint to resume from.

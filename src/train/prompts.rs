@@ -44,7 +44,7 @@ pub fn sampler(config: &Config, model: &Model, (device, kind): (Device, Kind)) -
                 size: Some((side, side)),
                 ..Request::default()
             };
-            Ok(pipeline.generate(&request, &mut |_, _| {})?.images.get(0))
+            Ok(pipeline.generate(&request, &mut |_, _| super::go_on())?.images.get(0))
         };
         sample.prompts.iter().enumerate().map(draw).collect()
     })

@@ -94,6 +94,7 @@ impl Objective for Reconstruct {
         let ops = &mut Tensors::new(&networks[&Component::Autoencoder]);
         let mut total = 0.0;
         for start in (0..pictures.size()[0]).step_by(8) {
+            super::go_on()?;
             let count = (pictures.size()[0] - start).min(8);
             let picture = self.picture(&pictures.narrow(0, start, count));
             let moments = encode(ops, &self.config, &picture.to_kind(self.kind));

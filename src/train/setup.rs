@@ -97,6 +97,7 @@ fn bytes(config: &Config, samples: &[Sample]) -> Result<Tensor> {
         .iter()
         .enumerate()
         .map(|(index, sample)| {
+            super::go_on()?;
             let picture = load_picture(&sample.path, &transform(config, index))?;
             Ok(((picture + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8))
         })

@@ -53,7 +53,7 @@ impl Trained {
     /// Takes the `parameters` of each network out of its fp32 weights. `palettize` says which of the UNet's get palettes.
     ///
     /// # Errors
-    /// A palette that can't be made of a weight (not finite).
+    /// A palette that can't be made of a weight (not finite); [`super::Stopped`].
     pub fn new(
         networks: Vec<(Component, Weights, Vec<Parameter>)>,
         palettize: &Palettize,
@@ -65,6 +65,7 @@ impl Trained {
         let mut slots = Vec::with_capacity(total);
         for (component, mut weights, parameters) in networks {
             for parameter in parameters {
+                super::go_on()?;
                 let weight = weights.remove(&parameter.name);
                 let weight = weight.with_context(|| format!("{} has no {}", component.title(), parameter.name))?;
                 let value = weight.to_kind(Kind::Float).to_device(device).contiguous();

@@ -60,7 +60,7 @@ impl Validation {
     /// The mean squared error of the predicted noise (or velocity) of the UNet with these weights.
     ///
     /// # Errors
-    /// A caption can't be embedded.
+    /// A caption can't be embedded; [`super::Stopped`].
     pub fn loss(
         &self,
         weights: &Weights,
@@ -72,6 +72,7 @@ impl Validation {
         let count = self.len() as i64;
         let mut total = 0.0;
         for start in (0..count).step_by(self.batch as usize) {
+            super::go_on()?;
             let size = self.batch.min(count - start);
             let part = |t: &Tensor| t.narrow(0, start, size);
             let (latents, noise, timesteps) = (part(&self.latents), part(&self.noise), part(&self.timesteps));
