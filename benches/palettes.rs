@@ -16,7 +16,7 @@ use measure::{Cost, least};
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Parameter;
 use palettist::palette::codes::Code;
-use palettist::palette::{DkmLayer, soften};
+use palettist::palette::{DkmLayer, Form, soften};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -38,15 +38,16 @@ impl Layer {
     fn new(shape: &[i64], bits: &[u32]) -> Self {
         let fan_in: i64 = shape[1..].iter().product();
         let weight = Tensor::randn(shape, FLOAT) / (fan_in as f64).sqrt();
-        let palettes = bits.iter().map(|&bits| DkmLayer::new("layer", bits, &weight).expect("finite")).collect();
+        let palettes =
+            bits.iter().map(|&bits| DkmLayer::new("layer", Form::per_tensor(bits), &weight).expect("finite")).collect();
         let (soft, gradient) = (weight.empty_like(), Tensor::randn(shape, FLOAT));
         Self { weight, soft, gradient, palettes }
     }
 
     fn step(&mut self, place: usize) {
         let layer = &self.palettes[place];
-        let code = if layer.bits <= 2 { Code::Bf16 } else { Code::F16 };
-        let tau = layer.temperature(TEMPERATURE);
+        let code = if layer.form.bits <= 2 { Code::Bf16 } else { Code::F16 };
+        let tau = layer.temperature(0, TEMPERATURE);
         let (_, state) = soften(&self.weight, &layer.centroids, tau, ITERATIONS, code, &mut self.soft).expect("finite");
         state.backward(&mut self.gradient).expect("of the same shape");
     }

@@ -7,7 +7,7 @@ use half::f16;
 use palettist::ops::Weights;
 use palettist::palette::codes::{Code, Histogram};
 use palettist::palette::table::Table;
-use palettist::palette::{DkmLayer, Frozen, Palette, Soften, kmeans, soften};
+use palettist::palette::{DkmLayer, Form, Frozen, LutDtype, Palette, Soften, SoftenRows, kmeans, soften};
 use palettist::source::files::TensorFile;
 use tch::{Device, Kind, Tensor};
 
@@ -32,16 +32,32 @@ fn softened(weight: &Tensor, centroids: &[f64], tau: f64, iterations: usize, cod
 }
 
 /// One step of a layer: the soft weight and the state.
-fn step(layer: &mut DkmLayer, weight: &Tensor, rho: f64, code: Code) -> (Tensor, Soften) {
+fn step(layer: &mut DkmLayer, weight: &Tensor, rho: f64, code: Code) -> (Tensor, SoftenRows) {
     let mut soft = weight.empty_like();
     let state = layer.soften(weight, rho, 3, code, &mut soft).unwrap();
     (soft, state)
 }
 
-/// ∂L/∂w.
-fn backward(state: &Soften, upstream: &Tensor) -> Tensor {
+/// ∂L/∂w, of one table or of a layer.
+trait Backward {
+    fn in_place(&self, gradient: &mut Tensor) -> anyhow::Result<()>;
+}
+
+impl Backward for Soften {
+    fn in_place(&self, gradient: &mut Tensor) -> anyhow::Result<()> {
+        self.backward(gradient)
+    }
+}
+
+impl Backward for SoftenRows {
+    fn in_place(&self, gradient: &mut Tensor) -> anyhow::Result<()> {
+        self.backward(gradient)
+    }
+}
+
+fn backward(state: &impl Backward, upstream: &Tensor) -> Tensor {
     let mut gradient = upstream.copy();
-    state.backward(&mut gradient).unwrap();
+    state.in_place(&mut gradient).unwrap();
     gradient
 }
 
@@ -112,8 +128,8 @@ fn gradients_are_autograds_at_every_size_and_temperature() {
         let scale = [0.02, 1.0, 1e-3][round % 3];
         let weight = (Tensor::randn(shape, DOUBLE) * scale + 0.3 * scale).to_kind(kind).to_kind(Kind::Float);
         let upstream = Tensor::randn(shape, FLOAT);
-        let layer = DkmLayer::new("layer", bits, &weight).unwrap();
-        let tau = layer.temperature([1.0, 0.3, 0.1, 3.0][round / 5]);
+        let layer = DkmLayer::new("layer", Form::per_tensor(bits), &weight).unwrap();
+        let tau = layer.temperature(0, [1.0, 0.3, 0.1, 3.0][round / 5]);
         let wide = weight.to_kind(Kind::Double).set_requires_grad(true);
         let (book_soft, book_centroids) = by_the_book(&wide, &Tensor::from_slice(&layer.centroids), tau, 3);
         let book = Tensor::run_backward(&[(&book_soft * &upstream).sum(Kind::Double)], &[&wide], false, false);
@@ -190,7 +206,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let (weight, upstream) = (weight.shallow_clone(), upstream.shallow_clone());
         pool.install(move || {
-            let mut layer = DkmLayer::new("layer", 4, &weight).unwrap();
+            let mut layer = DkmLayer::new("layer", Form::per_tensor(4), &weight).unwrap();
             let (soft, state) = step(&mut layer, &weight, 0.5, Code::F16);
             let gradient = backward(&state, &upstream);
             let frozen = layer.freeze(&weight).unwrap();
@@ -218,7 +234,7 @@ fn degenerate_layers_stay_finite() {
         for bits in palettist::palette::BITS {
             for code in [Code::F16, Code::Bf16] {
                 let weight = Tensor::from_slice(values);
-                let mut layer = DkmLayer::new("layer", bits, &weight).unwrap();
+                let mut layer = DkmLayer::new("layer", Form::per_tensor(bits), &weight).unwrap();
                 for rho in [1.0, 0.1, 1e-6] {
                     let (soft, state) = step(&mut layer, &weight, rho, code);
                     let gradient = backward(&state, &Tensor::ones_like(&weight));
@@ -235,9 +251,12 @@ fn degenerate_layers_stay_finite() {
         }
     }
     for bad in [f32::NAN, f32::INFINITY] {
-        let message = format!("{:#}", DkmLayer::new("mid.weight", 2, &Tensor::from_slice(&[1.0, bad])).unwrap_err());
+        let message = format!(
+            "{:#}",
+            DkmLayer::new("mid.weight", Form::per_tensor(2), &Tensor::from_slice(&[1.0, bad])).unwrap_err()
+        );
         assert!(message.contains("mid.weight") && message.contains("1 of its values"), "{message}");
-        let mut layer = DkmLayer::new("mid.weight", 2, &Tensor::from_slice(&[1.0f32, 2.0])).unwrap();
+        let mut layer = DkmLayer::new("mid.weight", Form::per_tensor(2), &Tensor::from_slice(&[1.0f32, 2.0])).unwrap();
         assert!(
             layer.soften(&Tensor::from_slice(&[1.0, bad]), 1.0, 3, Code::Bf16, &mut Tensor::zeros([2], FLOAT)).is_err()
         );
@@ -249,11 +268,11 @@ fn degenerate_layers_stay_finite() {
 fn cooling_brings_the_soft_weight_to_the_hard_one() {
     tch::manual_seed(11);
     let weight = (Tensor::randn([64, 64], FLOAT) * 0.02).to_kind(Kind::Half).to_kind(Kind::Float);
-    let mut layer = DkmLayer::new("layer", 2, &weight).unwrap();
+    let mut layer = DkmLayer::new("layer", Form::per_tensor(2), &weight).unwrap();
     let fit = kmeans::fit(&Vec::<f16>::try_from(weight.to_kind(Kind::Half).view(-1)).unwrap(), &[64, 64], 2).unwrap();
     // Before any step the layer's own palette is the post-training one.
     assert_eq!(layer.hard(&weight).unwrap(), fit.palette);
-    assert_eq!(layer.kmeans_mse, fit.error);
+    assert_eq!(layer.kmeans_mse, [fit.error]);
     let mut gaps = Vec::new();
     for rho in [1.0, 0.1, 1e-3, 1e-5] {
         let (soft, state) = step(&mut layer, &weight, rho, Code::F16);
@@ -270,8 +289,9 @@ fn cooling_brings_the_soft_weight_to_the_hard_one() {
 fn frozen_layers_train_their_entries_alone() {
     tch::manual_seed(5);
     for bits in [1, 2, 4, 8] {
+        let form = Form::per_tensor(bits);
         let weight = Tensor::randn([40, 11, 3, 3], FLOAT);
-        let layer = DkmLayer::new("layer", bits, &weight).unwrap();
+        let layer = DkmLayer::new("layer", Form::per_tensor(bits), &weight).unwrap();
         let mut frozen = layer.freeze(&weight).unwrap();
         let hard = layer.hard(&weight).unwrap();
         assert_eq!(frozen.palette().unwrap(), hard);
@@ -297,16 +317,16 @@ fn frozen_layers_train_their_entries_alone() {
         assert_ne!(palette.entries, hard.entries);
 
         let saved: Weights = frozen.tensors().into_iter().collect();
-        let restored = Frozen::restore("layer", bits, &[40, 11, 3, 3], &saved, Device::Cpu).unwrap();
+        let restored = Frozen::restore("layer", form, &[40, 11, 3, 3], &saved, Device::Cpu).unwrap();
         assert!(restored.entries.equal(&frozen.entries));
         assert_eq!(restored.palette().unwrap(), palette);
         let message = |result: anyhow::Result<Frozen>| format!("{:#}", result.unwrap_err());
-        assert!(message(Frozen::restore("other", bits, &[3960], &saved, Device::Cpu)).contains("`other.assignments`"));
-        assert!(message(Frozen::restore("layer", bits, &[3961], &saved, Device::Cpu)).contains("[3961] is expected"));
+        assert!(message(Frozen::restore("other", form, &[3960], &saved, Device::Cpu)).contains("`other.assignments`"));
+        assert!(message(Frozen::restore("layer", form, &[3961], &saved, Device::Cpu)).contains("[3961] is expected"));
         if bits < 8 {
             let mut broken: Weights = saved.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
             let _ = broken.get_mut("layer.assignments").unwrap().fill_(255);
-            assert!(message(Frozen::restore("layer", bits, &[3960], &broken, Device::Cpu)).contains("points past"));
+            assert!(message(Frozen::restore("layer", form, &[3960], &broken, Device::Cpu)).contains("points past"));
         }
         frozen.entries = Tensor::full([1 << bits], f64::NAN, FLOAT);
         assert!(format!("{:#}", frozen.palette().unwrap_err()).contains("parameter layer: a palette entry is NaN"));
@@ -317,32 +337,129 @@ fn frozen_layers_train_their_entries_alone() {
 fn layers_are_saved_and_restored_exactly() {
     tch::manual_seed(6);
     let weight = Tensor::randn([50, 50], FLOAT);
-    let mut layer = DkmLayer::new("a.weight", 4, &weight).unwrap();
+    let mut layer = DkmLayer::new("a.weight", Form::per_tensor(4), &weight).unwrap();
     drop(step(&mut layer, &weight, 0.7, Code::Bf16));
     let saved: Weights = layer.tensors().into_iter().collect();
-    let mut restored = DkmLayer::restore("a.weight", 4, &saved).unwrap();
+    let mut restored = DkmLayer::restore("a.weight", Form::per_tensor(4), &[50, 50], &saved, Device::Cpu).unwrap();
     assert_eq!(restored, layer);
     let (one, _) = step(&mut layer, &weight, 0.5, Code::Bf16);
     let (two, _) = step(&mut restored, &weight, 0.5, Code::Bf16);
     assert!(one.equal(&two) && layer == restored);
-    let message = format!("{:#}", DkmLayer::restore("a.weight", 2, &saved).unwrap_err());
+    let message = format!(
+        "{:#}",
+        DkmLayer::restore("a.weight", Form::per_tensor(2), &[50, 50], &saved, Device::Cpu).unwrap_err()
+    );
     assert!(message.contains("`a.weight.centroids`") && message.contains("[4] is expected"), "{message}");
-    assert!(DkmLayer::restore("b.weight", 4, &HashMap::new()).is_err());
+    assert!(DkmLayer::restore("b.weight", Form::per_tensor(4), &[50, 50], &HashMap::new(), Device::Cpu).is_err());
 }
 
 #[test]
 fn ties_and_equal_entries_have_one_answer() {
     let weight = Tensor::from_slice(&[0.0f32, 0.5, 1.0, 0.75, 0.25]);
-    let layer = DkmLayer {
-        name: "layer".to_string(),
-        bits: 2,
-        centroids: vec![1.0, 0.0, 0.5, 0.5],
-        kmeans_mse: 0.01,
-        power: 1.0,
-    };
+    let mut layer = DkmLayer::new("layer", Form::per_tensor(2), &weight).unwrap();
+    layer.centroids = vec![1.0, 0.0, 0.5, 0.5];
     let palette = layer.hard(&weight).unwrap();
     assert_eq!(palette.entries, [0.0, 0.5, 0.5, 1.0].map(f16::from_f32));
     assert_eq!(palette.indices, [0, 1, 3, 1, 0]);
     assert!(Palette::new(2, vec![5], palette.indices.clone(), palette.entries[..3].to_vec()).is_err());
     assert!(Palette::new(1, vec![5], palette.indices, vec![f16::ZERO, f16::ONE]).is_err());
+}
+
+/// The shape in which one number a channel multiplies a weight.
+fn along_channels(shape: &[i64]) -> Vec<i64> {
+    std::iter::once(shape[0]).chain(shape[1..].iter().map(|_| 1)).collect()
+}
+
+/// Forms with more than one table, or with scales.
+fn forms(bits: u32) -> Vec<Form> {
+    let plain = Form::per_tensor(bits);
+    let grouped = Form { group_size: Some(4), ..plain };
+    vec![
+        grouped,
+        Form { axis: 1, ..grouped },
+        Form { per_channel_scale: true, ..plain },
+        Form { per_channel_scale: true, ..grouped },
+        Form { lut_dtype: LutDtype::I8, ..plain },
+        Form { lut_dtype: LutDtype::I8, axis: 1, ..grouped },
+        Form { lut_dtype: LutDtype::I8, per_channel_scale: true, ..grouped },
+    ]
+}
+
+/// The soft weight of every form, its gradient and its new centroids are those of autograd through each group by the
+/// book, with scales that are held constant.
+#[test]
+fn groups_and_scales_have_autograds_gradients() {
+    tch::manual_seed(21);
+    for (round, form) in [2, 4].into_iter().flat_map(forms).enumerate() {
+        let shape: &[i64] = if round % 2 == 0 { &[8, 12, 3, 3] } else { &[12, 20] };
+        // Channels of different spread; scaled ones are not on the grid of codes, so these are compared more loosely.
+        let spread = Tensor::logspace(-0.5, 0.5, shape[0], 10.0, DOUBLE);
+        let spread = spread.view(along_channels(shape).as_slice());
+        let weight = (Tensor::randn(shape, DOUBLE) * 0.05 * spread).to_kind(Kind::Half).to_kind(Kind::Float);
+        let upstream = Tensor::randn(shape, FLOAT);
+        let mut layer = DkmLayer::new("layer", form, &weight).unwrap();
+        let start = layer.centroids.clone();
+        let scales: Option<Tensor> =
+            layer.tensors().into_iter().find(|(name, _)| name == "layer.scales").map(|(_, t)| t);
+        let wide = weight.to_kind(Kind::Double).set_requires_grad(true);
+        let scaled = match &scales {
+            Some(scales) => &wide / scales.view(along_channels(shape).as_slice()),
+            None => wide.shallow_clone(),
+        };
+        let (groups, entries) = (form.groups(shape), 1usize << form.bits);
+        let parts = scaled.chunk(groups as i64, form.axis as i64);
+        let mut soft = Vec::new();
+        let mut centroids = Vec::new();
+        for (group, part) in parts.iter().enumerate() {
+            let entries = Tensor::from_slice(&start[group * entries..][..entries]);
+            let (one, new) = by_the_book(&part.contiguous(), &entries, layer.temperature(group, 0.5), 3);
+            soft.push(one);
+            centroids.push(new);
+        }
+        let soft = Tensor::cat(&soft, form.axis as i64);
+        let soft = match &scales {
+            Some(scales) => soft * scales.view(along_channels(shape).as_slice()),
+            None => soft,
+        };
+        let book = Tensor::run_backward(&[(&soft * &upstream).sum(Kind::Double)], &[&wide], false, false);
+
+        let (ours, state) = step(&mut layer, &weight, 0.5, Code::F16);
+        let gradient = backward(&state, &upstream);
+        let (near, steep) = if scales.is_some() { (2e-3, 3e-2) } else { (1e-6, 2e-6) };
+        assert!(distance(&ours, &soft) < near, "{form:?}: {}", distance(&ours, &soft));
+        assert!(distance(&gradient, &book[0]) < steep, "{form:?}: {}", distance(&gradient, &book[0]));
+        let new = Tensor::from_slice(&layer.centroids);
+        assert!(distance(&new, &Tensor::cat(&centroids, 0)) < near, "{form:?}");
+
+        // Saved and restored exactly, soft and frozen; what the network sees frozen is what is stored.
+        let saved: Weights = layer.tensors().into_iter().collect();
+        assert_eq!(DkmLayer::restore("layer", form, shape, &saved, Device::Cpu).unwrap(), layer);
+        let mut frozen = layer.freeze(&weight).unwrap();
+        let palette = frozen.palette().unwrap();
+        assert_eq!((palette.form, palette.shape.as_slice()), (form, shape));
+        assert!(dense(&frozen, shape).equal(&palette.tensor(Kind::Float, Device::Cpu).unwrap()), "{form:?}");
+        assert_eq!(palette, layer.hard(&weight).unwrap());
+        let error = distance(&palette.tensor(Kind::Double, Device::Cpu).unwrap(), &weight);
+        assert!(error < [0.45, 0.17][(form.bits == 4) as usize], "{form:?}: {error}");
+        let gradient = frozen.gradient(&upstream).unwrap();
+        assert_eq!(gradient.size(), [(groups * entries) as i64]);
+        // Large enough a step that rounding is little of it.
+        let eps = 0.05 * (frozen.entries.norm() / gradient.norm()).double_value(&[]);
+        frozen.entries = frozen.entries.copy() - &gradient * eps;
+        let moved = dense(&frozen, shape);
+        assert!(moved.equal(&frozen.palette().unwrap().tensor(Kind::Float, Device::Cpu).unwrap()));
+        let saved: Weights = frozen.tensors().into_iter().collect();
+        let restored = Frozen::restore("layer", form, shape, &saved, Device::Cpu).unwrap();
+        assert_eq!(restored.palette().unwrap(), frozen.palette().unwrap());
+        if form.lut_dtype == LutDtype::F16 {
+            // The slope along the gradient of the entries is its square.
+            let change = ((&moved - palette.tensor(Kind::Float, Device::Cpu).unwrap()) * &upstream).sum(Kind::Double);
+            let expected = -eps * gradient.square().sum(Kind::Double).double_value(&[]);
+            assert!((change.double_value(&[]) / expected - 1.0).abs() < 0.02, "{form:?}");
+        }
+    }
+    assert!(DkmLayer::new("v", Form { cluster_dim: 2, ..Form::per_tensor(4) }, &Tensor::zeros([4, 4], FLOAT)).is_err());
+    let message =
+        DkmLayer::new("v", Form { group_size: Some(3), ..Form::per_tensor(4) }, &Tensor::zeros([4, 4], FLOAT));
+    assert!(format!("{:#}", message.unwrap_err()).contains("parameter v: its 4 output channels do not divide"));
 }

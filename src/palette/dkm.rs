@@ -1,4 +1,5 @@
-//! Differentiable k-means of a weight tensor: one scalar palette, softened for training.
+//! Differentiable k-means of a weight tensor, softened for training: one table of numbers ([`soften`]), or one for each
+//! group of channels, with or without a scale for each channel ([`DkmLayer`]).
 //!
 //! A master weight w becomes a soft weight ŵ with [`soften`]; the network runs on ŵ as a leaf, and
 //! [`Soften::backward`] turns ∂L/∂ŵ into ∂L/∂w. Both take a few passes over the weights ([`super::codes`]) around a
@@ -10,8 +11,10 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::codes::{self, Code, Histogram};
+use super::frozen::Stored;
+use super::rows::Rows;
 use super::table::Table;
-use super::{Frozen, Palette, first_of_equals, kmeans, midpoints, piece};
+use super::{Form, Frozen, Palette, first_of_equals, kmeans, midpoints, piece};
 use crate::ops::Weights;
 use crate::torch::slices;
 
@@ -84,38 +87,90 @@ impl Soften {
     }
 }
 
-/// The palette of one layer while it is learnt.
-#[derive(Clone, Debug, PartialEq)]
+/// What the backward pass of one step of a layer needs: that of each of its groups.
+pub struct SoftenRows {
+    rows: Rows,
+    groups: Vec<Soften>,
+}
+
+impl SoftenRows {
+    /// [`Soften::backward`] of the whole layer.
+    ///
+    /// # Errors
+    /// When `gradient` has another shape or kind, or is on another device.
+    pub fn backward(&self, gradient: &mut Tensor) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let rows = self.rows.of_gradient(gradient)?;
+        for (group, state) in self.groups.iter().enumerate() {
+            state.backward(&mut rows.f_get(group as i64)?)?;
+        }
+        // Plain rows share the gradient's memory.
+        if !self.rows.are_plain() || rows.data_ptr() != gradient.data_ptr() {
+            gradient.f_copy_(&self.rows.gradient(&rows)?)?;
+        }
+        Ok(())
+    }
+
+    /// Mean squared error of the rows if palettes were made of the new centroids now.
+    pub fn hard_error(&self) -> f64 {
+        let sum: f64 = self.groups.iter().map(Soften::hard_error).sum();
+        sum / self.groups.len().max(1) as f64
+    }
+}
+
+/// The palette of one layer while it is learnt. K = 2^bits entries for each of its G groups of channels.
+#[derive(Clone, Debug)]
 pub struct DkmLayer {
     /// The parameter's diffusers name.
     pub name: String,
-    pub bits: u32,
-    /// 2^bits entries; each step starts from those that the last one left.
+    pub form: Form,
+    rows: Rows,
+    /// `[G, K]`; each step starts from those that the last one left.
     pub centroids: Vec<f64>,
-    /// Mean squared error of the best palette of the weights that training began with: the unit of temperature.
-    pub kmeans_mse: f64,
-    /// Mean square of those weights.
+    /// Mean squared error of the best table of each group's weights as training began: the unit of temperature.
+    pub kmeans_mse: Vec<f64>,
+    /// Mean square of the rows then.
     pub power: f64,
 }
 
 impl DkmLayer {
-    /// Starts at the exact k-means of `weight` (f32).
+    /// Starts at the best palette of `weight` (f32) without training.
     ///
     /// # Errors
-    /// When a weight is not finite or beyond the range of f16; names the layer.
-    pub fn new(name: &str, bits: u32, weight: &Tensor) -> Result<Self> {
-        ensure!(super::BITS.contains(&bits), "parameter {name}: a palette has 1, 2, 3, 4, 6 or 8 bits, not {bits}");
-        let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
-        let histogram = Histogram::of(&weight, Code::F16).with_context(|| format!("parameter {name}"))?;
-        let centroids: Vec<f64> = kmeans::entries(&histogram, bits).iter().map(|e| e.to_f64()).collect();
-        let (kmeans_mse, power) = (histogram.error(&centroids), histogram.error(&[0.0]));
-        Ok(Self { name: name.to_string(), bits, centroids, kmeans_mse, power })
+    /// When a weight is not finite or beyond the range of f16, `form` is not one for it, or holds vectors, which are not
+    /// trained; names the layer.
+    pub fn new(name: &str, form: Form, weight: &Tensor) -> Result<Self> {
+        Self::start(name, form, weight).with_context(|| format!("parameter {name}"))
     }
 
-    /// τ = ρ · the error of k-means: with it attention is as soft in every layer, whatever the scale of its weights.
-    /// A layer that a palette holds exactly gets a small positive one.
-    pub fn temperature(&self, rho: f64) -> f64 {
-        (rho * self.kmeans_mse).max(1e-8 * self.power).max(1e-20)
+    fn start(name: &str, form: Form, weight: &Tensor) -> Result<Self> {
+        trainable(&form)?;
+        let _guard = tch::no_grad_guard();
+        let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
+        let scales = if form.per_channel_scale { channel_scales(&weight)? } else { Vec::new() };
+        let rows = Rows::new(&form, &weight.size(), &scales, weight.device())?;
+        let laid_out = rows.of_weight(&weight)?;
+        let (mut centroids, mut kmeans_mse, mut power) = (Vec::new(), Vec::new(), 0.0);
+        for group in 0..rows.groups() {
+            let histogram = Histogram::of(&laid_out.f_get(group as i64)?, Code::F16)?;
+            let best: Vec<f64> = kmeans::entries(&histogram, form.bits).iter().map(|e| e.to_f64()).collect();
+            kmeans_mse.push(histogram.error(&best));
+            power += histogram.error(&[0.0]) / rows.groups() as f64;
+            centroids.extend(best);
+        }
+        Ok(Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power })
+    }
+
+    /// τ of a group = ρ · the error of its k-means: with it attention is as soft in every layer, whatever the scale of
+    /// its weights. A group that a table holds exactly gets a small positive one.
+    pub fn temperature(&self, group: usize, rho: f64) -> f64 {
+        temperature(rho, self.kmeans_mse[group], self.power)
+    }
+
+    /// Mean squared error of the rows over their mean square, before training.
+    pub fn relative_error(&self) -> f64 {
+        let mean = self.kmeans_mse.iter().sum::<f64>() / self.kmeans_mse.len().max(1) as f64;
+        mean / self.power.max(f64::MIN_POSITIVE)
     }
 
     /// [`soften`] at ρ = `rho` into `soft`; keeps the new centroids.
@@ -129,24 +184,44 @@ impl DkmLayer {
         iterations: usize,
         code: Code,
         soft: &mut Tensor,
-    ) -> Result<Soften> {
-        let (centroids, state) = soften(weight, &self.centroids, self.temperature(rho), iterations, code, soft)
-            .with_context(|| format!("parameter {}", self.name))?;
-        self.centroids = centroids;
-        Ok(state)
+    ) -> Result<SoftenRows> {
+        self.soften_rows(weight, rho, iterations, code, soft).with_context(|| format!("parameter {}", self.name))
     }
 
-    /// The palette of the current centroids, rounded to f16, ascending: each weight (f32) takes its nearest.
+    fn soften_rows(
+        &mut self,
+        weight: &Tensor,
+        rho: f64,
+        iterations: usize,
+        code: Code,
+        soft: &mut Tensor,
+    ) -> Result<SoftenRows> {
+        let _guard = tch::no_grad_guard();
+        check(weight, soft)?;
+        let plain = self.rows.are_plain();
+        let rows = self.rows.of_weight(&weight.f_detach()?)?;
+        let softened = if plain { rows_of(soft, rows.size())? } else { rows.f_empty_like()? };
+        let mut groups = Vec::with_capacity(self.rows.groups());
+        for (group, entries) in self.centroids.chunks_mut(1 << self.form.bits).enumerate() {
+            let tau = temperature(rho, self.kmeans_mse[group], self.power);
+            let (row, mut soft) = (rows.f_get(group as i64)?, softened.f_get(group as i64)?);
+            let (new, state) = soften(&row, entries, tau, iterations, code, &mut soft)?;
+            entries.copy_from_slice(&new);
+            groups.push(state);
+        }
+        if !plain {
+            soft.f_copy_(&self.rows.weight(&softened)?)?;
+        }
+        Ok(SoftenRows { rows: self.rows.clone(), groups })
+    }
+
+    /// The palette of the current centroids as it would be stored, each table ascending: each weight (f32) takes its
+    /// nearest.
     ///
     /// # Errors
     /// When a weight or a centroid is not finite; names the layer.
     pub fn hard(&self, weight: &Tensor) -> Result<Palette> {
-        let make = || {
-            let mut entries: Vec<f16> = self.centroids.iter().map(|&c| f16::from_f64(c)).collect();
-            entries.sort_by(f16::total_cmp);
-            Palette::new(self.bits, weight.size(), nearest(weight, &entries)?, entries)
-        };
-        make().with_context(|| format!("parameter {}", self.name))
+        Ok(self.freeze(weight)?.palette()?)
     }
 
     /// The assignments of [`Self::hard`], held from now on, with its entries to be trained.
@@ -154,46 +229,108 @@ impl DkmLayer {
     /// # Errors
     /// As [`Self::hard`].
     pub fn freeze(&self, weight: &Tensor) -> Result<Frozen> {
-        Frozen::new(&self.name, &self.hard(weight)?, weight.device())
+        let make = || {
+            let _guard = tch::no_grad_guard();
+            let rows = self.rows.of_weight(&weight.f_detach()?.f_to_kind(Kind::Float)?)?;
+            let mut entries = self.centroids.clone();
+            entries.chunks_mut(1 << self.form.bits).for_each(|table| table.sort_by(f64::total_cmp));
+            let stored = Stored::new(&self.form, &entries);
+            let mut indices = Vec::with_capacity(rows.numel());
+            for (group, table) in stored.values(&entries).chunks(1 << self.form.bits).enumerate() {
+                indices.extend(nearest(&rows.f_get(group as i64)?, table)?);
+            }
+            Frozen::new(&self.name, self.form, self.rows.clone(), stored, &indices, &entries, weight.device())
+        };
+        make().with_context(|| format!("parameter {}", self.name))
     }
 
     /// All of the state, as tensors named after the layer.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
-        vec![
-            (format!("{}.centroids", self.name), Tensor::from_slice(&self.centroids)),
-            (format!("{}.kmeans", self.name), Tensor::from_slice(&[self.kmeans_mse, self.power])),
-        ]
+        let named = |part: &str, values: &[f64]| (format!("{}.{part}", self.name), Tensor::from_slice(values));
+        let unit: Vec<f64> = self.kmeans_mse.iter().copied().chain([self.power]).collect();
+        let scales = self.rows.scales().unwrap_or_default();
+        let mut tensors = vec![named("centroids", &self.centroids), named("kmeans", &unit)];
+        if !scales.is_empty() {
+            tensors.push(named("scales", &scales));
+        }
+        tensors
     }
 
-    /// The layer whose [`Self::tensors`] are among `tensors`, bit for bit.
+    /// The layer of `shape` whose [`Self::tensors`] are among `tensors`, bit for bit, on `device`.
     ///
     /// # Errors
     /// When one is missing or not as expected; names it.
-    pub fn restore(name: &str, bits: u32, tensors: &Weights) -> Result<Self> {
-        let get = |part: &str, length: usize| -> Result<Vec<f64>> {
-            let key = format!("{name}.{part}");
-            let tensor = tensors.get(&key).with_context(|| format!("the saved state lacks `{key}`"))?;
-            ensure!(
-                tensor.f_kind()? == Kind::Double && tensor.size() == [length as i64],
-                "`{key}` in the saved state is {:?} of shape {:?}, and Double of shape [{length}] is expected",
-                tensor.f_kind()?,
-                tensor.size()
-            );
-            Ok(Vec::<f64>::try_from(tensor.f_to_device(Device::Cpu)?)?)
-        };
-        ensure!(super::BITS.contains(&bits), "parameter {name}: a palette has 1, 2, 3, 4, 6 or 8 bits, not {bits}");
-        let centroids = get("centroids", 1 << bits)?;
-        let unit = get("kmeans", 2)?;
-        Ok(Self { name: name.to_string(), bits, centroids, kmeans_mse: unit[0], power: unit[1] })
+    pub fn restore(name: &str, form: Form, shape: &[i64], tensors: &Weights, device: Device) -> Result<Self> {
+        trainable(&form)?;
+        super::check_form(&form, shape).with_context(|| format!("parameter {name}"))?;
+        let groups = form.groups(shape);
+        let centroids = saved(tensors, name, "centroids", groups << form.bits)?;
+        let unit = saved(tensors, name, "kmeans", groups + 1)?;
+        let scales =
+            if form.per_channel_scale { saved(tensors, name, "scales", shape[0] as usize)? } else { Vec::new() };
+        let rows = Rows::new(&form, shape, &scales, device)?;
+        let (kmeans_mse, power) = (unit[..groups].to_vec(), unit[groups]);
+        Ok(Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power })
     }
 }
 
+impl PartialEq for DkmLayer {
+    /// Of what is saved.
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.form == other.form
+            && self.centroids == other.centroids
+            && self.kmeans_mse == other.kmeans_mse
+            && self.power == other.power
+            && self.rows.scales().ok() == other.rows.scales().ok()
+    }
+}
+
+fn temperature(rho: f64, kmeans_mse: f64, power: f64) -> f64 {
+    (rho * kmeans_mse).max(1e-8 * power).max(1e-20)
+}
+
+/// Refuses forms that are made without training only.
+pub fn trainable(form: &Form) -> Result<()> {
+    if let Some((field, message)) = form.problem() {
+        anyhow::bail!("{field} {message}");
+    }
+    ensure!(form.cluster_dim == 1, "cluster_dim is {}: palettes of vectors are not trained yet", form.cluster_dim);
+    Ok(())
+}
+
+/// The numbers that a saved state has under a name.
+pub(super) fn saved(tensors: &Weights, name: &str, part: &str, length: usize) -> Result<Vec<f64>> {
+    let key = format!("{name}.{part}");
+    let tensor = tensors.get(&key).with_context(|| format!("the saved state lacks `{key}`"))?;
+    ensure!(
+        tensor.f_kind()? == Kind::Double && tensor.size() == [length as i64],
+        "`{key}` in the saved state is {:?} of shape {:?}, and Double of shape [{length}] is expected",
+        tensor.f_kind()?,
+        tensor.size()
+    );
+    Ok(Vec::<f64>::try_from(tensor.f_to_device(Device::Cpu)?)?)
+}
+
+/// The root mean square of each output channel, as f16 holds it; 1 for a channel of zeros. (The standard deviation
+/// spreads tables better than the largest magnitude does where tails are heavy.)
+fn channel_scales(weight: &Tensor) -> Result<Vec<f64>> {
+    let flat = weight.f_flatten(1, -1)?.f_to_kind(Kind::Double)?;
+    let squares = flat.f_square()?.f_mean_dim(1i64, false, Kind::Double)?.f_to_device(Device::Cpu)?;
+    let fit = |square: f64| Some(f16::from_f64(square.sqrt())).filter(|s| s.is_normal()).unwrap_or(f16::ONE).to_f64();
+    Ok(Vec::<f64>::try_from(squares)?.into_iter().map(fit).collect())
+}
+
+/// The same memory as rows.
+fn rows_of(soft: &Tensor, size: Vec<i64>) -> Result<Tensor> {
+    Ok(soft.f_view(size.as_slice())?)
+}
+
 /// The index of the nearest of `entries` (ascending) for each element of `weight`; of two equally near, the lower.
-fn nearest(weight: &Tensor, entries: &[f16]) -> Result<Vec<u8>> {
+fn nearest(weight: &Tensor, entries: &[f64]) -> Result<Vec<u8>> {
     let weight = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
     let values = slices::floats(&weight)?;
-    let entries: Vec<f64> = entries.iter().map(|e| e.to_f64()).collect();
-    let (midpoints, firsts) = (midpoints(&entries), first_of_equals(&entries));
+    let (midpoints, firsts) = (midpoints(entries), first_of_equals(entries));
     let mut indices = vec![0u8; values.len()];
     let size = piece(values.len());
     let finite = indices

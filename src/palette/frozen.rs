@@ -5,130 +5,220 @@ use half::f16;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::{Palette, piece};
+use super::rows::Rows;
+use super::{Form, LutDtype, Palette, piece};
 use crate::ops::Weights;
 use crate::torch::slices;
+
+/// How the entries of a layer are rounded where they are stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    bits: u32,
+    /// For integers of 8 bits, what each table's are multiplied by, as f16 holds it.
+    units: Vec<f64>,
+}
+
+impl Stored {
+    /// For tables of `entries` (`[G, K]`): integers reach up to the largest of a table.
+    pub fn new(form: &Form, entries: &[f64]) -> Self {
+        let unit = |table: &[f64]| {
+            let largest = table.iter().fold(0f64, |m, e| m.max(e.abs()));
+            Some(f16::from_f64(largest / 127.0)).filter(|u| u.is_normal()).unwrap_or(f16::MIN_POSITIVE).to_f64()
+        };
+        let integers = form.lut_dtype == LutDtype::I8;
+        let units = if integers { entries.chunks(1 << form.bits).map(unit).collect() } else { Vec::new() };
+        Self { bits: form.bits, units }
+    }
+
+    /// What is stored for an entry of table `group`: itself in f16, or an integer.
+    fn round(&self, group: usize, entry: f64) -> f16 {
+        match self.units.get(group) {
+            Some(unit) => f16::from_f64((entry / unit).round().clamp(-127.0, 127.0)),
+            None => f16::from_f64(entry),
+        }
+    }
+
+    /// The values of `entries` (`[G, K]`) once stored, in units of a channel's scale where there is one.
+    pub fn values(&self, entries: &[f64]) -> Vec<f64> {
+        let value = |(place, &entry): (usize, &f64)| {
+            let group = place >> self.bits;
+            let stored = self.round(group, entry).to_f64();
+            // As Core ML computes it, unless a channel's scale comes in between: f16 of the product.
+            self.units.get(group).map_or(stored, |unit| f16::from_f64(stored * unit).to_f64())
+        };
+        entries.iter().enumerate().map(value).collect()
+    }
+}
 
 /// One layer with fixed assignments.
 #[derive(Debug)]
 pub struct Frozen {
     /// The parameter's diffusers name.
     pub name: String,
-    pub bits: u32,
-    shape: Vec<i64>,
-    /// `[elements]` u8.
+    pub form: Form,
+    rows: Rows,
+    stored: Stored,
+    /// `[G, elements / G]` u8.
     indices: Tensor,
-    /// `[2^bits]` f32: what an optimizer may change, in place. The network sees them rounded to f16, as they will be
-    /// stored; gradients pass that rounding as if it were not there.
+    /// `[G · 2^bits]` f32: what an optimizer may change, in place. The network sees them rounded as they will be stored;
+    /// gradients pass that rounding as if it were not there.
     pub entries: Tensor,
 }
 
 impl Frozen {
-    /// The assignments and entries of `palette`, on `device`.
+    /// `indices` (in the order of `rows`) and `entries` (`[G, 2^bits]`), on `device`.
     ///
     /// # Errors
-    /// When it is not one table of numbers for the whole weight, and libtorch's (no memory, no such device).
-    pub fn new(name: &str, palette: &Palette, device: Device) -> Result<Self> {
-        ensure!(palette.form.is_per_tensor(), "parameter {name}: this form of palette is not trained yet");
-        let entries: Vec<f32> = palette.entries.iter().map(|e| e.to_f32()).collect();
-        Ok(Self {
+    /// libtorch's (no memory, no such device).
+    pub(super) fn new(
+        name: &str,
+        form: Form,
+        rows: Rows,
+        stored: Stored,
+        indices: &[u8],
+        entries: &[f64],
+        device: Device,
+    ) -> Result<Self> {
+        let entries: Vec<f32> = entries.iter().map(|&e| e as f32).collect();
+        let groups = rows.groups() as i64;
+        let frozen = Self {
             name: name.to_string(),
-            bits: palette.form.bits,
-            shape: palette.shape.clone(),
-            indices: Tensor::f_from_slice(&palette.indices)?.f_to_device(device)?,
+            form,
+            stored,
+            indices: Tensor::f_from_slice(indices)?
+                .f_view([groups, indices.len() as i64 / groups.max(1)])?
+                .f_to_device(device)?,
             entries: Tensor::f_from_slice(&entries)?.f_to_device(device)?,
-        })
+            rows,
+        };
+        Ok(frozen)
     }
 
-    fn rounded(&self) -> Result<Tensor> {
-        Ok(self.entries.f_detach()?.f_to_kind(Kind::Half)?)
+    fn entries(&self) -> Result<Vec<f64>> {
+        Ok(Vec::try_from(self.entries.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?)
     }
 
     /// Writes the weight to `dense` (contiguous f32 of its shape, on its device): exactly what [`Self::palette`] holds.
     ///
     /// # Errors
-    /// libtorch's (no memory).
+    /// libtorch's (no memory), or when `dense` has another shape.
     pub fn dense(&self, dense: &mut Tensor) -> Result<()> {
-        ensure!(dense.size() == self.shape, "{:?} is not the shape {:?}", dense.size(), self.shape);
-        let entries = self.rounded()?.f_to_kind(Kind::Float)?;
-        if entries.device() != Device::Cpu {
-            let values = entries.f_index_select(0, &self.indices.f_to_kind(Kind::Int)?)?;
-            dense.f_copy_(&values.f_view(self.shape.as_slice())?)?;
+        let _guard = tch::no_grad_guard();
+        if self.form.per_channel_scale {
+            // Entries meet their channel's scale: the palette knows how.
+            let exact = self.palette()?.tensor(Kind::Float, dense.device())?;
+            dense.f_copy_(&exact)?;
             return Ok(());
         }
-        let (entries, indices) = (slices::floats(&entries)?, slices::bytes(&self.indices)?);
-        let values = slices::floats_mut(dense)?;
-        let size = piece(indices.len());
-        values.par_chunks_mut(size).zip(indices.par_chunks(size)).for_each(|(values, indices)| {
-            for (value, &index) in values.iter_mut().zip(indices) {
-                *value = entries[index as usize];
-            }
-        });
+        let values: Vec<f32> = self.stored.values(&self.entries()?).iter().map(|&v| v as f32).collect();
+        if dense.device() != Device::Cpu {
+            let table = Tensor::f_from_slice(&values)?.f_to_device(dense.device())?;
+            let looked_up = table.f_index_select(0, &self.places()?)?;
+            dense.f_copy_(&self.rows.in_shape(&looked_up)?)?;
+            return Ok(());
+        }
+        if self.rows.are_plain() {
+            ensure!(dense.numel() == self.indices.numel(), "{:?} is not the shape of {}", dense.size(), self.name);
+            return self.look_up(&values, dense);
+        }
+        let mut rows = Tensor::f_empty(self.indices.size(), (Kind::Float, Device::Cpu))?;
+        self.look_up(&values, &mut rows)?;
+        dense.f_copy_(&self.rows.in_shape(&rows)?)?;
         Ok(())
     }
 
-    /// ∂L/∂entries (`[2^bits]` f32) from `upstream`, ∂L/∂weight: for each entry the sum over its members.
+    fn look_up(&self, values: &[f32], to: &mut Tensor) -> Result<()> {
+        let (indices, to) = (slices::bytes(&self.indices)?, slices::floats_mut(to)?);
+        let length = (indices.len() / self.rows.groups().max(1)).max(1);
+        for ((to, indices), table) in
+            to.chunks_mut(length).zip(indices.chunks(length)).zip(values.chunks(1 << self.form.bits))
+        {
+            let size = piece(indices.len());
+            to.par_chunks_mut(size).zip(indices.par_chunks(size)).for_each(|(to, indices)| {
+                to.iter_mut().zip(indices).for_each(|(to, &index)| *to = table[index as usize]);
+            });
+        }
+        Ok(())
+    }
+
+    /// Where each element's entry is in all of `entries`: `[elements]` Int, in the order of rows.
+    fn places(&self) -> Result<Tensor> {
+        let groups = self.rows.groups() as i64;
+        let first = Tensor::f_arange(groups, (Kind::Int, self.indices.device()))? * (1i64 << self.form.bits);
+        Ok(self.indices.f_to_kind(Kind::Int)?.f_add(&first.f_view([groups, 1])?)?.f_view(-1)?)
+    }
+
+    /// ∂L/∂entries (`[G · 2^bits]` f32) from `upstream`, ∂L/∂weight: for each entry the sum over its members.
     ///
     /// # Errors
     /// When `upstream` has another shape or is on another device.
     pub fn gradient(&self, upstream: &Tensor) -> Result<Tensor> {
-        let upstream = upstream.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?;
+        let _guard = tch::no_grad_guard();
+        let upstream = upstream.f_detach()?.f_to_kind(Kind::Float)?;
         ensure!(
-            upstream.size() == self.shape && upstream.device() == self.indices.device(),
-            "parameter {}: a gradient of shape {:?} on {:?} is not that of its weight, of shape {:?} on {:?}",
+            upstream.device() == self.indices.device(),
+            "parameter {}: a gradient on {:?} is not that of its weight, on {:?}",
             self.name,
-            upstream.size(),
             upstream.device(),
-            self.shape,
             self.indices.device()
         );
-        let count = 1usize << self.bits;
+        let rows = self.rows.of_gradient(&upstream).with_context(|| format!("parameter {}: a gradient", self.name))?;
+        let count = 1usize << self.form.bits;
         if upstream.device() != Device::Cpu {
-            let (indices, flat) = (self.indices.f_to_kind(Kind::Int)?, upstream.f_view(-1)?);
-            return Ok(indices.f_bincount(Some(&flat), count as i64)?.f_to_kind(Kind::Float)?);
+            let sums = self.places()?.f_bincount(Some(&rows.f_view(-1)?), (self.rows.groups() * count) as i64)?;
+            return Ok(sums.f_to_kind(Kind::Float)?);
         }
-        let (values, indices) = (slices::floats(&upstream)?, slices::bytes(&self.indices)?);
-        let size = piece(indices.len());
-        let pieces: Vec<Vec<f64>> = values
-            .par_chunks(size)
-            .zip(indices.par_chunks(size))
-            .map(|(values, indices)| {
-                // Neighbours often share an entry: four sums each, so that additions need not wait for each other.
-                let mut sums = vec![[0f64; 4]; count];
-                for (place, (&value, &index)) in values.iter().zip(indices).enumerate() {
-                    sums[index as usize][place % 4] += value as f64;
-                }
-                sums.iter().map(|s| (s[0] + s[1]) + (s[2] + s[3])).collect()
-            })
-            .collect();
-        let sums: Vec<f32> = (0..count).map(|j| pieces.iter().map(|piece| piece[j]).sum::<f64>() as f32).collect();
+        let (values, indices) = (slices::floats(&rows)?, slices::bytes(&self.indices)?);
+        let length = (indices.len() / self.rows.groups().max(1)).max(1);
+        let mut sums = vec![0f32; self.rows.groups() * count];
+        let groups = values.chunks(length).zip(indices.chunks(length)).zip(sums.chunks_mut(count));
+        groups.for_each(|((values, indices), sums)| add_up(values, indices, sums));
         Ok(Tensor::f_from_slice(&sums)?)
     }
 
-    /// The palette, entries rounded to f16, in the order in which they are trained.
+    /// The palette, entries rounded as they are stored, in the order in which they are trained.
     ///
     /// # Errors
     /// When an entry is not finite in f16; names the layer.
     pub fn palette(&self) -> Result<Palette> {
-        let entries = Vec::<f16>::try_from(self.rounded()?.f_to_device(Device::Cpu)?)?;
-        let indices = Vec::<u8>::try_from(self.indices.f_to_device(Device::Cpu)?)?;
-        Palette::new(self.bits, self.shape.clone(), indices, entries)
-            .with_context(|| format!("parameter {}", self.name))
+        let make = || {
+            let entries = self.entries()?;
+            let entries = entries.iter().enumerate().map(|(place, &e)| self.stored.round(place >> self.form.bits, e));
+            let indices = self.rows.in_shape(&self.indices)?;
+            let indices = Vec::<u8>::try_from(indices.f_view(-1)?.f_to_device(Device::Cpu)?)?;
+            let of_channels = self.rows.scales()?;
+            let units = &self.stored.units;
+            let scales: Vec<f16> = if of_channels.is_empty() {
+                units.iter().map(|&unit| f16::from_f64(unit)).collect()
+            } else {
+                let unit = |channel: usize| units.get(channel * units.len() / of_channels.len()).unwrap_or(&1.0);
+                of_channels.iter().enumerate().map(|(c, scale)| f16::from_f64(scale * unit(c))).collect()
+            };
+            Palette::with_form(self.form, self.rows.shape().to_vec(), indices, entries.collect(), scales)
+        };
+        make().with_context(|| format!("parameter {}", self.name))
     }
 
-    /// All of the state, as tensors named after the layer: shared with it, not copies.
+    /// All of the state, as tensors named after the layer: entries and assignments shared with it, not copies.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
-        vec![
-            (format!("{}.assignments", self.name), self.indices.shallow_clone()),
+        let mut tensors = vec![
+            (format!("{}.assignments", self.name), self.indices.view(-1)),
             (format!("{}.entries", self.name), self.entries.shallow_clone()),
-        ]
+        ];
+        let scales = self.rows.scales().unwrap_or_default();
+        for (part, values) in [("units", &self.stored.units), ("scales", &scales)] {
+            if !values.is_empty() {
+                tensors.push((format!("{}.{part}", self.name), Tensor::from_slice(values)));
+            }
+        }
+        tensors
     }
 
     /// The layer of `shape` whose [`Self::tensors`] are among `tensors`, bit for bit, on `device`.
     ///
     /// # Errors
     /// When one is missing or not as expected; names it.
-    pub fn restore(name: &str, bits: u32, shape: &[i64], tensors: &Weights, device: Device) -> Result<Self> {
+    pub fn restore(name: &str, form: Form, shape: &[i64], tensors: &Weights, device: Device) -> Result<Self> {
         let get = |part: &str, kind: Kind, length: i64| -> Result<Tensor> {
             let key = format!("{name}.{part}");
             let tensor = tensors.get(&key).with_context(|| format!("the saved state lacks `{key}`"))?;
@@ -140,12 +230,45 @@ impl Frozen {
             );
             Ok(tensor.f_detach()?.f_to_device(device)?.f_to_dtype(kind, false, true)?)
         };
-        ensure!(super::BITS.contains(&bits), "parameter {name}: a palette has 1, 2, 3, 4, 6 or 8 bits, not {bits}");
-        let indices = get("assignments", Kind::Uint8, super::elements(shape)? as i64)?;
-        let entries = get("entries", Kind::Float, 1 << bits)?;
-        let frozen = Self { name: name.to_string(), bits, shape: shape.to_vec(), indices, entries };
+        super::dkm::trainable(&form)?;
+        super::check_form(&form, shape).with_context(|| format!("parameter {name}"))?;
+        let (groups, elements) = (form.groups(shape), super::elements(shape)? as i64);
+        let numbers = |wanted: bool, part: &str, length: usize| {
+            if wanted { super::dkm::saved(tensors, name, part, length) } else { Ok(Vec::new()) }
+        };
+        let scales = numbers(form.per_channel_scale, "scales", shape.first().map_or(0, |&c| c as usize))?;
+        let units = numbers(form.lut_dtype == LutDtype::I8, "units", groups)?;
+        let frozen = Self {
+            name: name.to_string(),
+            form,
+            rows: Rows::new(&form, shape, &scales, device)?,
+            stored: Stored { bits: form.bits, units },
+            indices: get("assignments", Kind::Uint8, elements)?
+                .f_view([groups as i64, elements / groups.max(1) as i64])?,
+            entries: get("entries", Kind::Float, (groups << form.bits) as i64)?,
+        };
         // Assignments past the entries are found here, not when the weight is looked up.
         frozen.palette()?;
         Ok(frozen)
+    }
+}
+
+/// Adds each value to the sum of its index.
+fn add_up(values: &[f32], indices: &[u8], to: &mut [f32]) {
+    let size = piece(indices.len());
+    let pieces: Vec<Vec<f64>> = values
+        .par_chunks(size)
+        .zip(indices.par_chunks(size))
+        .map(|(values, indices)| {
+            // Neighbours often share an entry: four sums each, so that additions need not wait for each other.
+            let mut sums = vec![[0f64; 4]; to.len()];
+            for (place, (&value, &index)) in values.iter().zip(indices).enumerate() {
+                sums[index as usize][place % 4] += value as f64;
+            }
+            sums.iter().map(|s| (s[0] + s[1]) + (s[2] + s[3])).collect()
+        })
+        .collect();
+    for (j, to) in to.iter_mut().enumerate() {
+        *to = pieces.iter().map(|piece| piece[j]).sum::<f64>() as f32;
     }
 }

@@ -9,6 +9,7 @@
 //! | [`table`] | differentiable k-means on a histogram, forward and backward |
 //! | [`attention`] | its arithmetic, a block of bins at a time |
 //! | [`dkm`] | differentiable k-means of a weight, and of a layer while it is trained |
+//! | `rows` | a weight laid out for clustering: one row a group of channels |
 //! | [`frozen`] | a layer with fixed assignments, its entries trained |
 //! | [`packing`] | indices as a stream of bits |
 //! | [`post_training`] | palettes for a trained network, without training |
@@ -24,6 +25,7 @@ pub mod kmeans;
 pub mod packing;
 mod passes;
 pub mod post_training;
+mod rows;
 pub mod table;
 
 use std::borrow::Cow;
@@ -35,7 +37,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use checkpoint::PalettizedCheckpoint;
 pub(crate) use codes::piece;
-pub use dkm::{DkmLayer, Soften, soften};
+pub use dkm::{DkmLayer, Soften, SoftenRows, soften};
 pub use form::{BITS, CLUSTER_DIMS, Form, LutDtype};
 pub use frozen::Frozen;
 

@@ -7,7 +7,7 @@ use tch::{Device, Tensor};
 use crate::config::Palettize;
 use crate::ops::{Parameter, Weights};
 use crate::palette::codes::Code;
-use crate::palette::{DkmLayer, Frozen, Palette, Soften};
+use crate::palette::{DkmLayer, Form, Frozen, Palette, SoftenRows};
 
 /// Starts the palette of one parameter at the k-means of its weight (fp32); `None` where `[palettize]` leaves it in fp16.
 ///
@@ -17,8 +17,8 @@ pub fn layer(settings: &Palettize, parameter: &Parameter, weight: &Tensor) -> Re
     let elements: i64 = parameter.shape.iter().product();
     let bits = settings.bits_of(&parameter.name, elements as usize).filter(|_| parameter.palettizable);
     let Some(bits) = bits else { return Ok(None) };
-    let layer = DkmLayer::new(&parameter.name, bits, weight)?;
-    let start = layer.kmeans_mse / layer.power.max(f64::MIN_POSITIVE);
+    let layer = DkmLayer::new(&parameter.name, Form::per_tensor(bits), weight)?;
+    let start = layer.relative_error();
     Ok(Some(LayerPalette {
         phase: Phase::Soft(layer),
         iterations: settings.kmeans_max_iter,
@@ -48,7 +48,7 @@ pub struct LayerPalette {
 pub struct Seen {
     /// fp32; its gradient is asked for.
     pub leaf: Tensor,
-    soften: Option<Soften>,
+    soften: Option<SoftenRows>,
 }
 
 impl Seen {
@@ -66,8 +66,9 @@ impl LayerPalette {
     pub fn seen(&mut self, value: &Tensor, temperature: f64) -> Result<Seen> {
         let soften = match &mut self.phase {
             Phase::Soft(layer) => {
-                // Few entries need few bins; see [`Code`].
-                let code = if layer.bits <= 2 { Code::Bf16 } else { Code::F16 };
+                // Few entries need few bins, see [`Code`]; a group of channels has few weights for many.
+                let few = layer.form.bits <= 2 || layer.form.group_size.is_some();
+                let code = if few { Code::Bf16 } else { Code::F16 };
                 let soften = layer.soften(value, temperature, self.iterations, code, &mut self.network)?;
                 self.relative_error = soften.hard_error() / layer.power.max(f64::MIN_POSITIVE);
                 Some(soften)
@@ -133,15 +134,15 @@ impl LayerPalette {
     /// # Errors
     /// A tensor is missing or of another shape.
     pub fn restore(&mut self, tensors: &Weights, frozen: bool, device: Device) -> Result<Option<Tensor>> {
-        let (name, bits) = match &self.phase {
-            Phase::Soft(layer) => (layer.name.clone(), layer.bits),
-            Phase::Frozen(frozen) => (frozen.name.clone(), frozen.bits),
+        let (name, form) = match &self.phase {
+            Phase::Soft(layer) => (layer.name.clone(), layer.form),
+            Phase::Frozen(frozen) => (frozen.name.clone(), frozen.form),
         };
         if !frozen {
-            self.phase = Phase::Soft(DkmLayer::restore(&name, bits, tensors)?);
+            self.phase = Phase::Soft(DkmLayer::restore(&name, form, &self.shape, tensors, device)?);
             return Ok(None);
         }
-        let frozen = Frozen::restore(&name, bits, &self.shape, tensors, device)?;
+        let frozen = Frozen::restore(&name, form, &self.shape, tensors, device)?;
         let entries = frozen.entries.shallow_clone();
         self.phase = Phase::Frozen(frozen);
         Ok(Some(entries))

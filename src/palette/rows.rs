@@ -1,0 +1,140 @@
+//! A weight laid out for clustering: one row for each group of channels that shares a table.
+
+use anyhow::{Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+use super::Form;
+
+/// How weights of one form and shape become rows `[G, elements / G]`, and back. Where each channel has a scale, rows
+/// hold weights divided by it.
+#[derive(Debug)]
+pub struct Rows {
+    /// Of the weight.
+    shape: Vec<i64>,
+    groups: i64,
+    /// Groups are of input channels: those come first in rows.
+    swapped: bool,
+    /// f32, one an output channel, of a shape that multiplies the weight.
+    scales: Option<Tensor>,
+}
+
+impl Rows {
+    /// `scales` has one number for each output channel where `form` asks for that, and is empty otherwise.
+    ///
+    /// # Errors
+    /// When `form` does not fit `shape`, or `scales` does not fit `form`.
+    pub fn new(form: &Form, shape: &[i64], scales: &[f64], device: Device) -> Result<Self> {
+        super::check_form(form, shape)?;
+        let expected = if form.per_channel_scale { shape[0] as usize } else { 0 };
+        ensure!(scales.len() == expected, "{} scales are not those of {expected} channels", scales.len());
+        let scales = if scales.is_empty() {
+            None
+        } else {
+            let mut size = vec![1; shape.len()];
+            size[0] = shape[0];
+            let scales: Vec<f32> = scales.iter().map(|&scale| scale as f32).collect();
+            Some(Tensor::f_from_slice(&scales)?.f_view(size.as_slice())?.f_to_device(device)?)
+        };
+        let groups = form.groups(shape) as i64;
+        Ok(Self { shape: shape.to_vec(), groups, swapped: form.axis == 1 && groups > 1, scales })
+    }
+
+    /// Of the weight.
+    pub fn shape(&self) -> &[i64] {
+        &self.shape
+    }
+
+    /// How many rows there are.
+    pub fn groups(&self) -> usize {
+        self.groups as usize
+    }
+
+    /// Whether rows are the weight itself in another shape: then both share their memory.
+    pub fn are_plain(&self) -> bool {
+        !self.swapped && self.scales.is_none()
+    }
+
+    /// Rows of a weight, divided by its scales.
+    ///
+    /// # Errors
+    /// When it has another shape.
+    pub fn of_weight(&self, weight: &Tensor) -> Result<Tensor> {
+        self.lay_out(match &self.scales {
+            Some(scales) => weight.f_div(scales)?,
+            None => weight.shallow_clone(),
+        })
+    }
+
+    /// Rows of a gradient of the weight, turned into that of its rows.
+    ///
+    /// # Errors
+    /// When it has another shape.
+    pub fn of_gradient(&self, gradient: &Tensor) -> Result<Tensor> {
+        self.lay_out(match &self.scales {
+            Some(scales) => gradient.f_mul(scales)?,
+            None => gradient.shallow_clone(),
+        })
+    }
+
+    /// The weight of these rows.
+    ///
+    /// # Errors
+    /// When they are not as many or as long.
+    pub fn weight(&self, rows: &Tensor) -> Result<Tensor> {
+        let weight = self.in_shape(rows)?;
+        Ok(match &self.scales {
+            Some(scales) => weight.f_mul(scales)?,
+            None => weight,
+        })
+    }
+
+    /// The gradient of the weight, from that of its rows.
+    ///
+    /// # Errors
+    /// When they are not as many or as long.
+    pub fn gradient(&self, rows: &Tensor) -> Result<Tensor> {
+        let gradient = self.in_shape(rows)?;
+        Ok(match &self.scales {
+            Some(scales) => gradient.f_div(scales)?,
+            None => gradient,
+        })
+    }
+
+    /// Something for each element in the order of rows, in that of the weight.
+    ///
+    /// # Errors
+    /// When they are not as many or as long.
+    pub fn in_shape(&self, rows: &Tensor) -> Result<Tensor> {
+        if !self.swapped {
+            return Ok(rows.f_view(self.shape.as_slice())?);
+        }
+        let mut swapped = self.shape.clone();
+        swapped.swap(0, 1);
+        Ok(rows.f_view(swapped.as_slice())?.f_transpose(0, 1)?.f_contiguous()?)
+    }
+
+    fn lay_out(&self, values: Tensor) -> Result<Tensor> {
+        ensure!(values.size() == self.shape, "{:?} is not the shape {:?}", values.size(), self.shape);
+        let values = if self.swapped { values.f_transpose(0, 1)? } else { values };
+        let length = super::elements(&self.shape)? as i64 / self.groups;
+        Ok(values.f_contiguous()?.f_view([self.groups, length])?)
+    }
+
+    /// The scales, exactly those that were given, in f64.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn scales(&self) -> Result<Vec<f64>> {
+        Ok(match &self.scales {
+            Some(scales) => Vec::try_from(scales.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_view(-1)?)?,
+            None => Vec::new(),
+        })
+    }
+}
+
+impl Clone for Rows {
+    fn clone(&self) -> Self {
+        let scales = self.scales.as_ref().map(Tensor::shallow_clone);
+        Self { shape: self.shape.clone(), scales, ..*self }
+    }
+}
