@@ -68,9 +68,10 @@ fn same(plain: &Found, again: &Found, at_least: usize) {
 /// Text encoder and UNet trained together: two backward passes, summed, as with gradient accumulation. A part of the
 /// weights is held, `learns` says which learn.
 fn together(recomputes: bool, kind: Kind, learns: fn(&str) -> bool, context_learns: bool) -> (Tensor, Found) {
+    // More threads than processors make these small networks slow.
+    tch::set_num_threads(1);
     let config = UnetConfig::from_json(&case("unet")).unwrap();
-    let text_json = case("text");
-    let mut text_config = TextEncoderConfig::from_json(&text_json).unwrap();
+    let mut text_config = TextEncoderConfig::from_json(&case("text")).unwrap();
     text_config.hidden_size = config.cross_attention_dim;
     text_config.heads = 2;
     let unet_weights = weights(&config.parameters(), learns);

@@ -30,7 +30,7 @@ pub struct Pipeline {
     pub autoencoder: Weights,
     /// `scheduler_config.json`, as [`pipeline_config`] has it.
     pub scheduler_config: Value,
-    /// The type of all weights.
+    /// What networks compute in: weights of another type are converted when they are used.
     pub kind: Kind,
     /// Where all weights are.
     pub device: Device,
@@ -199,7 +199,7 @@ impl Pipeline {
     pub fn encode_texts(&self, texts: &[&str]) -> Result<Tensor> {
         let rows: Vec<Vec<i64>> = texts.iter().map(|text| self.tokenizer.encode(text)).collect();
         let ids = Tensor::from_slice(&rows.concat()).view([texts.len() as i64, -1]).f_to_device(self.device)?;
-        let mut ops = Tensors::new(&self.text_encoder);
+        let mut ops = Tensors::new(&self.text_encoder).computing_in(self.kind);
         Ok(tch::no_grad(|| text_encoder(&mut ops, &self.text_encoder_config, &ids)).last_hidden_state)
     }
 
@@ -220,7 +220,7 @@ impl Pipeline {
             None => context.shallow_clone(),
         };
         let rows = context.size()[0];
-        let mut ops = Tensors::new(&self.unet);
+        let mut ops = Tensors::new(&self.unet).computing_in(self.kind);
         sampler.run(&noise.f_to_device(self.device)?, &mut |x, t| {
             let x = x.to_kind(self.kind);
             let x = if guidance.is_some() { Tensor::cat(&[&x, &x], 0) } else { x };
@@ -241,7 +241,7 @@ impl Pipeline {
     /// decoder takes more memory than all the rest.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         let latents = latents.f_to_device(self.device)?.f_to_kind(self.kind)? / self.autoencoder_config.scaling_factor;
-        let mut ops = Tensors::new(&self.autoencoder);
+        let mut ops = Tensors::new(&self.autoencoder).computing_in(self.kind);
         let one = |latents: &Tensor| {
             let image = tch::no_grad(|| decode(&mut ops, &self.autoencoder_config, &latents.unsqueeze(0)));
             (image.to_kind(Kind::Float) / 2.0 + 0.5).clamp(0.0, 1.0).to_device(Device::Cpu)

@@ -131,7 +131,7 @@ impl Objective for Denoise {
 
     fn validate(&mut self, networks: &Networks) -> Result<Option<f64>> {
         let Some(validation) = &self.validation else { return Ok(None) };
-        let texts = networks.get(&Component::TextEncoder).map(Tensors::new);
+        let texts = networks.get(&Component::TextEncoder).map(|weights| Tensors::new(weights).computing_in(self.kind));
         let weights = networks.get(&Component::Unet).context("the UNet does not train")?;
         validation
             .loss(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, texts.clone()))

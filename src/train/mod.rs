@@ -126,7 +126,7 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     let frozen = resumed.as_ref().is_some_and(|facts| facts.frozen);
     let start = resumed.map_or(0, |facts| facts.step);
     let reporter = Reporter::new(config, &output.folder, start)?;
-    let mut run = Run { config, kind, output: &output, schedules: Schedules::new(config), frozen, reporter };
+    let mut run = Run { config, output: &output, schedules: Schedules::new(config), frozen, reporter };
     if run.steps(start, objective.as_mut(), &mut trained)? == Ended::Stopped {
         return Ok(Ended::Stopped);
     }
@@ -174,7 +174,6 @@ impl Schedules {
 /// The loop's own state.
 struct Run<'a> {
     config: &'a Config,
-    kind: Kind,
     output: &'a OutputDir,
     schedules: Schedules,
     frozen: bool,
@@ -196,14 +195,14 @@ impl Run<'_> {
             self.step(step, objective, trained)?;
             let done = step + 1;
             if every(config.validation.every_n_steps, done) || done == total {
-                if let Some(Some(loss)) = unless_stopped(objective.validate(&trained.shipped(self.kind)?))? {
+                if let Some(Some(loss)) = unless_stopped(objective.validate(&trained.shipped()?))? {
                     self.reporter.scalars(done, &[("loss/validation", loss)])?;
                     self.reporter.say(&format!("step {done}: validation loss {loss:.5}"));
                 }
                 self.reporter.skip_time();
             }
             if every(config.sample.sample_every_n_steps, done) {
-                if let Some(pictures) = unless_stopped(objective.pictures(&trained.shipped(self.kind)?))? {
+                if let Some(pictures) = unless_stopped(objective.pictures(&trained.shipped()?))? {
                     self.reporter.pictures(done, &pictures)?;
                 }
                 self.reporter.skip_time();

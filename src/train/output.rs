@@ -128,7 +128,7 @@ pub fn finish(
     trained: &Trained,
     reporter: &Reporter,
 ) -> Result<()> {
-    let networks = trained.shipped(Kind::Float)?;
+    let networks = trained.shipped()?;
     if config.train.component == TrainedComponent::Autoencoder {
         return autoencoder(output, model, objective, &networks, reporter);
     }

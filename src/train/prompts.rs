@@ -19,7 +19,7 @@ pub fn sampler(config: &Config, model: &Model, (device, kind): (Device, Kind)) -
     let (sample, model, side) = (config.sample.clone(), model.clone(), config.data.resolution);
     Box::new(move |networks| {
         let text_encoder = match networks.get(&Component::TextEncoder) {
-            Some(weights) => shared(weights, kind),
+            Some(weights) => shared(weights),
             None => model.weights(Component::TextEncoder, kind, device)?,
         };
         let pipeline = Pipeline {
@@ -27,7 +27,7 @@ pub fn sampler(config: &Config, model: &Model, (device, kind): (Device, Kind)) -
             text_encoder_config: model.text_encoder_config()?,
             text_encoder,
             unet_config: model.unet_config()?,
-            unet: shared(networks.get(&Component::Unet).context("the UNet does not train")?, kind),
+            unet: shared(networks.get(&Component::Unet).context("the UNet does not train")?),
             autoencoder_config: model.autoencoder_config()?,
             autoencoder: model.weights(Component::Autoencoder, kind, device)?,
             scheduler_config: pipeline_config(model.scheduler_config()?),
@@ -60,7 +60,7 @@ pub fn sampler_kind(sampler: config::Sampler) -> SamplerKind {
     }
 }
 
-/// Handles to the same tensors, converted where they are of another type.
-fn shared(weights: &Weights, kind: Kind) -> Weights {
-    weights.iter().map(|(name, tensor)| (name.clone(), tensor.to_kind(kind))).collect()
+/// Handles to the same tensors.
+fn shared(weights: &Weights) -> Weights {
+    weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }

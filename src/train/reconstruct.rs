@@ -35,6 +35,10 @@ impl Reconstruct {
         bytes.to_device(self.device).to_kind(Kind::Float) / 127.5 - 1.0
     }
 
+    fn ops<'w>(&self, networks: &'w Networks) -> Tensors<'w> {
+        Tensors::new(&networks[&Component::Autoencoder]).computing_in(self.kind)
+    }
+
     /// The batch of micro-step `index`: pictures, mirrored and cropped at random.
     fn batch(&self, index: u64) -> Tensor {
         let count = self.pictures.size()[0] as usize;
@@ -73,8 +77,7 @@ impl Reconstruct {
 impl Objective for Reconstruct {
     fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
         let picture = self.batch(index);
-        let weights = &networks[&Component::Autoencoder];
-        let ops = &mut Tensors::new(weights).computing_in(self.kind).recomputing(self.recomputes);
+        let ops = &mut self.ops(networks).recomputing(self.recomputes);
         let moments = encode(ops, &self.config, &picture.to_kind(self.kind)).to_kind(Kind::Float);
         let halves = moments.chunk(2, 1);
         let (mean, log_variance) = (&halves[0], halves[1].clamp(-30.0, 20.0));
@@ -91,7 +94,7 @@ impl Objective for Reconstruct {
     fn validate(&mut self, networks: &Networks) -> Result<Option<f64>> {
         let Some(pictures) = &self.validation else { return Ok(None) };
         let _guard = tch::no_grad_guard();
-        let ops = &mut Tensors::new(&networks[&Component::Autoencoder]);
+        let ops = &mut self.ops(networks);
         let mut total = 0.0;
         for start in (0..pictures.size()[0]).step_by(8) {
             super::go_on()?;
@@ -108,7 +111,7 @@ impl Objective for Reconstruct {
         let _guard = tch::no_grad_guard();
         let shown = self.validation.as_ref().unwrap_or(&self.pictures);
         let picture = self.picture(&shown.narrow(0, 0, shown.size()[0].min(8)));
-        let ops = &mut Tensors::new(&networks[&Component::Autoencoder]);
+        let ops = &mut self.ops(networks);
         let moments = encode(ops, &self.config, &picture.to_kind(self.kind));
         let got = decode(ops, &self.config, &moments.narrow(1, 0, self.config.latent_channels)).to_kind(Kind::Float);
         // Originals above, reconstructions below.
@@ -119,13 +122,17 @@ impl Objective for Reconstruct {
 
     fn latent_deviation(&mut self, networks: &Networks) -> Result<Option<f64>> {
         let _guard = tch::no_grad_guard();
-        let ops = &mut Tensors::new(&networks[&Component::Autoencoder]);
+        let ops = &mut self.ops(networks);
         let mut latents = Vec::new();
         // Some hundred pictures settle a standard deviation to the second digit.
         for start in (0..self.pictures.size()[0].min(256)).step_by(8) {
             let count = (self.pictures.size()[0] - start).min(8);
             let picture = self.picture(&self.pictures.narrow(0, start, count));
-            latents.push(encode(ops, &self.config, &picture).narrow(1, 0, self.config.latent_channels));
+            latents.push(encode(ops, &self.config, &picture.to_kind(self.kind)).narrow(
+                1,
+                0,
+                self.config.latent_channels,
+            ));
         }
         Ok(Some(Tensor::cat(&latents, 0).std(true).double_value(&[])))
     }

@@ -182,19 +182,18 @@ impl Trained {
         Ok(())
     }
 
-    /// The weights as they would ship now: palettes hard, the average where there is one.
+    /// The weights as they would ship now, fp16: palettes hard, the average where there is one.
     ///
     /// # Errors
     /// Weights that are not finite.
-    pub fn shipped(&self, kind: Kind) -> Result<Networks> {
+    pub fn shipped(&self) -> Result<Networks> {
         let _guard = tch::no_grad_guard();
         let mut networks = Networks::new();
         for (index, slot) in self.slots.iter().enumerate() {
             let value = self.average.as_ref().map_or(&slot.value, |average| &average[index]);
             let weight = match &slot.palette {
-                Some(palette) => palette.hard(&slot.value)?.tensor(kind, self.device)?,
-                // Through fp16, as files hold it.
-                None => value.to_kind(Kind::Half).to_kind(kind),
+                Some(palette) => palette.hard(&slot.value)?.tensor(Kind::Half, self.device)?,
+                None => value.to_kind(Kind::Half),
             };
             networks.entry(slot.component).or_default().insert(slot.name.clone(), weight);
         }

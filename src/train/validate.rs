@@ -78,7 +78,8 @@ impl Validation {
             let (latents, noise, timesteps) = (part(&self.latents), part(&self.noise), part(&self.timesteps));
             let context = embed(&self.captions[start as usize..(start + size) as usize])?.to_kind(self.kind);
             let noised = schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
-            let output = unet(&mut Tensors::new(weights), config, &noised, &timesteps, &context);
+            let output =
+                unet(&mut Tensors::new(weights).computing_in(self.kind), config, &noised, &timesteps, &context);
             let difference = output.to_kind(Kind::Float) - schedule.target(&latents, &noise, &timesteps);
             total += difference.square().mean(Kind::Double).double_value(&[]) * size as f64;
         }
