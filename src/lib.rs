@@ -10,11 +10,11 @@
 //! | [`coreml`] | packages: protobuf, blob file, lowering, reading one back and running it |
 //! | [`report`] | progress, event files, pictures |
 //! | [`data`] | pictures, captions, cache, batches |
+//! | [`config`] | the TOML schema |
 //! | [`source`] | where models come from: diffusers folders, tokenizers |
 //! | [`networks`] | UNet, autoencoder, text encoder, each a function over [`ops`] |
 //! | [`diffusion`] | noise schedules, samplers, losses |
 //! | [`palette`] | k-means, differentiable k-means, packing, the palettized checkpoint |
-//! | [`config`] | the TOML schema |
 //! | [`ops`] | the vocabulary of operations and its tensor interpreter |
 //! | [`torch`] | the shim over libtorch |
 

@@ -189,10 +189,19 @@ fn wrong_command_lines_exit_with_2() {
     assert!(fails(folder.path(), &["chek", "x"], 2).contains("check"));
     assert!(fails(folder.path(), &["check"], 2).contains("<CONFIG>"));
     assert!(fails(folder.path(), &["check", "no.toml"], 2).contains("no.toml"));
-    assert!(
-        fails(folder.path(), &["palettize", MODEL, "-o", "x.safetensors", "--bits", "3"], 2)
-            .contains("1, 2, 4, 6 or 8")
-    );
+    let palettize = |more: &[&str]| {
+        let all = ["palettize", MODEL, "-o", "x.palettes.safetensors"].iter().chain(more).copied().collect::<Vec<_>>();
+        fails(folder.path(), &all, 2)
+    };
+    assert!(palettize(&["--bits", "5"]).contains("--bits is 5, but a palette has 1, 2, 3, 4, 6 or 8 bits"));
+    assert!(palettize(&["--bits", "2", "--group-size", "4"]).contains("--granularity per_grouped_channel"));
+    assert!(palettize(&["--bits", "2", "--cluster-dim", "3"]).contains("--cluster-dim is 3"));
+    assert!(palettize(&["--bits", "2", "--group-axis", "1"]).contains("--group-axis is 1, but there are no groups"));
+    assert!(palettize(&["--bits", "2", "--lut-dtype", "u8"]).contains("i8"));
+    let scaled = ["--bits", "2", "--cluster-dim", "2", "--per-channel-scale"];
+    assert!(palettize(&scaled).contains("--per-channel-scale goes only with"));
+    let grouped = ["--bits", "2", "--granularity", "per_grouped_channel", "--group-size", "7"];
+    assert!(palettize(&grouped).contains("no weight fits; "));
     let (code, out, _) = run(folder.path(), &["--help"]);
     assert!(code == 0 && out.contains("palettize"), "{out}");
 }
@@ -203,7 +212,7 @@ fn palettize_writes_a_checkpoint_that_inspect_reads() {
     let arguments = ["palettize", MODEL, "-o", "x.palettes.safetensors", "--bits", "2"];
     let (code, out, error) = run(folder.path(), &arguments);
     assert_eq!(code, 0, "{error}");
-    assert!(out.contains("26 496 of 51 364 weights in 10 palettes of 4 values"), "{out}");
+    assert!(out.contains("26 496 of 51 364 weights in 10 palettes, 2.024 bits each"), "{out}");
     let before = std::fs::read(folder.path().join("x.palettes.safetensors")).unwrap();
     assert!(fails(folder.path(), &arguments, 2).contains("exists already"));
     assert_eq!(std::fs::read(folder.path().join("x.palettes.safetensors")).unwrap(), before);
@@ -218,6 +227,54 @@ fn palettize_writes_a_checkpoint_that_inspect_reads() {
     assert_eq!(json["file_bytes"], before.len());
     let (_, out, _) = run(folder.path(), &["inspect", "x.palettes.safetensors"]);
     assert!(out.contains("26 496 of 51 364 weights in palettes, at 2.024 bits each with palettes counted"), "{out}");
+}
+
+/// Every form from the command line to a verified package, and back to plain weights.
+#[test]
+fn palettes_of_every_form_go_through() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let ok = |arguments: &[&str]| {
+        let (code, out, error) = run(at, arguments);
+        assert_eq!(code, 0, "{arguments:?}: {error}");
+        out
+    };
+    let grouped = ["--granularity", "per_grouped_channel", "--group-size", "8"];
+    let forms: [(&str, Vec<&str>, &str); 4] = [
+        ("inputs", [&["--bits", "3", "--group-axis", "1"], &grouped[..]].concat(), "3-bit palettes × 2"),
+        ("vectors", vec!["--bits", "4", "--cluster-dim", "2"], "4-bit palette of 2"),
+        ("scaled", vec!["--bits", "2", "--per-channel-scale"], "2-bit palette, scaled"),
+        ("bytes", [&["--bits", "4", "--lut-dtype", "i8"], &grouped[..]].concat(), "4-bit palettes × 2, int8"),
+    ];
+    for (name, flags, kind) in forms {
+        let palettes = format!("{name}.palettes.safetensors");
+        let made = ok(&[&["palettize", MODEL, "-o", &palettes, "--weight-threshold", "100"], &flags[..]].concat());
+        // Four channels go in and out of the network: such a weight has no groups of 8.
+        let misfit = "conv_out.weight stays fp16: its 4 output channels do not divide into groups of 8";
+        assert_eq!(made.contains(misfit), name == "bytes", "{made}");
+        let about: serde_json::Value = serde_json::from_str(&ok(&["inspect", "--json", &palettes])).unwrap();
+        let tensors = about["tensors"].as_array().unwrap();
+        assert!(tensors.iter().any(|tensor| tensor["type"] == kind), "{tensors:?}");
+        let recipe = about["metadata"]["recipe"].as_str().unwrap();
+        assert!(flags.chunks(2).all(|flag| recipe.contains(&flag.join(" "))), "{recipe}");
+        let package = ok(&["export", MODEL, "--palettes", &palettes, "-o", name, "--model-version", "tiny"]);
+        let verified = ok(&["verify", package.trim(), "--against", MODEL, "--palettes", &palettes]);
+        assert!(verified.contains("specification version 9"), "{verified}");
+    }
+    let last = "bytes.palettes.safetensors";
+    let refused = ["export", MODEL, "--palettes", last, "-o", "old", "--min-deployment-target", "iOS17"];
+    let error = fails(at, &refused, 2);
+    assert!(error.contains("iOS17 does not hold palettes for groups of channels, as of "), "{error}");
+    assert!(!at.join("old").exists());
+    // The same network, its weights written out.
+    ok(&["export", MODEL, "--palettes", last, "-o", "diffusers", "--format", "diffusers"]);
+    let package = "bytes/Stable_Diffusion_version_tiny_unet.mlpackage";
+    ok(&["verify", package, "--against", "diffusers"]);
+    // Plain palettes go to the first system that has any.
+    ok(&["palettize", MODEL, "-o", "plain.palettes.safetensors", "--bits", "6"]);
+    ok(&["export", MODEL, "--palettes", "plain.palettes.safetensors", "-o", "plain", "--model-version", "tiny"]);
+    let package = "plain/Stable_Diffusion_version_tiny_unet.mlpackage";
+    assert!(ok(&["verify", package]).contains("specification version 7"));
 }
 
 /// A package that coremltools wrote.

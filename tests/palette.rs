@@ -7,7 +7,7 @@ use half::f16;
 use palettist::ops::{Initial, Parameter};
 use palettist::palette::codes::{Code, Histogram};
 use palettist::palette::packing::{pack, unpack};
-use palettist::palette::{BITS, Palette, PalettizedCheckpoint, kmeans, post_training};
+use palettist::palette::{BITS, Form, Palette, PalettizedCheckpoint, kmeans, post_training};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
@@ -234,6 +234,63 @@ fn k_means_is_the_best_of_all_clusterings() {
     }
 }
 
+/// Least squared errors of sorted values in 1, 2, … `clusters` intervals, by all splits of each: O(n²) a row.
+fn all_splits(values: &[f64], weights: &[f64], clusters: usize) -> Vec<f64> {
+    let count = values.len();
+    let cost = |from: usize, to: usize| {
+        let total: f64 = weights[from..to].iter().sum();
+        let mean = values[from..to].iter().zip(&weights[from..to]).map(|(v, w)| v * w).sum::<f64>() / total;
+        squared_error(&values[from..to], &weights[from..to], &[mean])
+    };
+    let costs: Vec<Vec<f64>> = (0..count).map(|i| (i + 1..=count).map(|j| cost(i, j)).collect()).collect();
+    let mut row: Vec<f64> = (0..=count).map(|j| if j == 0 { 0.0 } else { costs[0][j - 1] }).collect();
+    let mut least = vec![row[count]];
+    for _ in 1..clusters {
+        let best = |j: usize| (0..j).map(|i| row[i] + costs[i][j - i - 1]).fold(f64::INFINITY, f64::min);
+        row = (0..=count).map(|j| if j == 0 { 0.0 } else { best(j) }).collect();
+        least.push(row[count]);
+    }
+    least
+}
+
+/// From 8 clusters on there is another algorithm; evenly spaced values of equal weight make its charges tie.
+#[test]
+fn k_means_of_many_clusters_is_the_best_too() {
+    let mut random = ChaCha8Rng::seed_from_u64(6);
+    for round in 0..60 {
+        let count = 9 + round % 90;
+        let mut values: Vec<f64> = match round % 3 {
+            0 => (0..count).map(|i| i as f64).collect(),
+            1 => (0..count).map(|_| random.random::<f64>().powi(3)).collect(),
+            _ => (0..count).map(|_| (random.random::<f64>() * 1e3).round() * 1e-7).collect(),
+        };
+        values.sort_by(f64::total_cmp);
+        let weights: Vec<f64> = match round % 2 {
+            0 => vec![1.0; count],
+            _ => (0..count).map(|_| (1 + random.random::<u32>() % 1000) as f64).collect(),
+        };
+        let least = all_splits(&values, &weights, count.min(40));
+        for clusters in [1, 2, 7, 8, 9, 16, 31, 40].into_iter().filter(|&n| n <= least.len()) {
+            let means = kmeans::means(&values, &weights, clusters);
+            assert!(means.len() <= clusters && means.is_sorted());
+            let ours = squared_error(&values, &weights, &means);
+            let best = least[clusters - 1];
+            assert!(ours <= best * (1.0 + 1e-9) + 1e-25, "{count} values, {clusters} clusters: {ours} > {best}");
+        }
+    }
+    // As large as it gets: every f16 there is.
+    let mut values: Vec<f64> = (0..=0xFFFF).map(f16::from_bits).filter(|v| v.is_finite()).map(f64::from).collect();
+    values.sort_by(f64::total_cmp);
+    let ones = vec![1.0; values.len()];
+    for clusters in [64, 256] {
+        let means = kmeans::means(&values, &ones, clusters);
+        assert_eq!(means.len(), clusters);
+        // One more entry helps, one less hurts, and each entry is the mean of its members.
+        let error = |clusters| squared_error(&values, &ones, &kmeans::means(&values, &ones, clusters));
+        assert!(error(clusters - 1) > error(clusters) && error(clusters) > error(clusters + 1));
+    }
+}
+
 /// Student's t with 4 degrees of freedom, nearly: heavier tails than a normal.
 fn heavy_tailed(count: usize, scale: f64, random: &mut ChaCha8Rng) -> Vec<f16> {
     let mut normal = || (0..12).map(|_| random.random::<f64>()).sum::<f64>() - 6.0;
@@ -344,10 +401,11 @@ fn a_network_is_palettized_by_threshold() {
         parameter("just.weight", &[64, 32], true),
         parameter("norm.weight", &[4096], false),
     ];
-    let chosen = post_training::chosen(&parameters, 4, post_training::WEIGHT_THRESHOLD);
-    assert_eq!(chosen.into_iter().collect::<Vec<_>>(), [("large.weight".to_string(), 4)]);
+    let chosen = post_training::chosen(&parameters, Form::per_tensor(4), post_training::WEIGHT_THRESHOLD).forms;
+    assert_eq!(chosen.into_iter().collect::<Vec<_>>(), [("large.weight".to_string(), Form::per_tensor(4))]);
 
-    let chosen = BTreeMap::from([("a".to_string(), 2), ("b".to_string(), 8)]);
+    let chosen =
+        BTreeMap::from([2, 8].map(Form::per_tensor).map(|f| (if f.bits == 2 { "a" } else { "b" }.to_string(), f)));
     let make = |kind| {
         tch::manual_seed(1);
         let tensor = |n: &str, shape: &[i64]| Ok((n.to_string(), Tensor::randn(shape, (kind, Device::Cpu))));
@@ -357,7 +415,7 @@ fn a_network_is_palettized_by_threshold() {
         let layers = std::sync::Mutex::new(Vec::new());
         let about = BTreeMap::from([("recipe".to_string(), "palettize --bits 2".to_string())]);
         let made = post_training::palettize(weights.into_iter(), &chosen, about, &|layer| {
-            layers.lock().unwrap().push((layer.name.clone(), layer.elements, layer.bits, layer.relative_error));
+            layers.lock().unwrap().push((layer.name.clone(), layer.elements, layer.form.bits, layer.relative_error));
         })?;
         Ok((made, layers.into_inner().unwrap()))
     };

@@ -223,20 +223,26 @@ impl Report {
         let Ok(parameters) = model.parameters(component) else { return };
         let (mut bits, mut total) = (0, 0);
         let mut layers: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut misfits = Vec::new();
         for parameter in &parameters {
             let elements = parameter.shape.iter().product::<i64>() as u64;
-            let palette = match parameter.palettizable && component == Component::Unet {
-                true => config.palettize.bits_of(&parameter.name, elements as usize),
-                false => None,
-            };
+            let palettized = parameter.palettizable && component == Component::Unet;
+            let n = config.palettize.bits_of(&parameter.name, elements as usize).filter(|_| palettized);
+            let form = config.palettize.form_of(&parameter.name, &parameter.shape).filter(|_| palettized);
             total += elements;
-            bits += match palette {
-                Some(n) => elements * u64::from(n) + (16 << n),
-                None => elements * 16,
-            };
-            if let Some(n) = palette {
-                *layers.entry(n).or_default() += 1;
+            bits += form.map_or(elements * 16, |form| form.stored_bits(&parameter.shape));
+            match (n, form) {
+                (_, Some(form)) => *layers.entry(form.bits).or_default() += 1,
+                (Some(n), None) => misfits.extend(
+                    config.palettize.form(n).misfit(&parameter.shape).map(|why| format!("{}: {why}", parameter.name)),
+                ),
+                (None, None) => {}
             }
+        }
+        if let Some(first) = misfits.first() {
+            let more = misfits.len() - 1;
+            let others = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+            self.line("palettes", format!("{first}: stays fp16{others}"));
         }
         if !layers.is_empty() {
             let counts: Vec<String> = layers.iter().map(|(n, count)| format!("{count} of {n} bits")).collect();

@@ -99,9 +99,9 @@ fn row(name: &'static str, weights: Weights, evaluation: &Evaluation) -> Result<
     Ok(Row { name, weights, loss })
 }
 
-/// The best palettes without training, of as many bits in each layer as those of `trained`.
+/// The best palettes without training, of the same form in each layer as those of `trained`.
 fn post_training(model: &Model, trained: &PalettizedCheckpoint) -> Result<PalettizedCheckpoint> {
-    let chosen = trained.palettes.iter().map(|(name, palette)| (name.clone(), palette.form.bits)).collect();
+    let chosen = trained.palettes.iter().map(|(name, palette)| (name.clone(), palette.form)).collect();
     let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
     let metadata = [(SOURCE_MODEL.to_owned(), model.folder.display().to_string())].into();
     post_training::palettize(weights.into_iter().map(Ok), &chosen, metadata, &|_| {})

@@ -9,7 +9,8 @@ use tch::{Device, Kind};
 
 use super::{Usage, grouped, must_be_new, print, size};
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
-use crate::palette::post_training::{self, Layer, WEIGHT_THRESHOLD};
+use crate::palette::post_training::{self, Chosen, Layer, WEIGHT_THRESHOLD};
+use crate::palette::{Form, LutDtype};
 use crate::report::Progress;
 use crate::source::{Component, Model};
 
@@ -21,12 +22,27 @@ pub struct Args {
     /// The palettized checkpoint to write, OUT.palettes.safetensors
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// 1, 2, 4, 6 or 8: a palette has 2^N values
-    #[arg(long, value_name = "N", value_parser = bits)]
+    /// 1, 2, 3, 4, 6 or 8: a palette has 2^N entries
+    #[arg(long, value_name = "N")]
     bits: u32,
-    /// What shares a palette
-    #[arg(long, default_value = "per_tensor", value_parser = granularity)]
+    /// What shares a palette: per_tensor, or per_grouped_channel
+    #[arg(long, default_value = "per_tensor", value_parser = ["per_tensor", "per_grouped_channel"])]
     granularity: String,
+    /// Channels that share a palette, with per_grouped_channel
+    #[arg(long, value_name = "C")]
+    group_size: Option<usize>,
+    /// Which channels are grouped, and along which the weights of an entry lie: 0 output, 1 input
+    #[arg(long, value_name = "AXIS", default_value_t = 0)]
+    group_axis: usize,
+    /// Weights that an entry holds: 1, 2 or 4
+    #[arg(long, value_name = "D", default_value_t = 1)]
+    cluster_dim: usize,
+    /// Multiplies each output channel by a number of its own
+    #[arg(long)]
+    per_channel_scale: bool,
+    /// What an entry is stored as: f16, or i8 with a scale
+    #[arg(long, default_value = "f16", value_parser = ["f16", "i8"])]
+    lut_dtype: String,
     /// Weights with no more elements than this stay fp16
     #[arg(long, default_value_t = WEIGHT_THRESHOLD, value_parser = clap::value_parser!(i64).range(0..))]
     weight_threshold: i64,
@@ -35,36 +51,75 @@ pub struct Args {
     component: String,
 }
 
-fn bits(text: &str) -> Result<u32, String> {
-    text.parse().ok().filter(|n| crate::palette::BITS.contains(n)).ok_or_else(|| "use 1, 2, 4, 6 or 8".to_string())
+/// The form that the flags ask for.
+fn form(args: &Args) -> Result<Form, Usage> {
+    let group_size = match (args.granularity.as_str(), args.group_size) {
+        ("per_tensor", None) => None,
+        ("per_tensor", Some(_)) => {
+            return Err(Usage("--group-size goes with --granularity per_grouped_channel".into()));
+        }
+        (_, size) => Some(size.unwrap_or(Form::GROUP_SIZE)),
+    };
+    let form = Form {
+        bits: args.bits,
+        group_size,
+        axis: args.group_axis,
+        cluster_dim: args.cluster_dim,
+        per_channel_scale: args.per_channel_scale,
+        lut_dtype: if args.lut_dtype == "i8" { LutDtype::I8 } else { LutDtype::F16 },
+    };
+    match form.problem() {
+        None => Ok(form),
+        Some(("axis", message)) => Err(Usage(format!("--group-axis {message}"))),
+        Some((field, message)) => Err(Usage(format!("--{} {message}", field.replace('_', "-")))),
+    }
 }
 
-fn granularity(text: &str) -> Result<String, String> {
-    match text {
-        "per_tensor" => Ok(text.to_string()),
-        "per_grouped_channel" => Err("this version makes one palette a tensor: per_tensor".to_string()),
-        _ => Err("use per_tensor".to_string()),
+/// The command that does the same again.
+fn recipe(form: &Form, weight_threshold: i64) -> String {
+    let mut recipe = format!("palettize --bits {}", form.bits);
+    let mut flag = |text: String| recipe += &format!(" --{text}");
+    match form.group_size {
+        None => flag("granularity per_tensor".into()),
+        Some(size) => flag(format!("granularity per_grouped_channel --group-size {size}")),
     }
+    if form.axis != 0 {
+        flag(format!("group-axis {}", form.axis));
+    }
+    if form.cluster_dim != 1 {
+        flag(format!("cluster-dim {}", form.cluster_dim));
+    }
+    if form.per_channel_scale {
+        flag("per-channel-scale".into());
+    }
+    if form.lut_dtype == LutDtype::I8 {
+        flag("lut-dtype i8".into());
+    }
+    flag(format!("weight-threshold {weight_threshold}"));
+    recipe
 }
 
 pub fn run(args: Args) -> Result<()> {
     if args.output.extension().is_none_or(|extension| extension != "safetensors") {
         return Err(Usage(format!("{} should end in .palettes.safetensors", args.output.display())).into());
     }
+    let form = form(&args)?;
     must_be_new(&args.output)?;
     let model = Model::open(&args.model)?;
     let parameters = model.parameters(Component::Unet)?;
-    let chosen = post_training::chosen(&parameters, args.bits, args.weight_threshold);
-    if chosen.is_empty() {
-        let message = format!("no weight has more than {} elements: nothing to palettize", args.weight_threshold);
+    let Chosen { forms, misfits } = post_training::chosen(&parameters, form, args.weight_threshold);
+    if forms.is_empty() {
+        let message = match misfits.first() {
+            Some((name, reason)) => format!("nothing to palettize: no weight fits; {name}: {reason}"),
+            None => format!("nothing to palettize: no weight has more than {} elements", args.weight_threshold),
+        };
         return Err(Usage(message).into());
     }
     let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
-    let Args { granularity, weight_threshold, bits, .. } = &args;
-    let recipe = format!("palettize --bits {bits} --granularity {granularity} --weight-threshold {weight_threshold}");
+    let recipe = recipe(&form, args.weight_threshold);
     let metadata = BTreeMap::from([(SOURCE_MODEL.to_string(), args.model.clone()), (RECIPE.to_string(), recipe)]);
 
-    let done = Mutex::new((Progress::new("palettizing", 0, chosen.len() as u64).counting("layer"), Vec::new()));
+    let done = Mutex::new((Progress::new("palettizing", 0, forms.len() as u64).counting("layer"), Vec::new()));
     let note = |layer: &Layer| {
         // A poisoned lock means that another thread panicked: that is what will be reported.
         let Ok(mut done) = done.lock() else { return };
@@ -72,7 +127,7 @@ pub fn run(args: Args) -> Result<()> {
         let count = done.1.len() as u64;
         done.0.update(count, &[]);
     };
-    let checkpoint = post_training::palettize(weights.into_iter().map(Ok), &chosen, metadata, &note)
+    let checkpoint = post_training::palettize(weights.into_iter().map(Ok), &forms, metadata, &note)
         .with_context(|| format!("palettizing the UNet of {}", args.model))?;
     let (progress, layers) = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     progress.finish();
@@ -82,13 +137,16 @@ pub fn run(args: Args) -> Result<()> {
     let elements: u64 = layers.iter().map(|layer| layer.elements as u64).sum();
     let error = layers.iter().map(|l| l.relative_error * l.elements as f64).sum::<f64>() / elements.max(1) as f64;
     print(format_args!(
-        "{} of {} weights in {} palettes of {} values; relative squared error {error:.4}, by layer up to {:.4}",
+        "{} of {} weights in {} palettes, {:.3} bits each; relative squared error {error:.4}, by layer up to {:.4}",
         grouped(elements),
         grouped(total),
         layers.len(),
-        1 << args.bits,
+        layers.iter().map(|layer| layer.stored_bits).sum::<u64>() as f64 / elements.max(1) as f64,
         layers.iter().map(|layer| layer.relative_error).fold(0.0, f64::max)
     ))?;
+    for (name, reason) in &misfits {
+        print(format_args!("{name} stays fp16: {reason}"))?;
+    }
     let bytes = args.output.metadata().with_context(|| args.output.display().to_string())?.len();
     print(format_args!(
         "wrote {}: {}, {:.3} bits a weight; {} as fp16",

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::palette::{Form, LutDtype};
 
 impl Default for Config {
     fn default() -> Self {
@@ -109,6 +110,11 @@ impl Default for Palettize {
             enabled: true,
             n_bits: 4,
             granularity: Granularity::PerTensor,
+            group_size: Form::GROUP_SIZE,
+            group_axis: 0,
+            cluster_dim: 1,
+            enable_per_channel_scale: false,
+            lut_dtype: LutDtype::F16,
             weight_threshold: 2048,
             kmeans_max_iter: 3,
             temperature_start: 1.0,

@@ -1,8 +1,36 @@
-//! Which weights become palettes, and of how many bits.
+//! Which weights become palettes, and of which form.
 
-use super::Palettize;
+use super::{Granularity, Palettize};
+use crate::palette::Form;
 
 impl Palettize {
+    /// The form of palettes of so many bits.
+    pub fn form(&self, bits: u32) -> Form {
+        Form {
+            bits,
+            group_size: (self.granularity == Granularity::PerGroupedChannel).then_some(self.group_size),
+            axis: self.group_axis,
+            cluster_dim: self.cluster_dim,
+            per_channel_scale: self.enable_per_channel_scale,
+            lut_dtype: self.lut_dtype,
+        }
+    }
+
+    /// The form of the palette of a conv's or linear layer's weight of this shape, or `None` where it stays dense
+    /// ([`Palettize::bits_of`], [`Form::misfit`]).
+    pub fn form_of(&self, name: &str, shape: &[i64]) -> Option<Form> {
+        let elements = shape.iter().product::<i64>() as usize;
+        let form = self.form(self.bits_of(name, elements)?);
+        form.misfit(shape).is_none().then_some(form)
+    }
+
+    /// What of the palettes needs iOS 18, in the plural; `None` where iOS 16 will do.
+    pub fn needs_ios18(&self) -> Option<&'static str> {
+        let bits = self.overrides.iter().filter_map(|exception| exception.n_bits).chain([self.n_bits]);
+        let needs = |bits: u32| self.form(bits).needs_ios18();
+        if self.enabled { bits.into_iter().find_map(needs) } else { None }
+    }
+
     /// Bits of the palette of a conv's or linear layer's weight, or `None` where it stays dense: palettes are off, it
     /// has no more than `weight_threshold` elements, or the last of the `overrides` that matches its name says so.
     /// An override with `n_bits` also makes palettes of smaller weights.

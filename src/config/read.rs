@@ -182,6 +182,9 @@ impl Reader<'_> {
         }
         self.default("export.latent_h", first.data.resolution / 8);
         self.default("export.latent_w", first.data.resolution / 8);
+        if first.palettize.needs_ios18().is_some() {
+            self.default("export.min_deployment_target", "iOS18");
+        }
         let rate = self.deserialise()?.train.learning_rate;
         self.default("train.text_encoder_lr", rate / 2.0);
         self.default("palettize.palette_learning_rate", rate);

@@ -2,7 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Config, Mode, TrainedComponent};
+use super::{Config, DeploymentTarget, Mode, Palettize, TrainedComponent};
+use crate::palette::BITS;
 
 /// Replaces `{name}` and `{output_dir}` in paths.
 pub(super) fn fill_names(config: &mut Config) {
@@ -209,9 +210,28 @@ fn train(config: &Config, rules: &mut Rules) {
 
 fn palettize(config: &Config, rules: &mut Rules) {
     let palettize = &config.palettize;
-    const BITS: [u32; 5] = [1, 2, 4, 6, 8];
-    let bits = |n: u32| format!("is {n}, but Core ML has palettes of 1, 2, 4, 6 or 8 bits");
+    let bits = |n: u32| format!("is {n}, but Core ML has palettes of 1, 2, 3, 4, 6 or 8 bits");
     rules.must(BITS.contains(&palettize.n_bits), "palettize.n_bits", bits(palettize.n_bits));
+    // Of a number of bits that is right, so that the other keys are looked at too.
+    let form = palettize.form(BITS[0]);
+    if let Some((field, message)) = form.problem() {
+        let key = match field {
+            "axis" => "group_axis",
+            "per_channel_scale" => "enable_per_channel_scale",
+            other => other,
+        };
+        rules.must(!palettize.enabled, &format!("palettize.{key}"), message);
+    } else if palettize.enabled {
+        trained_yet(palettize, rules);
+    }
+    if let Some(what) = palettize.needs_ios18() {
+        let target = config.export.min_deployment_target;
+        rules.must(
+            !config.export.coreml || target == DeploymentTarget::Ios18,
+            "export.min_deployment_target",
+            format!("does not hold {what}: set \"iOS18\" (macOS15)"),
+        );
+    }
     rules.at_least_one(palettize.kmeans_max_iter, "palettize.kmeans_max_iter");
     rules.positive(palettize.temperature_start, "palettize.temperature_start");
     rules.positive(palettize.temperature_end, "palettize.temperature_end");
@@ -240,6 +260,24 @@ fn palettize(config: &Config, rules: &mut Rules) {
         "distill.lambda_sd",
         "and lambda_kd_output are both 0: there is nothing to learn from",
     );
+}
+
+/// The forms that training does not know yet.
+fn trained_yet(palettize: &Palettize, rules: &mut Rules) {
+    let plain = Palettize::default();
+    for (same, key) in [
+        (palettize.granularity == plain.granularity, "granularity"),
+        (palettize.cluster_dim == plain.cluster_dim, "cluster_dim"),
+        (palettize.enable_per_channel_scale == plain.enable_per_channel_scale, "enable_per_channel_scale"),
+        (palettize.lut_dtype == plain.lut_dtype, "lut_dtype"),
+    ] {
+        rules.must(
+            same,
+            &format!("palettize.{key}"),
+            "is not trained yet: this version trains one table of fp16 numbers a weight; `palettist palettize` makes \
+             such palettes without training",
+        );
+    }
 }
 
 fn rest(config: &Config, rules: &mut Rules) {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::palette::LutDtype;
+
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -237,6 +239,8 @@ pub struct AutoencoderLoss {
 pub enum Granularity {
     /// One palette a weight tensor.
     PerTensor,
+    /// One palette for every `group_size` channels.
+    PerGroupedChannel,
 }
 
 /// `[palettize]`: differentiable k-means (Cho et al. 2022, arXiv:2108.12659) on every conv and linear weight of the UNet.
@@ -244,9 +248,20 @@ pub enum Granularity {
 #[serde(deny_unknown_fields, default)]
 pub struct Palettize {
     pub enabled: bool,
-    /// 1, 2, 4, 6 or 8: a palette has 2^n_bits values.
+    /// 1, 2, 3, 4, 6 or 8: a palette has 2^n_bits entries.
     pub n_bits: u32,
     pub granularity: Granularity,
+    /// Channels that share a palette, with `granularity = "per_grouped_channel"`. A weight that does not divide into
+    /// such groups stays fp16.
+    pub group_size: usize,
+    /// Which channels are grouped, and along which the weights of an entry lie: 0 = output, 1 = input.
+    pub group_axis: usize,
+    /// Weights that an entry holds: 1, 2 or 4.
+    pub cluster_dim: usize,
+    /// Multiplies each output channel by a number of its own.
+    pub enable_per_channel_scale: bool,
+    /// What an entry is stored as: `f16`, or `i8` with a scale.
+    pub lut_dtype: LutDtype,
     /// Weights with no more elements than this stay fp16.
     pub weight_threshold: usize,
     /// Soft k-means iterations a step (T).
@@ -371,6 +386,7 @@ pub enum DeploymentTarget {
 pub struct Export {
     /// Writes `coreml/`.
     pub coreml: bool,
+    /// Default: the first that holds the palettes.
     pub min_deployment_target: DeploymentTarget,
     /// Default: `resolution` / 8.
     pub latent_h: i64,

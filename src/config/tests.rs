@@ -106,7 +106,7 @@ fn every_ill_typed_value_is_named() {
 
 #[test]
 fn what_does_not_fit_together_is_told_all_at_once() {
-    let text = format!("{SMALL}resolution = 100\n[palettize]\nn_bits = 3\n[checkpoint]\ncheckpoints_total_limit = 1");
+    let text = format!("{SMALL}resolution = 100\n[palettize]\nn_bits = 5\n[checkpoint]\ncheckpoints_total_limit = 1");
     assert_eq!(
         problems(&text, &["train.component=autoencoder", "train.max_train_steps=0"]),
         [
@@ -114,11 +114,71 @@ fn what_does_not_fit_together_is_told_all_at_once() {
             "`train.max_train_steps=0` on the command line: `train.max_train_steps` must be at least 1",
             "dog.toml: `palettize.enabled` is only for the UNet; with train.component = \"autoencoder\" set it to false",
             "dog.toml: `export.coreml` is only for the UNet; with train.component = \"autoencoder\" set it to false",
-            "dog.toml:9:1: `palettize.n_bits` is 3, but Core ML has palettes of 1, 2, 4, 6 or 8 bits",
+            "dog.toml:9:1: `palettize.n_bits` is 5, but Core ML has palettes of 1, 2, 3, 4, 6 or 8 bits",
             "dog.toml:11:1: `checkpoint.checkpoints_total_limit` must be at least 2, so that a good checkpoint is \
              there while the next is written",
         ]
     );
+}
+
+/// Forms are checked, and what they need of the system that the package is for, before anything is trained.
+#[test]
+fn palettes_know_what_they_need() {
+    let with = |lines: &str| format!("{SMALL}[palettize]\n{lines}\n");
+    // Palettes of 3 bits are trained, and the package is for the first system that has them.
+    let config = parse(&with("n_bits = 3"), "dog.toml", &[]).unwrap();
+    assert_eq!(config.export.min_deployment_target, DeploymentTarget::Ios18);
+    let config = parse(&with("n_bits = 4"), "dog.toml", &[]).unwrap();
+    assert_eq!(config.export.min_deployment_target, DeploymentTarget::Ios16);
+    let exception = ["palettize.overrides=[{match=\"conv_in.*\", n_bits=3}]".to_string()];
+    let config = parse(SMALL, "dog.toml", &exception).unwrap();
+    assert_eq!(config.export.min_deployment_target, DeploymentTarget::Ios18);
+    assert_eq!(
+        problems(&with("n_bits = 3"), &["export.min_deployment_target=macOS14"]),
+        ["`export.min_deployment_target=macOS14` on the command line: `export.min_deployment_target` does not hold \
+          palettes of 3 bits: set \"iOS18\" (macOS15)"]
+    );
+    assert!(
+        parse(
+            &with("n_bits = 3"),
+            "dog.toml",
+            &["export.coreml=false".into(), "export.min_deployment_target=iOS16".into()]
+        )
+        .is_ok()
+    );
+    // What no weight can have.
+    for (lines, expected) in [
+        ("group_axis = 2", "`palettize.group_axis` is 2, but must be 0"),
+        ("cluster_dim = 3", "`palettize.cluster_dim` is 3, but an entry holds 1, 2 or 4 weights"),
+        ("granularity = \"per_grouped_channel\"\ngroup_size = 0", "`palettize.group_size` is 0"),
+        ("enable_per_channel_scale = true\ncluster_dim = 2", "`palettize.enable_per_channel_scale` goes only with"),
+    ] {
+        let found = problems(&with(lines), &[]);
+        assert!(found.iter().any(|problem| problem.contains(expected)), "{found:?}");
+        assert!(parse(&with(&format!("enabled = false\n{lines}")), "dog.toml", &[]).is_ok());
+    }
+    // What is not trained.
+    for lines in [
+        "granularity = \"per_grouped_channel\"",
+        "cluster_dim = 2",
+        "enable_per_channel_scale = true",
+        "lut_dtype = \"i8\"",
+    ] {
+        let key = lines.split(' ').next().unwrap();
+        let found = problems(&with(lines), &[]);
+        let expected = format!("dog.toml:8:1: `palettize.{key}` is not trained yet");
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:?}");
+    }
+}
+
+#[test]
+fn a_weight_has_the_form_of_its_bits_where_it_fits() {
+    let mut palettize = Palettize { granularity: Granularity::PerGroupedChannel, ..Palettize::default() };
+    palettize.overrides = vec![PaletteOverride { pattern: "conv_in.weight".into(), n_bits: Some(8), skip: false }];
+    let form = palettize.form_of("conv_in.weight", &[320, 4, 3, 3]).unwrap();
+    assert_eq!((form.bits, form.group_size), (8, Some(16)));
+    assert_eq!(palettize.form_of("conv_out.weight", &[4, 320, 3, 3]), None);
+    assert_eq!(palettize.form_of("small.weight", &[16, 16]), None);
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub struct Form {
 }
 
 impl Form {
+    /// Channels of a group where nothing else is asked for: coremltools' documentation calls 8 to 16 typical.
+    pub const GROUP_SIZE: usize = 16;
+
     /// One table of fp16 numbers for the whole weight.
     pub const fn per_tensor(bits: u32) -> Self {
         let (group_size, lut_dtype) = (None, LutDtype::F16);
@@ -62,6 +65,9 @@ impl Form {
         }
         if axis > 1 {
             return Some(("axis", format!("is {axis}, but must be 0 (output channels) or 1 (input channels)")));
+        }
+        if axis == 1 && group_size.is_none() && cluster_dim == 1 {
+            return Some(("axis", "is 1, but there are no groups and no vectors along it".to_string()));
         }
         if let Some(size) = group_size
             && (size == 0 || size % cluster_dim != 0)
@@ -120,6 +126,15 @@ impl Form {
             _ => 0,
         }
     }
+
+    /// Bits that the palette of a weight of `shape` takes, if it fits: indices packed into whole bytes, entries, scales.
+    pub fn stored_bits(&self, shape: &[i64]) -> u64 {
+        let elements = shape.iter().product::<i64>() as u64;
+        let indices = (elements / self.cluster_dim as u64 * u64::from(self.bits)).next_multiple_of(8);
+        let entries = (self.groups(shape) * self.cluster_dim) as u64 * (1 << self.bits);
+        let entry = if self.lut_dtype == LutDtype::I8 { 8 } else { 16 };
+        indices + entries * entry + self.scales(shape) as u64 * 16
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +163,7 @@ mod tests {
         assert_eq!(field(Form::per_tensor(5)), Some("bits"));
         assert_eq!(field(Form { cluster_dim: 3, ..plain }), Some("cluster_dim"));
         assert_eq!(field(Form { axis: 2, ..plain }), Some("axis"));
+        assert_eq!(field(Form { axis: 1, ..plain }), Some("axis"));
         assert_eq!(field(Form { group_size: Some(0), ..plain }), Some("group_size"));
         assert_eq!(field(Form { group_size: Some(6), cluster_dim: 4, ..plain }), Some("group_size"));
         assert_eq!(field(Form { per_channel_scale: true, cluster_dim: 2, ..plain }), Some("per_channel_scale"));

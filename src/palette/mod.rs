@@ -6,6 +6,8 @@
 //! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
 //! | [`passes`] | the same on slices: what every weight costs |
 //! | [`kmeans`] | the nearest palette to a weight: exact 1-d k-means |
+//! | [`fit`](fit()) | the same for every form: groups, scales, vectors |
+//! | `bins`, `scaled`, `vectors`, `nearest` | its parts |
 //! | [`table`] | differentiable k-means on a histogram, forward and backward |
 //! | [`attention`] | its arithmetic, a block of bins at a time |
 //! | [`dkm`] | differentiable k-means of a weight, and of a layer while it is trained |
@@ -16,17 +18,22 @@
 //! | [`checkpoint`] | a whole UNet, its weights as palettes, in one safetensors file |
 
 mod attention;
+mod bins;
 pub mod checkpoint;
 pub mod codes;
 pub mod dkm;
+mod fit;
 pub mod form;
 pub mod frozen;
 pub mod kmeans;
+mod nearest;
 pub mod packing;
 mod passes;
 pub mod post_training;
 mod rows;
+mod scaled;
 pub mod table;
+mod vectors;
 
 use std::borrow::Cow;
 
@@ -38,6 +45,7 @@ use tch::{Device, Kind, Tensor};
 pub use checkpoint::PalettizedCheckpoint;
 pub(crate) use codes::piece;
 pub use dkm::{DkmLayer, Soften, SoftenRows, soften};
+pub use fit::fit;
 pub use form::{BITS, CLUSTER_DIMS, Form, LutDtype};
 pub use frozen::Frozen;
 
@@ -177,11 +185,9 @@ impl Palette {
         Ok(halves.f_to_device(device)?.f_to_kind(kind)?)
     }
 
-    /// Bits that it takes: indices packed into whole bytes, entries, scales.
+    /// Bits that it takes ([`Form::stored_bits`]).
     pub fn stored_bits(&self) -> u64 {
-        let indices = (self.indices.len() as u64 * u64::from(self.form.bits)).next_multiple_of(8);
-        let entry = if self.form.lut_dtype == LutDtype::I8 { 8 } else { 16 };
-        indices + self.entries.len() as u64 * entry + self.scales.len() as u64 * 16
+        self.form.stored_bits(&self.shape)
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::{BITS, Palette, PalettizedCheckpoint, kmeans};
+use super::{Form, Palette, PalettizedCheckpoint, fit};
 use crate::ops::Parameter;
 use crate::torch::slices;
 
@@ -18,34 +18,49 @@ pub const WEIGHT_THRESHOLD: i64 = 2048;
 pub struct Layer {
     pub name: String,
     pub elements: usize,
-    pub bits: u32,
+    pub form: Form,
+    /// Bits that the palette takes ([`Palette::stored_bits`]).
+    pub stored_bits: u64,
     /// Squared error of the palette over the sum of squares of the weight; 0 for a weight of zeros.
     pub relative_error: f64,
 }
 
-/// Which parameters become palettes, and of how many bits: weights of conv and linear layers with more than
-/// `weight_threshold` elements.
-pub fn chosen(parameters: &[Parameter], bits: u32, weight_threshold: i64) -> BTreeMap<String, u32> {
-    let large = |p: &&Parameter| p.palettizable && p.shape.iter().product::<i64>() > weight_threshold;
-    parameters.iter().filter(large).map(|p| (p.name.clone(), bits)).collect()
+/// What is to become of a network's parameters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chosen {
+    /// How those that become palettes do, by name.
+    pub forms: BTreeMap<String, Form>,
+    /// Those that are large enough and stay dense, with the reason ([`Form::misfit`]).
+    pub misfits: Vec<(String, String)>,
 }
 
-/// Makes palettes of the parameters `chosen` (name → bits) of `weights` and keeps all others in f16, two layers or so
+/// Which parameters become palettes of this form: weights of conv and linear layers with more than `weight_threshold`
+/// elements that it fits.
+pub fn chosen(parameters: &[Parameter], form: Form, weight_threshold: i64) -> Chosen {
+    let mut chosen = Chosen::default();
+    let large = |p: &&Parameter| p.palettizable && p.shape.iter().product::<i64>() > weight_threshold;
+    for parameter in parameters.iter().filter(large) {
+        match form.misfit(&parameter.shape) {
+            None => drop(chosen.forms.insert(parameter.name.clone(), form)),
+            Some(reason) => chosen.misfits.push((parameter.name.clone(), reason)),
+        }
+    }
+    chosen
+}
+
+/// Makes palettes of the parameters `chosen` (name → form) of `weights` and keeps all others in f16, two layers or so
 /// in memory at a time beside the result when `weights` reads lazily. `progress` is told of each layer that is done,
 /// from several threads and in no fixed order.
 ///
 /// # Errors
 /// The first of `weights` that could not be read; a parameter that is chosen and missing, there twice, or not finite
-/// in f16; bits that a palette cannot have.
+/// in f16; a form that is none, or does not fit.
 pub fn palettize(
     weights: impl Iterator<Item = Result<(String, Tensor)>> + Send,
-    chosen: &BTreeMap<String, u32>,
+    chosen: &BTreeMap<String, Form>,
     metadata: BTreeMap<String, String>,
     progress: &(dyn Fn(&Layer) + Sync),
 ) -> Result<PalettizedCheckpoint> {
-    if let Some((name, bits)) = chosen.iter().find(|(_, bits)| !BITS.contains(bits)) {
-        bail!("parameter {name}: a palette has 1, 2, 3, 4, 6 or 8 bits, not {bits}");
-    }
     enum Part {
         Palette(Palette),
         Dense(Tensor),
@@ -58,14 +73,15 @@ pub fn palettize(
                 let _guard = tch::no_grad_guard();
                 let halves = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
                 let values = slices::halves(&halves)?;
-                let Some(&bits) = chosen.get(&name) else {
+                let Some(form) = chosen.get(&name) else {
                     let bad = values.iter().filter(|value| !value.is_finite()).count();
                     ensure!(bad == 0, "{bad} of its values are infinite, not numbers, or beyond the range of f16");
                     return Ok(Part::Dense(halves));
                 };
-                let fit = kmeans::fit(values, &halves.size(), bits)?;
+                let fit = fit(values, &halves.size(), form)?;
                 let relative_error = if fit.power > 0.0 { fit.error / fit.power } else { 0.0 };
-                progress(&Layer { name: name.clone(), elements: values.len(), bits, relative_error });
+                let (elements, stored_bits) = (values.len(), fit.palette.stored_bits());
+                progress(&Layer { name: name.clone(), elements, form: *form, stored_bits, relative_error });
                 Ok(Part::Palette(fit.palette))
             };
             let part = made().with_context(|| format!("parameter {name}"))?;
