@@ -221,7 +221,7 @@ impl DkmLayer {
     /// # Errors
     /// When a weight or a centroid is not finite; names the layer.
     pub fn hard(&self, weight: &Tensor) -> Result<Palette> {
-        Ok(self.freeze(weight)?.palette()?)
+        self.freeze(weight)?.palette()
     }
 
     /// The assignments of [`Self::hard`], held from now on, with its entries to be trained.
