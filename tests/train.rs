@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use palettist::palette::PalettizedCheckpoint;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn program(folder: &Path, arguments: &[&str]) -> Command {
@@ -123,6 +125,40 @@ fn a_run_killed_and_resumed_ends_with_the_same_bytes() {
         .map(|line| line["step"].as_u64().unwrap())
         .collect();
     assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "each step is in metrics.jsonl once");
+}
+
+/// Groups of channels, scales of channels and 8-bit entries are trained, resumed, exported for iOS 18 and verified.
+#[test]
+fn palettes_of_groups_and_scales_are_trained_and_packed() {
+    let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let config = config(whole.path());
+    let form = [
+        config.to_str().unwrap(),
+        "palettize.granularity=per_grouped_channel",
+        "palettize.group_size=8",
+        "palettize.enable_per_channel_scale=true",
+        "palettize.lut_dtype=i8",
+        "train.train_text_encoder=false",
+        "sample.sample_every_n_steps=0",
+    ];
+    let train = |folder: &Path| program(folder, &[&["train"], form.as_slice()].concat());
+    succeed(train(whole.path()).output().unwrap());
+    let mut child = train(broken.path()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(&mut child, "step-000004", || broken.path().join("run/checkpoints/step-000004").is_dir());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    succeed(train(broken.path()).output().unwrap());
+    let file = "run/tiny.palettes.safetensors";
+    let [a, b] = [&whole, &broken].map(|folder| fs::read(folder.path().join(file)).unwrap());
+    assert!(a == b, "the resumed run differs");
+
+    let checkpoint = PalettizedCheckpoint::read(&whole.path().join(file)).unwrap();
+    let grouped = checkpoint.palettes.values().filter(|palette| palette.form.group_size == Some(8)).count();
+    assert!(grouped > 0 && grouped == checkpoint.palettes.len(), "{grouped} of {}", checkpoint.palettes.len());
+    assert!(checkpoint.palettes.values().all(|palette| palette.scales.len() == palette.shape[0] as usize));
+    let package = fs::read_dir(whole.path().join("run/coreml")).unwrap().next().unwrap().unwrap().path();
+    let [package, model] = [package, whole.path().join("run/model")].map(|path| path.to_str().unwrap().to_owned());
+    succeed(run(whole.path(), &["verify", &package, "--against", &model, "--min-psnr", "50"]));
 }
 
 #[test]

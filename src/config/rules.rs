@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Config, DeploymentTarget, Mode, Palettize, TrainedComponent};
+use super::{Config, DeploymentTarget, Mode, TrainedComponent};
 use crate::palette::BITS;
 
 /// Replaces `{name}` and `{output_dir}` in paths.
@@ -221,8 +221,13 @@ fn palettize(config: &Config, rules: &mut Rules) {
             other => other,
         };
         rules.must(!palettize.enabled, &format!("palettize.{key}"), message);
-    } else if palettize.enabled {
-        trained_yet(palettize, rules);
+    } else {
+        rules.must(
+            !palettize.enabled || palettize.cluster_dim == 1,
+            "palettize.cluster_dim",
+            "is not trained yet: this version trains palettes of numbers; `palettist palettize` makes palettes of vectors \
+             without training",
+        );
     }
     if let Some(what) = palettize.needs_ios18() {
         let target = config.export.min_deployment_target;
@@ -260,24 +265,6 @@ fn palettize(config: &Config, rules: &mut Rules) {
         "distill.lambda_sd",
         "and lambda_kd_output are both 0: there is nothing to learn from",
     );
-}
-
-/// The forms that training does not know yet.
-fn trained_yet(palettize: &Palettize, rules: &mut Rules) {
-    let plain = Palettize::default();
-    for (same, key) in [
-        (palettize.granularity == plain.granularity, "granularity"),
-        (palettize.cluster_dim == plain.cluster_dim, "cluster_dim"),
-        (palettize.enable_per_channel_scale == plain.enable_per_channel_scale, "enable_per_channel_scale"),
-        (palettize.lut_dtype == plain.lut_dtype, "lut_dtype"),
-    ] {
-        rules.must(
-            same,
-            &format!("palettize.{key}"),
-            "is not trained yet: this version trains one table of fp16 numbers a weight; `palettist palettize` makes \
-             such palettes without training",
-        );
-    }
 }
 
 fn rest(config: &Config, rules: &mut Rules) {

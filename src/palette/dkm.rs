@@ -6,7 +6,6 @@
 //! clustering of their bins ([`super::table`]): time and memory do not grow with weights × entries.
 
 use anyhow::{Context, Result, ensure};
-use half::f16;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -14,7 +13,7 @@ use super::codes::{self, Code, Histogram};
 use super::frozen::Stored;
 use super::rows::Rows;
 use super::table::Table;
-use super::{Form, Frozen, Palette, first_of_equals, kmeans, midpoints, piece};
+use super::{Form, Frozen, LutDtype, Palette, first_of_equals, fit, kmeans, midpoints, piece};
 use crate::ops::Weights;
 use crate::torch::slices;
 
@@ -147,7 +146,7 @@ impl DkmLayer {
         trainable(&form)?;
         let _guard = tch::no_grad_guard();
         let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
-        let scales = if form.per_channel_scale { channel_scales(&weight)? } else { Vec::new() };
+        let scales = if form.per_channel_scale { channel_scales(&weight, form)? } else { Vec::new() };
         let rows = Rows::new(&form, &weight.size(), &scales, weight.device())?;
         let laid_out = rows.of_weight(&weight)?;
         let (mut centroids, mut kmeans_mse, mut power) = (Vec::new(), Vec::new(), 0.0);
@@ -312,13 +311,11 @@ pub(super) fn saved(tensors: &Weights, name: &str, part: &str, length: usize) ->
     Ok(Vec::<f64>::try_from(tensor.f_to_device(Device::Cpu)?)?)
 }
 
-/// The root mean square of each output channel, as f16 holds it; 1 for a channel of zeros. (The standard deviation
-/// spreads tables better than the largest magnitude does where tails are heavy.)
-fn channel_scales(weight: &Tensor) -> Result<Vec<f64>> {
-    let flat = weight.f_flatten(1, -1)?.f_to_kind(Kind::Double)?;
-    let squares = flat.f_square()?.f_mean_dim(1i64, false, Kind::Double)?.f_to_device(Device::Cpu)?;
-    let fit = |square: f64| Some(f16::from_f64(square.sqrt())).filter(|s| s.is_normal()).unwrap_or(f16::ONE).to_f64();
-    Ok(Vec::<f64>::try_from(squares)?.into_iter().map(fit).collect())
+/// The scales of the best palette without training. They are kept: what training moves is the table.
+fn channel_scales(weight: &Tensor, form: Form) -> Result<Vec<f64>> {
+    let halves = weight.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
+    let fit = fit(slices::halves(&halves)?, &weight.size(), &Form { lut_dtype: LutDtype::F16, ..form })?;
+    Ok(fit.palette.scales.iter().map(|scale| scale.to_f64()).collect())
 }
 
 /// The same memory as rows.

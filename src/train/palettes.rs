@@ -7,17 +7,16 @@ use tch::{Device, Tensor};
 use crate::config::Palettize;
 use crate::ops::{Parameter, Weights};
 use crate::palette::codes::Code;
-use crate::palette::{DkmLayer, Form, Frozen, Palette, SoftenRows};
+use crate::palette::{DkmLayer, Frozen, Palette, SoftenRows};
 
 /// Starts the palette of one parameter at the k-means of its weight (fp32); `None` where `[palettize]` leaves it in fp16.
 ///
 /// # Errors
 /// The weight is not finite.
 pub fn layer(settings: &Palettize, parameter: &Parameter, weight: &Tensor) -> Result<Option<LayerPalette>> {
-    let elements: i64 = parameter.shape.iter().product();
-    let bits = settings.bits_of(&parameter.name, elements as usize).filter(|_| parameter.palettizable);
-    let Some(bits) = bits else { return Ok(None) };
-    let layer = DkmLayer::new(&parameter.name, Form::per_tensor(bits), weight)?;
+    let form = settings.form_of(&parameter.name, &parameter.shape).filter(|_| parameter.palettizable);
+    let Some(form) = form else { return Ok(None) };
+    let layer = DkmLayer::new(&parameter.name, form, weight)?;
     let start = layer.relative_error();
     Ok(Some(LayerPalette {
         phase: Phase::Soft(layer),
