@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::doctor::free_disk;
 use super::{Mistakes, grouped, print, size};
-use crate::config::{self, Config, DeviceChoice, MixedPrecision, TrainedComponent};
+use crate::config::{self, Config, DeviceChoice, MixedPrecision, Recipe, TrainedComponent};
 use crate::data::{self, CaptionOptions, Problems, Sample, check_pictures, read_folder};
 use crate::source::{Component, Model, Tokenizer};
 use crate::train::is_occupied;
@@ -89,7 +89,18 @@ impl Report {
             self.take(crate::diffusion::NoiseSchedule::from_config(&scheduler));
         }
         if config.train.component == TrainedComponent::Unet && config.palettize.enabled {
-            for exception in &config.palettize.overrides {
+            // The recipe's layers stand before the overrides; they are looked at where their lines are known.
+            let mut from_recipe = 0;
+            if let Some(path) = &config.palettize.recipe
+                && let Some(recipe) = self.take(Recipe::read(path).map_err(Into::into))
+            {
+                from_recipe = recipe.overrides().len();
+                let checked = model.parameters(Component::Unet).map(|parameters| recipe.check(&parameters));
+                if let Ok(Err(config::Error { problems })) = checked {
+                    self.mistakes.extend(problems.iter().map(|p| format!("{}: {}", p.place, p.message)));
+                }
+            }
+            for exception in config.palettize.overrides.iter().skip(from_recipe) {
                 let fits = |name: &str| config::matches_glob(&exception.pattern, name);
                 let parameters = model.parameters(Component::Unet).unwrap_or_default();
                 if !parameters.is_empty() && !parameters.iter().any(|p| p.palettizable && fits(&p.name)) {
@@ -221,24 +232,29 @@ impl Report {
         };
         // What is wrong with them has been noted.
         let Ok(parameters) = model.parameters(component) else { return };
-        let (mut bits, mut total) = (0, 0);
+        let (mut bits, mut total, mut palette_bits, mut palettized) = (0, 0, 0, 0);
         let mut layers: BTreeMap<u32, usize> = BTreeMap::new();
         let mut misfits = Vec::new();
         for parameter in &parameters {
             let elements = parameter.shape.iter().product::<i64>() as u64;
-            let palettized = parameter.palettizable && component == Component::Unet;
-            let n = config.palettize.bits_of(&parameter.name, elements as usize).filter(|_| palettized);
-            let form = config.palettize.form_of(&parameter.name, &parameter.shape).filter(|_| palettized);
+            let may = parameter.palettizable && component == Component::Unet;
+            let n = config.palettize.bits_of(&parameter.name, elements as usize).filter(|_| may);
+            let form = config.palettize.form_of(&parameter.name, &parameter.shape).filter(|_| may);
             total += elements;
-            bits += form.map_or(elements * 16, |form| form.stored_bits(&parameter.shape));
             match (n, form) {
-                (_, Some(form)) => *layers.entry(form.bits).or_default() += 1,
-                (Some(n), None) => misfits.extend(
-                    config.palettize.form(n).misfit(&parameter.shape).map(|why| format!("{}: {why}", parameter.name)),
-                ),
-                (None, None) => {}
+                (_, Some(form)) => {
+                    palettized += elements;
+                    palette_bits += form.stored_bits(&parameter.shape);
+                    *layers.entry(form.bits).or_default() += 1;
+                }
+                (n, None) => {
+                    bits += elements * 16;
+                    let misfit = n.and_then(|n| config.palettize.form(n).misfit(&parameter.shape));
+                    misfits.extend(misfit.map(|why| format!("{}: {why}", parameter.name)));
+                }
             }
         }
+        bits += palette_bits;
         if let Some(first) = misfits.first() {
             let more = misfits.len() - 1;
             let others = if more > 0 { format!(" (and {more} more)") } else { String::new() };
@@ -247,7 +263,9 @@ impl Report {
         if !layers.is_empty() {
             let counts: Vec<String> = layers.iter().map(|(n, count)| format!("{count} of {n} bits")).collect();
             let per_weight = bits as f64 / total.max(1) as f64;
-            self.line("palettes", counts.join(", "));
+            let average = palette_bits as f64 / palettized.max(1) as f64;
+            let each = format!("{average:.3} bits a palettized weight, palettes counted");
+            self.line("palettes", format!("{}: {each}", counts.join(", ")));
             self.line(
                 "",
                 format!("the UNet: {} ({per_weight:.3} bits a weight); {} as fp16", size(bits / 8), size(total * 2)),

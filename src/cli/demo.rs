@@ -68,7 +68,7 @@ pub fn run(args: Args) -> Result<()> {
     let model = Model::open(&config.model.pretrained_model_name_or_path)?;
 
     eprintln!("\nmeasuring");
-    let evaluation = Evaluation::open(&config, &model, Device::Cpu)?;
+    let evaluation = Evaluation::open(&config, &model, None, Device::Cpu)?;
     let float = model.weights(Component::Unet, Kind::Float, Device::Cpu)?;
     let mut rows = vec![row("float", float, &evaluation)?];
     for (bits, checkpoint, _) in &trained {

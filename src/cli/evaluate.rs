@@ -40,7 +40,7 @@ pub fn run(args: Args) -> Result<()> {
     let device = generate::device(&args.device)?;
     let model = Model::open(&args.model)?;
     let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
-    let evaluation = Evaluation::open(&config, &model, device)?;
+    let evaluation = Evaluation::open(&config, &model, None, device)?;
     let float = evaluation.loss(&unet_weights(&model, None, Kind::Float, device)?)?;
     let palettized = match &checkpoint {
         Some(checkpoint) => Some(evaluation.loss(&unet_weights(&model, Some(checkpoint), Kind::Float, device)?)?),

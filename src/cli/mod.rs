@@ -5,6 +5,7 @@
 //! kept ([`Interrupted`], [`crate::train::Stopped`]). Whatever is written takes a new name or says that the old one is there: nothing is overwritten,
 //! but for what `generate` draws, which replaces files as a compiler's `-o` does.
 
+mod analyze;
 mod check;
 mod demo;
 mod doctor;
@@ -39,6 +40,7 @@ enum Command {
     Init(init::Args),
     Check(check::Args),
     Train(train::Args),
+    Analyze(analyze::Args),
     Palettize(palettize::Args),
     Generate(Box<generate::Args>),
     Export(export::Args),
@@ -54,6 +56,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Init(args) => init::run(args),
         Command::Check(args) => check::run(args),
         Command::Train(args) => train::run(args),
+        Command::Analyze(args) => analyze::run(args),
         Command::Palettize(args) => palettize::run(args),
         Command::Generate(args) => generate::run(*args),
         Command::Export(args) => export::run(args),

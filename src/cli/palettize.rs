@@ -8,9 +8,10 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
 use super::{Usage, grouped, must_be_new, print, size};
+use crate::config::Recipe;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::post_training::{self, Chosen, Layer, WEIGHT_THRESHOLD};
-use crate::palette::{Form, LutDtype};
+use crate::palette::{BITS, Form, LutDtype};
 use crate::report::Progress;
 use crate::source::{Component, Model};
 
@@ -23,8 +24,11 @@ pub struct Args {
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// 1, 2, 3, 4, 6 or 8: a palette has 2^N entries
-    #[arg(long, value_name = "N")]
-    bits: u32,
+    #[arg(long, value_name = "N", required_unless_present = "recipe")]
+    bits: Option<u32>,
+    /// Bits for each layer, as `palettist analyze` writes them; what it does not name stays fp16
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["bits", "weight_threshold"])]
+    recipe: Option<PathBuf>,
     /// What shares a palette: per_tensor, or per_grouped_channel
     #[arg(long, default_value = "per_tensor", value_parser = ["per_tensor", "per_grouped_channel"])]
     granularity: String,
@@ -61,7 +65,7 @@ fn form(args: &Args) -> Result<Form, Usage> {
         (_, size) => Some(size.unwrap_or(Form::GROUP_SIZE)),
     };
     let form = Form {
-        bits: args.bits,
+        bits: args.bits.unwrap_or(BITS[0]),
         group_size,
         axis: args.group_axis,
         cluster_dim: args.cluster_dim,
@@ -76,9 +80,12 @@ fn form(args: &Args) -> Result<Form, Usage> {
 }
 
 /// The command that does the same again.
-fn recipe(form: &Form, weight_threshold: i64) -> String {
-    let mut recipe = format!("palettize --bits {}", form.bits);
-    let mut flag = |text: String| recipe += &format!(" --{text}");
+fn command(form: &Form, args: &Args) -> String {
+    let mut command = match &args.recipe {
+        Some(path) => format!("palettize --recipe {}", path.display()),
+        None => format!("palettize --bits {}", form.bits),
+    };
+    let mut flag = |text: String| command += &format!(" --{text}");
     match form.group_size {
         None => flag("granularity per_tensor".into()),
         Some(size) => flag(format!("granularity per_grouped_channel --group-size {size}")),
@@ -95,8 +102,10 @@ fn recipe(form: &Form, weight_threshold: i64) -> String {
     if form.lut_dtype == LutDtype::I8 {
         flag("lut-dtype i8".into());
     }
-    flag(format!("weight-threshold {weight_threshold}"));
-    recipe
+    if args.recipe.is_none() {
+        flag(format!("weight-threshold {}", args.weight_threshold));
+    }
+    command
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -107,16 +116,25 @@ pub fn run(args: Args) -> Result<()> {
     must_be_new(&args.output)?;
     let model = Model::open(&args.model)?;
     let parameters = model.parameters(Component::Unet)?;
-    let Chosen { forms, misfits } = post_training::chosen(&parameters, form, args.weight_threshold);
+    let Chosen { forms, misfits } = match &args.recipe {
+        Some(path) => {
+            let recipe = Recipe::read(path)?;
+            recipe.check(&parameters)?;
+            let bits = recipe.bits();
+            post_training::chosen_by(&parameters, |p| Some(Form { bits: *bits.get(&p.name)?, ..form }))
+        }
+        None => post_training::chosen(&parameters, form, args.weight_threshold),
+    };
     if forms.is_empty() {
-        let message = match misfits.first() {
-            Some((name, reason)) => format!("nothing to palettize: no weight fits; {name}: {reason}"),
-            None => format!("nothing to palettize: no weight has more than {} elements", args.weight_threshold),
+        let message = match (misfits.first(), &args.recipe) {
+            (Some((name, reason)), _) => format!("nothing to palettize: no weight fits; {name}: {reason}"),
+            (None, Some(path)) => format!("nothing to palettize: {} leaves every layer fp16", path.display()),
+            (None, None) => format!("nothing to palettize: no weight has more than {} elements", args.weight_threshold),
         };
         return Err(Usage(message).into());
     }
     let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
-    let recipe = recipe(&form, args.weight_threshold);
+    let recipe = command(&form, &args);
     let metadata = BTreeMap::from([(SOURCE_MODEL.to_string(), args.model.clone()), (RECIPE.to_string(), recipe)]);
 
     let done = Mutex::new((Progress::new("palettizing", 0, forms.len() as u64).counting("layer"), Vec::new()));

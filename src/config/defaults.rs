@@ -121,6 +121,7 @@ impl Default for Palettize {
             temperature_end: 0.1,
             freeze_fraction: 0.2,
             palette_learning_rate: 5e-6,
+            recipe: None,
             overrides: Vec::new(),
         }
     }
@@ -177,6 +178,7 @@ pub(super) fn every_key() -> Config {
     config.data.dreambooth = Some(Dreambooth { class_data_dir: Some("x".into()), ..Dreambooth::default() });
     config.train.min_snr_gamma = Some(5.0);
     config.train.autoencoder.crop = Some(64);
+    config.palettize.recipe = Some("x".into());
     config.palettize.overrides = vec![PaletteOverride { pattern: "*".into(), n_bits: Some(4), skip: true }];
     config
 }

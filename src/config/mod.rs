@@ -9,6 +9,7 @@
 mod defaults;
 mod palettes;
 mod read;
+mod recipe;
 mod rules;
 mod schema;
 
@@ -16,6 +17,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use palettes::matches_glob;
+pub use recipe::{Recipe, RecipeLayer, recipe_text};
 pub use schema::*;
 
 /// One mistake and where it is.
@@ -45,7 +47,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// Reads the config at `path`, lays `overrides` (`train.max_train_steps=20`; a value that is not TOML is a string) over
-/// it, fills in every default and checks what must fit together. Touches no file but `path`.
+/// it, fills in every default and checks what must fit together. Touches no file but `path` and the recipe that it names.
 ///
 /// # Errors
 /// [`Error`] with every mistake found.
@@ -66,9 +68,11 @@ pub fn parse(text: &str, file: &str, overrides: &[String]) -> Result<Config, Err
 
 impl Config {
     /// The whole config with every default written out, for `output_dir/config.resolved.toml`. [`parse`] reads it back
-    /// to the same `Config`.
+    /// to the same `Config`, but that a recipe is in its overrides, and its file no longer named.
     pub fn resolved_toml(&self) -> String {
-        let body = toml::to_string(self).expect("strings, numbers and tables always have a TOML form");
+        let mut config = self.clone();
+        config.palettize.recipe = None;
+        let body = toml::to_string(&config).expect("strings, numbers and tables always have a TOML form");
         format!("# The config as it was run: every default written out, `key=value` changes included.\n{body}")
     }
 }

@@ -1,6 +1,6 @@
 //! Which weights become palettes, and of which form.
 
-use super::{Granularity, Palettize};
+use super::{Granularity, PaletteOverride, Palettize};
 use crate::palette::Form;
 
 impl Palettize {
@@ -38,10 +38,15 @@ impl Palettize {
         if !self.enabled {
             return None;
         }
-        match self.overrides.iter().rev().find(|exception| matches_glob(&exception.pattern, name)) {
+        match self.exception(name) {
             Some(exception) => exception.n_bits.filter(|_| !exception.skip),
             None => (elements > self.weight_threshold).then_some(self.n_bits),
         }
+    }
+
+    /// The override that holds for a weight.
+    pub fn exception(&self, name: &str) -> Option<&PaletteOverride> {
+        self.overrides.iter().rev().find(|exception| matches_glob(&exception.pattern, name))
     }
 }
 
@@ -68,7 +73,6 @@ pub fn matches_glob(pattern: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::PaletteOverride;
 
     #[test]
     fn globs_match_whole_names() {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::{Config, Error, Mode, Problem, defaults, rules};
+use super::{Config, Error, Mode, Problem, Recipe, defaults, rules};
 
 /// A key with its value, and where it was written.
 struct Leaf {
@@ -24,12 +24,13 @@ struct Reader<'a> {
     file: &'a str,
     known: Table,
     leaves: Vec<Leaf>,
+    recipe: Option<Recipe>,
     problems: Vec<Problem>,
 }
 
 pub(super) fn read(text: &str, file: &str, overrides: &[String]) -> Result<Config, Error> {
     let known = Table::try_from(defaults::every_key()).expect("the schema has a TOML form");
-    let mut reader = Reader { text, file, known, leaves: Vec::new(), problems: Vec::new() };
+    let mut reader = Reader { text, file, known, leaves: Vec::new(), recipe: None, problems: Vec::new() };
     match (DeTable::parse(text), text.parse::<Table>()) {
         (Ok(spans), Ok(values)) => reader.table(&mut Vec::new(), spans.get_ref(), &values),
         (Err(error), _) | (_, Err(error)) => {
@@ -48,13 +49,8 @@ pub(super) fn read(text: &str, file: &str, overrides: &[String]) -> Result<Confi
 }
 
 impl Reader<'_> {
-    /// `file:line:column` of a span, counted from 1, columns in characters.
     fn place(&self, span: Option<Range<usize>>) -> String {
-        let start = span.map_or(self.text.len(), |span| span.start).min(self.text.len());
-        let before = String::from_utf8_lossy(&self.text.as_bytes()[..start]);
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-        format!("{}:{line}:{column}", self.file)
+        place(self.text, self.file, span)
     }
 
     fn problem(&mut self, place: String, message: String) {
@@ -175,7 +171,11 @@ impl Reader<'_> {
 
     /// Adds the defaults that depend on other keys, deserialises the whole and checks what must fit together.
     fn finish(mut self) -> Result<Config, Error> {
-        let first = self.deserialise()?;
+        let mut first = self.deserialise()?;
+        if let Some(path) = &first.palettize.recipe {
+            self.recipe = Some(Recipe::read(path)?);
+            first = self.deserialise()?;
+        }
         if first.train.mode == Mode::Dreambooth {
             self.default("train.learning_rate", 1e-6);
             self.default("data.caption_dropout_rate", 0.0);
@@ -209,11 +209,26 @@ impl Reader<'_> {
         }
     }
 
+    /// The config of the leaves so far, with the layers of its recipe among its overrides.
     fn deserialise(&self) -> Result<Config, Error> {
-        table_of(&self.leaves).try_into().map_err(|error: toml::de::Error| Error {
+        let mut config: Config = table_of(&self.leaves).try_into().map_err(|error: toml::de::Error| Error {
             problems: vec![Problem { place: self.file.to_string(), message: plain(error.message()) }],
-        })
+        })?;
+        if let Some(recipe) = &self.recipe {
+            // Before the overrides of the config itself, so that these win.
+            config.palettize.overrides.splice(0..0, recipe.overrides());
+        }
+        Ok(config)
     }
+}
+
+/// `file:line:column` of a span of `text`, counted from 1, columns in characters.
+pub(super) fn place(text: &str, file: &str, span: Option<Range<usize>>) -> String {
+    let start = span.map_or(text.len(), |span| span.start).min(text.len());
+    let before = String::from_utf8_lossy(&text.as_bytes()[..start]);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+    format!("{file}:{line}:{column}")
 }
 
 /// The table that holds these leaves.
@@ -247,7 +262,7 @@ fn all_keys(table: &Table, prefix: &str) -> Vec<String> {
 }
 
 /// `; did you mean …?`, or nothing if no name is near.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
     names
         .map(|known| (strsim::jaro_winkler(name, known), known))
         .filter(|(similarity, _)| *similarity > 0.75)

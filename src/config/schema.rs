@@ -274,7 +274,11 @@ pub struct Palettize {
     pub freeze_fraction: f64,
     /// Learning rate of palettes while assignments are fixed; default: `learning_rate`.
     pub palette_learning_rate: f64,
-    /// Exceptions; the last that matches a weight holds.
+    /// Bits of each layer, as `palettist analyze` writes them: in place of `n_bits` and `weight_threshold`; what it does not
+    /// name stays fp16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<PathBuf>,
+    /// Exceptions, also to the recipe, whose layers stand before them here; the last that matches a weight holds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<PaletteOverride>,
 }

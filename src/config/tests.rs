@@ -53,6 +53,29 @@ fn the_resolved_config_reads_back_to_itself() {
 }
 
 #[test]
+fn a_recipe_says_the_bits_and_overrides_say_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("mixed.toml");
+    std::fs::write(&recipe, "recipe_version = 1\n[layers]\nconv_in.weight = 8\na.weight = 2\nb.weight = 16\n").unwrap();
+    let text = format!(
+        "{SMALL}\n[palettize]\nrecipe = '{}'\n[[palettize.overrides]]\nmatch = \"a.*\"\nn_bits = 6\n",
+        recipe.display()
+    );
+    let config = parse(&text, "dog.toml", &[]).unwrap();
+    let bits = |name: &str| config.palettize.bits_of(name, 1 << 20);
+    let names = ["conv_in.weight", "a.weight", "b.weight", "not.named.weight"];
+    assert_eq!(names.map(bits), [Some(8), Some(6), None, None]);
+    // A run's resolved config says the same without the file.
+    std::fs::remove_file(&recipe).unwrap();
+    let resolved = parse(&config.resolved_toml(), "resolved.toml", &[]).unwrap();
+    assert_eq!((resolved.palettize.recipe, resolved.palettize.overrides), (None, config.palettize.overrides));
+    let gone = problems(&text, &[]);
+    assert!(gone[0].contains("mixed.toml: the recipe can't be read"), "{gone:?}");
+    std::fs::write(&recipe, "recipe_version = 1\n[layers]\n\na.weight = 7\n").unwrap();
+    assert!(problems(&text, &[])[0].contains("mixed.toml:4:3: `a.weight` has 7 bits"));
+}
+
+#[test]
 fn a_misspelt_key_names_the_nearest_with_line_and_column() {
     let text = format!("{SMALL}\n[train]\nlearning_rte = 1e-6\n  max_train_step = 3\n");
     assert_eq!(

@@ -15,8 +15,10 @@
 //! | [`frozen`] | a layer with fixed assignments, its entries trained |
 //! | [`packing`] | indices as a stream of bits |
 //! | [`post_training`] | palettes for a trained network, without training |
+//! | [`allocate`](mod@allocate) | how many bits each layer gets within a budget |
 //! | [`checkpoint`] | a whole UNet, its weights as palettes, in one safetensors file |
 
+pub mod allocate;
 mod attention;
 mod bins;
 pub mod checkpoint;

@@ -37,9 +37,14 @@ pub struct Chosen {
 /// Which parameters become palettes of this form: weights of conv and linear layers with more than `weight_threshold`
 /// elements that it fits.
 pub fn chosen(parameters: &[Parameter], form: Form, weight_threshold: i64) -> Chosen {
+    chosen_by(parameters, |p| (p.shape.iter().product::<i64>() > weight_threshold).then_some(form))
+}
+
+/// Which parameters become palettes: weights of conv and linear layers that `wanted` has a form for, where that fits.
+pub fn chosen_by(parameters: &[Parameter], wanted: impl Fn(&Parameter) -> Option<Form>) -> Chosen {
     let mut chosen = Chosen::default();
-    let large = |p: &&Parameter| p.palettizable && p.shape.iter().product::<i64>() > weight_threshold;
-    for parameter in parameters.iter().filter(large) {
+    for parameter in parameters.iter().filter(|parameter| parameter.palettizable) {
+        let Some(form) = wanted(parameter) else { continue };
         match form.misfit(&parameter.shape) {
             None => drop(chosen.forms.insert(parameter.name.clone(), form)),
             Some(reason) => chosen.misfits.push((parameter.name.clone(), reason)),

@@ -1,13 +1,13 @@
 //! The validation loss of any weights, outside a run: what `evaluate` and `demo` compare models by.
 
 use anyhow::{Context, Result};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use super::examples::{Encoder, Texts};
 use super::setup::transform;
 use super::validate::Validation;
 use crate::config::Config;
-use crate::data::{Cache, CaptionOptions, read_folder};
+use crate::data::{Cache, CaptionOptions, Key, read_folder};
 use crate::diffusion::NoiseSchedule;
 use crate::networks::unet::UnetConfig;
 use crate::ops::Weights;
@@ -22,20 +22,25 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Reads `data.validation_data_dir` and encodes it with the autoencoder and text encoder of `model`.
+    /// Reads `data.validation_data_dir` and encodes it with the autoencoder and text encoder of `model`. Noised pictures:
+    /// `samples`, or as many as the config's validation has.
     ///
     /// # Errors
     /// The config has no validation split; whatever is wrong with the data or the model.
-    pub fn open(config: &Config, model: &Model, device: Device) -> Result<Self> {
+    pub fn open(config: &Config, model: &Model, samples: Option<usize>, device: Device) -> Result<Self> {
         let folder = config.data.validation_data_dir.as_ref().context(
             "the config has no `data.validation_data_dir`: set it to a folder with pictures that are not trained on",
         )?;
-        let samples = read_folder(folder, &CaptionOptions::from(&config.data))?;
+        let batch = config.train.train_batch_size;
+        let samples = samples.unwrap_or(batch * config.validation.batches);
+        let mut pictures = read_folder(folder, &CaptionOptions::from(&config.data))?;
+        // The others are never looked at.
+        pictures.truncate(samples);
         let cache = Cache::open(&config.data.cache_dir)?;
         let autoencoder = model.autoencoder_config()?;
         let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;
         let encoder = Encoder::new(&autoencoder, &weights, device, &cache)?;
-        let examples = encoder.encode(&samples, &|index| transform(config, index), false, &mut |_, _| {})?;
+        let examples = encoder.encode(&pictures, &|index| transform(config, index), false, &mut |_, _| {})?;
         let text_weights = model.weights(Component::TextEncoder, Kind::Float, device)?;
         let texts = Texts::new(
             examples.captions.iter(),
@@ -48,7 +53,7 @@ impl Evaluation {
         let validation = Validation::new(
             &examples,
             autoencoder.scaling_factor,
-            (config.train.train_batch_size, config.validation.batches),
+            (batch, samples),
             config.validation.seed,
             &schedule,
             (device, Kind::Float),
@@ -67,5 +72,21 @@ impl Evaluation {
     /// A caption can't be embedded.
     pub fn loss(&self, weights: &Weights) -> Result<f64> {
         self.validation.loss(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, None))
+    }
+
+    /// Gives `see` what the UNet with these fp32 weights predicts and what it should, a batch at a time.
+    ///
+    /// # Errors
+    /// A caption can't be embedded; those of `see`.
+    pub fn outputs(&self, weights: &Weights, see: &mut dyn FnMut(&Tensor, &Tensor) -> Result<()>) -> Result<()> {
+        self.validation.outputs(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, None), see)
+    }
+
+    /// The key of all that goes into the UNet and should come out.
+    ///
+    /// # Errors
+    /// A caption can't be embedded.
+    pub fn key(&self) -> Result<Key> {
+        self.validation.key(&self.schedule, |captions| self.texts.embed(captions, None))
     }
 }

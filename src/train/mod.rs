@@ -18,6 +18,7 @@ pub mod palettes;
 mod prompts;
 mod reconstruct;
 mod reporter;
+pub mod sensitivity;
 mod setup;
 mod state;
 pub mod trained;

@@ -11,7 +11,7 @@ use super::reconstruct::Reconstruct;
 use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
-use crate::config::{Config, Mode, TrainedComponent};
+use crate::config::{Config, Mode, Recipe, TrainedComponent};
 use crate::data::{Cache, CaptionOptions, Crop, Sample, Transform, dreambooth, load_picture, read_folder};
 use crate::diffusion::NoiseSchedule;
 use crate::ops::{Parameter, Weights};
@@ -120,6 +120,9 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
         // Before the long work: what is wrong with the file is told at once.
         model.check(Component::Unet)?;
     }
+    if let Some(path) = &config.palettize.recipe {
+        Recipe::read(path)?.check(&model.parameters(Component::Unet)?)?;
+    }
     let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)
         .with_context(|| format!("{}/scheduler/scheduler_config.json", model.folder.display()))?;
     let data = read_data(config, &model, device)?;
@@ -145,8 +148,9 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
     )?;
     drop(frozen_text);
     let validation = validation.map(|examples| {
-        let batches = (config.train.train_batch_size, config.validation.batches);
-        Validation::new(&examples, scaling_factor, batches, config.validation.seed, &schedule, (device, kind))
+        let batch = config.train.train_batch_size;
+        let sizes = (batch, batch * config.validation.batches);
+        Validation::new(&examples, scaling_factor, sizes, config.validation.seed, &schedule, (device, kind))
     });
 
     let (weights, parameters) = initial(config, &model, Component::Unet)?;

@@ -5,6 +5,7 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::examples::{Examples, mean_latents};
+use crate::data::{Key, hash_weights};
 use crate::diffusion::NoiseSchedule;
 use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::{Tensors, Weights};
@@ -22,17 +23,16 @@ pub struct Validation {
 }
 
 impl Validation {
-    /// `batches · batch` examples: the pictures in order, again and again, each time with other noise. Timesteps are
-    /// spread evenly over the schedule, so that few examples already cover it.
+    /// `count` examples, measured `batch` at a time: the pictures in order, again and again, each time with other noise.
+    /// Timesteps are spread evenly over the schedule, so that few examples already cover it.
     pub fn new(
         examples: &Examples,
         scaling_factor: f64,
-        (batch, batches): (usize, usize),
+        (batch, count): (usize, usize),
         seed: u64,
         schedule: &NoiseSchedule,
         (device, kind): (Device, Kind),
     ) -> Self {
-        let count = batch * batches.max(1);
         let chosen: Vec<usize> = (0..count).map(|i| i % examples.len()).collect();
         let moments: Vec<&Tensor> = chosen.iter().map(|&i| &examples.moments[i]).collect();
         let latents = mean_latents(&Tensor::stack(&moments, 0).to_device(device), scaling_factor);
@@ -68,9 +68,28 @@ impl Validation {
         schedule: &NoiseSchedule,
         embed: impl Fn(&[String]) -> Result<Tensor>,
     ) -> Result<f64> {
+        let mut total = 0.0;
+        self.outputs(weights, config, schedule, embed, &mut |output, target| {
+            total += mean_square(&(output - target)) * output.size()[0] as f64;
+            Ok(())
+        })?;
+        Ok(total / self.len() as f64)
+    }
+
+    /// Gives `see` what the UNet with these weights predicts and what it should, fp32, a batch at a time.
+    ///
+    /// # Errors
+    /// A caption can't be embedded; those of `see`.
+    pub fn outputs(
+        &self,
+        weights: &Weights,
+        config: &UnetConfig,
+        schedule: &NoiseSchedule,
+        embed: impl Fn(&[String]) -> Result<Tensor>,
+        see: &mut dyn FnMut(&Tensor, &Tensor) -> Result<()>,
+    ) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let count = self.len() as i64;
-        let mut total = 0.0;
         for start in (0..count).step_by(self.batch as usize) {
             super::go_on()?;
             let size = self.batch.min(count - start);
@@ -80,11 +99,28 @@ impl Validation {
             let noised = schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
             let output =
                 unet(&mut Tensors::new(weights).computing_in(self.kind), config, &noised, &timesteps, &context);
-            let difference = output.to_kind(Kind::Float) - schedule.target(&latents, &noise, &timesteps);
-            total += difference.square().mean(Kind::Double).double_value(&[]) * size as f64;
+            see(&output.to_kind(Kind::Float), &schedule.target(&latents, &noise, &timesteps))?;
         }
-        Ok(total / count as f64)
+        Ok(())
     }
+
+    /// The key of all that goes into the UNet.
+    ///
+    /// # Errors
+    /// A caption can't be embedded.
+    pub fn key(&self, schedule: &NoiseSchedule, embed: impl Fn(&[String]) -> Result<Tensor>) -> Result<Key> {
+        let mut inputs = Weights::new();
+        inputs.insert("noised".into(), schedule.add_noise(&self.latents, &self.noise, &self.timesteps));
+        inputs.insert("target".into(), schedule.target(&self.latents, &self.noise, &self.timesteps));
+        inputs.insert("timesteps".into(), self.timesteps.shallow_clone());
+        inputs.insert("context".into(), embed(&self.captions)?);
+        hash_weights(&inputs)
+    }
+}
+
+/// In fp64.
+pub fn mean_square(values: &Tensor) -> f64 {
+    values.square().mean(Kind::Double).double_value(&[])
 }
 
 fn gcd(a: usize, b: usize) -> usize {
