@@ -28,13 +28,13 @@ fn main() -> Result<()> {
     }
     for folder in ["tokenizer", "scheduler"] {
         std::fs::create_dir_all(to.join(folder))?;
-        for entry in std::fs::read_dir(model.folder.join(folder)).with_context(|| folder.to_owned())? {
+        for entry in std::fs::read_dir(model.path().join(folder)).with_context(|| folder.to_owned())? {
             let path = entry?.path();
             // Written anew rather than copied: the source may be read-only.
             std::fs::write(to.join(folder).join(path.file_name().unwrap_or_default()), std::fs::read(&path)?)?;
         }
     }
-    let index = model.folder.join("model_index.json");
+    let index = model.path().join("model_index.json");
     std::fs::write(to.join("model_index.json"), std::fs::read(index)?)?;
     Ok(())
 }

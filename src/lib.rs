@@ -11,7 +11,7 @@
 //! | [`report`] | progress, event files, pictures |
 //! | [`data`] | pictures, captions, cache, batches |
 //! | [`config`] | the TOML schema |
-//! | [`source`] | where models come from: diffusers folders, tokenizers |
+//! | [`source`] | where models come from: diffusers folders, single files, tokenizers |
 //! | [`networks`] | UNet, autoencoder, text encoder, each a function over [`ops`] |
 //! | [`diffusion`] | noise schedules, samplers, losses |
 //! | [`palette`] | k-means, differentiable k-means, packing, the palettized checkpoint |

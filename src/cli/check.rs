@@ -68,7 +68,7 @@ impl Report {
     }
 
     fn model(&mut self, config: &Config, model: &Model) {
-        self.line("model", model.folder.display().to_string());
+        self.line("model", model.path().display().to_string());
         for component in Component::ALL {
             let Some(parameters) = self.take(model.parameters(component)) else { continue };
             let weights: i64 = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum();

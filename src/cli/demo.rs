@@ -103,7 +103,7 @@ fn row(name: &'static str, weights: Weights, evaluation: &Evaluation) -> Result<
 fn post_training(model: &Model, trained: &PalettizedCheckpoint) -> Result<PalettizedCheckpoint> {
     let chosen = trained.palettes.iter().map(|(name, palette)| (name.clone(), palette.form)).collect();
     let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
-    let metadata = [(SOURCE_MODEL.to_owned(), model.folder.display().to_string())].into();
+    let metadata = [(SOURCE_MODEL.to_owned(), model.path().display().to_string())].into();
     post_training::palettize(weights.into_iter().map(Ok), &chosen, metadata, &|_| {})
 }
 

@@ -16,7 +16,7 @@ use crate::train::evaluate::Evaluation;
 /// The denoising loss on a config's validation split, next to the float model's
 #[derive(clap::Args)]
 pub struct Args {
-    /// A diffusers folder, or a hub id in the local cache
+    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
     model: String,
     /// The config whose validation split, seed and resolution are taken
     #[arg(long)]

@@ -16,7 +16,7 @@ use crate::source::{Component, Model, copy_model};
 /// Writes Core ML packages, or a diffusers folder
 #[derive(clap::Args)]
 pub struct Args {
-    /// A diffusers folder, or a hub id in the local cache
+    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
     model: String,
     /// The folder to write into (Core ML), or to make (diffusers)
     #[arg(short, long, value_name = "DIR")]
@@ -45,7 +45,7 @@ pub struct Args {
     /// A batch of one: two calls a step for classifier-free guidance, less memory
     #[arg(long)]
     unet_batch_one: bool,
-    /// The model's name in the package: a hub id, say; the folder's own if not given
+    /// The model's name in the package: a hub id, say; the folder's or file's own if not given
     #[arg(long, value_name = "NAME")]
     model_version: Option<String>,
 }
@@ -80,11 +80,8 @@ pub fn run(args: Args) -> Result<()> {
     if options.height < 1 || options.width < 1 {
         return Err(Usage("--latent-h and --latent-w are at least 1".into()).into());
     }
-    let name = args.model_version.unwrap_or_else(|| {
-        let own = model.folder.file_name().map(|name| name.to_string_lossy().into_owned());
-        if model.folder.ends_with(&args.model) { own.unwrap_or_else(|| "model".into()) } else { args.model.clone() }
-    });
-    let metadata = PackageMetadata::of_folder(&name, &model.folder);
+    let name = args.model_version.unwrap_or_else(|| model.name().to_owned());
+    let metadata = PackageMetadata::of_folder(&name, model.path());
     let mut bar = Progress::new("exporting", 0, config.parameters().len() as u64).counting("tensor");
     let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
     let path = match &checkpoint {

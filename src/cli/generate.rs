@@ -20,7 +20,7 @@ use crate::source::files::{TensorFile, write_safetensors};
 /// not on how many are drawn. Files that are there are replaced.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// A diffusers folder, or the hub id of a model in the local Hugging Face cache.
+    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local Hugging Face cache.
     pub model: String,
 
     /// What to draw.

@@ -18,7 +18,7 @@ use crate::source::{Component, Model};
 /// Palettizes a model as it is, without training: the optimal k-means of each layer's weights
 #[derive(clap::Args)]
 pub struct Args {
-    /// A diffusers folder, or a hub id in the local cache
+    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
     model: String,
     /// The palettized checkpoint to write, OUT.palettes.safetensors
     #[arg(short, long, value_name = "OUT")]

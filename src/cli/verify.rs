@@ -20,7 +20,7 @@ pub struct Args {
     /// .mlpackage folders
     #[arg(required = true, value_name = "PACKAGE")]
     packages: Vec<PathBuf>,
-    /// The model that the packages were made of, a diffusers folder; without it they are only checked
+    /// The model that the packages were made of, a diffusers folder or single file; without it they are only checked
     #[arg(long, value_name = "MODEL")]
     against: Option<String>,
     /// The palettized checkpoint that was exported

@@ -83,7 +83,7 @@ fn general(config: &Config, rules: &mut Rules) {
     rules.must(
         !config.model.pretrained_model_name_or_path.is_empty(),
         "model.pretrained_model_name_or_path",
-        "is missing: the diffusers folder to start from",
+        "is missing: the model to start from, a diffusers folder or a single-file checkpoint (.safetensors)",
     );
     rules.must(
         !(config.model.train_from_scratch && config.distill.enabled),

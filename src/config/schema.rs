@@ -35,7 +35,7 @@ pub struct Config {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// A diffusers folder (required).
+    /// A diffusers folder, a single-file checkpoint (`.safetensors`) or a hub id (required).
     pub pretrained_model_name_or_path: String,
     /// Starts the networks that are trained from random weights; only their `config.json` is read.
     pub train_from_scratch: bool,

@@ -171,13 +171,17 @@ impl TensorFile {
         if map.len() < 8 {
             bail!("{} is not a safetensors file: it has only {} bytes", path.display(), map.len());
         }
+        // A whole header begins with a brace. Seen before it is read: the first bytes of a zipped pickle are a length, too.
+        if map.get(8) != Some(&b'{') && (map.starts_with(b"PK") || map[0] == 0x80) {
+            bail!(
+                "{} is a PyTorch pickle, which can run code and is never read; fetch its .safetensors form",
+                path.display()
+            );
+        }
         let (length, header) = SafeTensors::read_metadata(&map).map_err(|error| {
             use safetensors::SafeTensorError as E;
             let what = match error {
                 E::MetadataIncompleteBuffer => size_mismatch(&map),
-                E::InvalidHeaderLength | E::HeaderTooLarge if map.starts_with(b"PK") || map[0] == 0x80 => {
-                    "it is a PyTorch pickle, which is never executed".into()
-                }
                 E::InvalidHeaderLength | E::HeaderTooLarge => "its header is longer than the file".into(),
                 other => other.to_string(),
             };
@@ -232,6 +236,23 @@ impl TensorFile {
         let (kind, bytes) = (self.kind(name)?, self.bytes(name)?);
         let shape = self.shape(name).unwrap_or_default();
         Tensor::f_from_data_size(bytes, &shape, kind)
+            .with_context(|| format!("{}: tensor `{name}`", self.path.display()))
+    }
+
+    /// Copies rows of a tensor, `count` along its first axis, to the CPU as they are stored.
+    ///
+    /// # Errors
+    /// No such tensor or rows, or a type that libtorch lacks.
+    pub fn rows(&self, name: &str, from: i64, count: i64) -> Result<Tensor> {
+        let (kind, bytes) = (self.kind(name)?, self.bytes(name)?);
+        let mut shape = self.shape(name).unwrap_or_default();
+        let size = shape.iter().skip(1).product::<i64>() as usize * kind.elt_size_in_bytes();
+        let rows = bytes.get(from as usize * size..(from + count) as usize * size);
+        let (Some(rows), Some(first)) = (rows, shape.first_mut()) else {
+            bail!("{}: tensor `{name}` has no rows {from} to {}", self.path.display(), from + count);
+        };
+        *first = count;
+        Tensor::f_from_data_size(rows, &shape, kind)
             .with_context(|| format!("{}: tensor `{name}`", self.path.display()))
     }
 

@@ -1,10 +1,17 @@
-//! Where models come from and go to: diffusers folders, their tokenizers, and the files they are made of.
+//! Where models come from and go to: diffusers folders and single-file checkpoints, their tokenizers, and the files they
+//! are made of.
 
+mod clip;
 pub mod files;
+mod folder;
 mod hub;
+mod inferred;
 mod json;
+mod ldm;
 mod model;
 mod names;
+mod single_file;
+mod stored;
 mod tokenizer;
 mod write;
 

@@ -1,7 +1,7 @@
 //! CLIP's byte-pair tokenizer (Radford et al. 2021, after Sennrich et al. 2016), with the ids that transformers'
 //! `CLIPTokenizer` gives.
 //!
-//! Read from `tokenizer.json` or from `vocab.json` and `merges.txt`. As transformers does since its version 5, only the
+//! Read from `tokenizer.json` or from `vocab.json` and `merges.txt`, or made of OpenAI's own vocabulary. As transformers does since its version 5, only the
 //! vocabulary, the merges and the special tokens are taken from the files; normalisation and splitting are CLIP's own.
 
 use std::collections::BTreeMap;
@@ -17,6 +17,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as Splitters;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
+use super::clip::{self, Clip};
 use super::json::{read_json, read_json_if_there};
 
 /// Special tokens, then contractions, words, single digits, runs of anything else (OpenAI's `simple_tokenizer.py`).
@@ -42,18 +43,29 @@ impl Tokenizer {
             Some(json) => Files::from_tokenizer_json(&json).with_context(|| whole.display().to_string())?,
             None => Files::from_vocabulary_and_merges(folder)?,
         };
-        Self::build(folder, files).with_context(|| format!("the tokenizer in {}", folder.display()))
-    }
-
-    fn build(folder: &Path, files: Files) -> Result<Self> {
-        let config = read_json_if_there(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
+        let file = |name: &str| Ok::<_, anyhow::Error>(read_json_if_there(&folder.join(name))?.unwrap_or(Value::Null));
+        let config = file("tokenizer_config.json")?;
         // transformers lets the older special_tokens_map.json win, unless the newer file lists its added tokens.
         let map = match config.get("added_tokens_decoder") {
-            None => read_json_if_there(&folder.join("special_tokens_map.json"))?.unwrap_or(Value::Null),
+            None => file("special_tokens_map.json")?,
             Some(_) => Value::Null,
         };
+        let build = || Self::build(files, &config, &map, file("added_tokens.json")?);
+        build().with_context(|| format!("the tokenizer in {}", folder.display()))
+    }
+
+    /// CLIP's own, from this program; texts are filled up with the token `pad`.
+    pub fn clip(pad: &str) -> Result<Self> {
+        let clip = Clip::new()?;
+        let vocabulary = clip.tokens.into_iter().zip(0..).collect();
+        let files = Files { vocabulary, merges: clip.merges, added: Vec::new(), pad: None };
+        Self::build(files, &Value::Null, &clip::special_tokens(pad), Value::Null)
+    }
+
+    /// `config`, `map` and `added_tokens`: `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
+    fn build(files: Files, config: &Value, map: &Value, added_tokens: Value) -> Result<Self> {
         let special = |key: &str, default: &str| {
-            let value = [&map, &config].into_iter().find_map(|json| json.get(key).filter(|value| !value.is_null()));
+            let value = [map, config].into_iter().find_map(|json| json.get(key).filter(|value| !value.is_null()));
             value.map_or_else(|| Ok(AddedToken::from(default, true)), |value| added_token(value, true))
         };
         let (start, end) = ("<|startoftext|>", "<|endoftext|>");
@@ -84,7 +96,7 @@ impl Tokenizer {
             let id = id.parse().map_err(|_| anyhow!("`added_tokens_decoder` has the id `{id}`"))?;
             added.push((added_token(token, false)?, id));
         }
-        if let Some(Value::Object(tokens)) = read_json_if_there(&folder.join("added_tokens.json"))? {
+        if let Value::Object(tokens) = added_tokens {
             for (token, id) in tokens {
                 let id = id.as_u64().ok_or_else(|| anyhow!("added_tokens.json: `{token}` has no id"))?;
                 added.push((AddedToken::from(token, false), id));

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::files::{write_atomically, write_bytes, write_safetensors};
-use super::json::read_json_if_there;
 use super::{Component, Model};
 use crate::ops::Weights;
 
@@ -56,9 +55,7 @@ pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], ki
             let config = with_kind(component, from.config_json(component)?, kind);
             write_component(&part.join(component.folder()), component, &config, weights, kind)?;
         }
-        for folder in ["tokenizer", "scheduler"] {
-            copy_small_files(&from.folder.join(folder), &part.join(folder))?;
-        }
+        from.write_small_folders(part)?;
         let index = serde_json::to_string_pretty(&index(from)?)? + "\n";
         write_bytes(&part.join("model_index.json"), index.as_bytes())
     })
@@ -84,7 +81,7 @@ fn with_kind(component: Component, mut config: Value, kind: Kind) -> Value {
 
 /// The model's own index without what is not copied; a plain Stable Diffusion's when it has none.
 fn index(from: &Model) -> Result<Value> {
-    let mut index = read_json_if_there(&from.folder.join("model_index.json"))?.unwrap_or_else(|| json!({}));
+    let mut index = from.index()?.unwrap_or_else(|| json!({}));
     let scheduler = from.scheduler_config()?.get("_class_name").cloned().unwrap_or_else(|| json!("PNDMScheduler"));
     let entries = [
         ("_class_name", json!("StableDiffusionPipeline")),
@@ -103,17 +100,4 @@ fn index(from: &Model) -> Result<Value> {
     }
     index_object.insert("requires_safety_checker".into(), json!(false));
     Ok(index)
-}
-
-/// Copies the plain files of a folder; links are followed (the Hugging Face cache is made of them).
-fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
-    let entries = fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?;
-    fs::create_dir(to).with_context(|| format!("cannot create {}", to.display()))?;
-    for entry in entries {
-        let path = entry.with_context(|| format!("cannot read {}", from.display()))?.path();
-        if let (true, Some(name)) = (path.is_file(), path.file_name()) {
-            fs::copy(&path, to.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
-        }
-    }
-    Ok(())
 }

@@ -170,7 +170,7 @@ pub fn finish(
             overwrite: true,
             ..UnetOptions::new(&unet)
         };
-        let metadata = PackageMetadata::of_folder(&config.name, &model.folder);
+        let metadata = PackageMetadata::of_folder(&config.name, model.path());
         let coreml = output.folder.join("coreml");
         let mut bar = Progress::new("exporting", 0, unet.parameters().len() as u64).counting("tensor");
         let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);

@@ -124,7 +124,7 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
         Recipe::read(path)?.check(&model.parameters(Component::Unet)?)?;
     }
     let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)
-        .with_context(|| format!("{}/scheduler/scheduler_config.json", model.folder.display()))?;
+        .with_context(|| format!("the scheduler of {}", model.path().display()))?;
     let data = read_data(config, &model, device)?;
     let cache = Cache::open(&config.data.cache_dir)?;
     let Encoded { scaling_factor, examples, class, validation } = encoded(config, &model, &data, &cache, device)?;

@@ -1,0 +1,202 @@
+//! The configurations of a single-file checkpoint, which has none, from the shapes of its tensors.
+//!
+//! What shapes do not tell is what all of Stable Diffusion 1 or all of 2 have in common. The keys and values are those of
+//! the models' own `config.json` and `scheduler_config.json`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+/// Which Stable Diffusion a file is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// OpenAI's text encoder, 8 heads in each block of the UNet.
+    One,
+    /// OpenCLIP's text encoder, heads of 64 channels.
+    Two,
+}
+
+/// What the UNet predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prediction {
+    Epsilon,
+    Velocity,
+}
+
+/// Shapes of a component's parameters, by their diffusers names.
+pub struct Shapes(pub BTreeMap<String, Vec<i64>>);
+
+impl Shapes {
+    /// How long an axis of a parameter is.
+    fn axis(&self, name: &str, axis: usize) -> Result<i64> {
+        let shape = self.0.get(name).with_context(|| format!("the tensor for `{name}` is missing"))?;
+        shape.get(axis).copied().with_context(|| format!("the tensor for `{name}` has the shape {shape:?}"))
+    }
+
+    fn rank(&self, name: &str) -> usize {
+        self.0.get(name).map_or(0, Vec::len)
+    }
+
+    fn has(&self, prefix: &str) -> bool {
+        self.starting(prefix).next().is_some()
+    }
+
+    fn starting(&self, prefix: &str) -> impl Iterator<Item = &str> {
+        let names = self.0.range(prefix.to_owned()..).map(|(name, _)| name.as_str());
+        names.take_while(move |name| name.starts_with(prefix))
+    }
+
+    /// One more than the largest number that follows `prefix`.
+    fn count(&self, prefix: &str) -> usize {
+        let numbers = self.starting(prefix).filter_map(|name| name[prefix.len()..].split('.').next()?.parse().ok());
+        numbers.max().map_or(0, |last: usize| last + 1)
+    }
+}
+
+/// `unet/config.json`.
+pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result<Value> {
+    let blocks = shapes.count("down_blocks.");
+    let (mut channels, mut layers, mut depths) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut down, mut up) = (Vec::new(), Vec::new());
+    for block in 0..blocks {
+        channels.push(shapes.axis(&format!("down_blocks.{block}.resnets.0.conv2.weight"), 0)?);
+        layers.push(shapes.count(&format!("down_blocks.{block}.resnets.")));
+        let attends = shapes.has(&format!("down_blocks.{block}.attentions."));
+        down.push(if attends { "CrossAttnDownBlock2D" } else { "DownBlock2D" });
+        let depth = match (attends, block + 1 == blocks) {
+            (true, _) => shapes.count(&format!("down_blocks.{block}.attentions.0.transformer_blocks.")),
+            // The middle block has the depth of the last.
+            (_, true) => shapes.count("mid_block.attentions.0.transformer_blocks."),
+            _ => 1,
+        };
+        depths.push(depth.max(1));
+        let attends = shapes.has(&format!("up_blocks.{block}.attentions."));
+        up.push(if attends { "CrossAttnUpBlock2D" } else { "UpBlock2D" });
+    }
+    let ending = |ending: &str| shapes.0.keys().find(|name| name.ends_with(ending));
+    let keys = ending(".attn2.to_k.weight").context("it has no cross-attention: not a Stable Diffusion")?;
+    let heads = match version {
+        Version::One => json!(8),
+        Version::Two if channels.iter().all(|channels| channels % 64 == 0) => {
+            json!(channels.iter().map(|channels| channels / 64).collect::<Vec<_>>())
+        }
+        Version::Two => bail!("its blocks have {channels:?} channels; Stable Diffusion 2 has heads of 64 channels"),
+    };
+    let large = (version, prediction) == (Version::Two, Prediction::Velocity);
+    let mut config = json!({
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": heads,
+        "block_out_channels": channels,
+        "center_input_sample": false,
+        "cross_attention_dim": shapes.axis(keys, 1)?,
+        "down_block_types": down,
+        "downsample_padding": 1,
+        "dual_cross_attention": false,
+        "flip_sin_to_cos": true,
+        "freq_shift": 0,
+        "in_channels": shapes.axis("conv_in.weight", 1)?,
+        "layers_per_block": one_or_list(&layers),
+        "mid_block_scale_factor": 1,
+        "mid_block_type": shapes.has("mid_block.").then_some("UNetMidBlock2DCrossAttn"),
+        "norm_eps": 1e-5,
+        "norm_num_groups": 32,
+        "num_class_embeds": null,
+        "only_cross_attention": false,
+        "out_channels": shapes.axis("conv_out.weight", 0)?,
+        "resnet_time_scale_shift": "default",
+        "sample_size": if large { 96 } else { 64 },
+        "up_block_types": up,
+        // In fp16 the attention of 2.1 overflows.
+        "upcast_attention": large,
+        "use_linear_projection": ending(".proj_in.weight").is_some_and(|name| shapes.rank(name) == 2),
+    });
+    if depths.iter().any(|&depth| depth != 1) {
+        config["transformer_layers_per_block"] = one_or_list(&depths);
+    }
+    Ok(config)
+}
+
+/// `vae/config.json`.
+pub fn autoencoder(shapes: &Shapes, version: Version) -> Result<Value> {
+    let blocks = shapes.count("encoder.down_blocks.");
+    let channels = (0..blocks)
+        .map(|block| shapes.axis(&format!("encoder.down_blocks.{block}.resnets.0.conv2.weight"), 0))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(json!({
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": channels,
+        "down_block_types": vec!["DownEncoderBlock2D"; blocks],
+        "in_channels": shapes.axis("encoder.conv_in.weight", 1)?,
+        "latent_channels": shapes.axis("decoder.conv_in.weight", 1)?,
+        "layers_per_block": shapes.count("encoder.down_blocks.0.resnets."),
+        "norm_num_groups": 32,
+        "out_channels": shapes.axis("decoder.conv_out.weight", 0)?,
+        "sample_size": if version == Version::One { 512 } else { 768 },
+        "scaling_factor": 0.18215,
+        "up_block_types": vec!["UpDecoderBlock2D"; blocks],
+        "use_post_quant_conv": shapes.has("post_quant_conv."),
+        "use_quant_conv": shapes.has("quant_conv."),
+    }))
+}
+
+/// `text_encoder/config.json`.
+pub fn text_encoder(shapes: &Shapes, version: Version) -> Result<Value> {
+    let tokens = "text_model.embeddings.token_embedding.weight";
+    let hidden = shapes.axis(tokens, 1)?;
+    if hidden % 64 != 0 {
+        bail!("its text encoder has {hidden} channels; Stable Diffusion has heads of 64 channels");
+    }
+    Ok(json!({
+        "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,
+        "hidden_act": if version == Version::One { "quick_gelu" } else { "gelu" },
+        "hidden_size": hidden,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": shapes.axis("text_model.encoder.layers.0.mlp.fc1.weight", 0)?,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": shapes.axis("text_model.embeddings.position_embedding.weight", 0)?,
+        "model_type": "clip_text_model",
+        "num_attention_heads": hidden / 64,
+        "num_hidden_layers": shapes.count("text_model.encoder.layers."),
+        "pad_token_id": 1,
+        "projection_dim": if version == Version::One { hidden } else { 512 },
+        "torch_dtype": "float32",
+        "vocab_size": shapes.axis(tokens, 0)?,
+    }))
+}
+
+/// `scheduler/scheduler_config.json`.
+pub fn scheduler(prediction: Prediction) -> Value {
+    let (class, prediction) = match prediction {
+        Prediction::Epsilon => ("PNDMScheduler", "epsilon"),
+        Prediction::Velocity => ("DDIMScheduler", "v_prediction"),
+    };
+    json!({
+        "_class_name": class,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": false,
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "set_alpha_to_one": false,
+        "skip_prk_steps": true,
+        "steps_offset": 1,
+        "trained_betas": null,
+    })
+}
+
+/// diffusers' form of numbers by block that are often all the same.
+fn one_or_list(numbers: &[usize]) -> Value {
+    match numbers {
+        [first, rest @ ..] if rest.iter().all(|number| number == first) => json!(first),
+        _ => json!(numbers),
+    }
+}

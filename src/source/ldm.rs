@@ -1,0 +1,360 @@
+//! The names of tensors in single-file checkpoints, as CompVis' latent-diffusion and Stability's stablediffusion call
+//! them, mapped by rule to those of diffusers.
+//!
+//! latent-diffusion numbers what its UNet runs through in one row: on the way down the first convolution, then for each
+//! block its layers and the downsampling after them; on the way up the layers alone. Where a block ends is read from the
+//! places of the downsampling convolutions, so that any depth and any number of layers has its names.
+
+use std::collections::BTreeSet;
+
+use super::{Component, names};
+
+const UNET: &str = "model.diffusion_model.";
+const AUTOENCODER: &str = "first_stage_model.";
+const TEXT_ENCODER: &str = "cond_stage_model.transformer.";
+/// The prefix of Stable Diffusion 2's text encoder, which keeps OpenCLIP's names.
+pub const OPEN_CLIP: &str = "cond_stage_model.model.";
+
+/// How many layers of OpenCLIP's ViT-H Stable Diffusion 2 uses: all but the last of its 24.
+const OPEN_CLIP_LAYERS: usize = 23;
+/// No network has so many blocks or layers; a file that numbers them further is damaged.
+const MOST: usize = 1000;
+
+/// What a tensor of the file is.
+#[derive(Debug, PartialEq)]
+pub enum Meaning {
+    /// The parameter of this diffusers name.
+    Parameter(Component, String),
+    /// The parameters of these diffusers names, one upon the other along the first axis.
+    Parameters(Component, Vec<String>),
+    /// Nothing that a network of diffusers has: moving averages, buffers of the schedule, parts that are not used.
+    Nothing,
+}
+
+/// Where the blocks of a file's networks begin and end.
+pub struct Layout {
+    /// Block and layer of each input block but the first.
+    down: Vec<(usize, usize)>,
+    /// The same of each output block.
+    up: Vec<(usize, usize)>,
+    /// How many resolutions the autoencoder's decoder has; it counts them from the picture inward, diffusers outward.
+    decoder_levels: usize,
+}
+
+impl Layout {
+    /// Reads it from all the names of a file.
+    pub fn of<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
+        let (mut last_input, mut downsamplings, mut decoder_levels) = (0, BTreeSet::new(), 0);
+        for name in names {
+            if let Some((number, rest)) = numbered(name, "model.diffusion_model.input_blocks.") {
+                last_input = last_input.max(number);
+                if rest.starts_with("0.op.") {
+                    downsamplings.insert(number);
+                }
+            } else if let Some((level, _)) = numbered(name, "first_stage_model.decoder.up.") {
+                decoder_levels = decoder_levels.max(level + 1);
+            }
+        }
+        let (mut down, mut layers) = (Vec::new(), vec![0]);
+        for number in 1..=last_input {
+            let block = layers.len() - 1;
+            down.push((block, layers[block]));
+            match downsamplings.contains(&number) {
+                true => layers.push(0),
+                false => layers[block] += 1,
+            }
+        }
+        let up = layers.iter().rev().enumerate();
+        let up = up.flat_map(|(block, &layers)| (0..=layers).map(move |layer| (block, layer))).collect();
+        Self { down, up, decoder_levels }
+    }
+
+    /// What the tensor `name` is; `None` when it is nothing that Stable Diffusion 1 or 2 has.
+    pub fn meaning(&self, name: &str) -> Option<Meaning> {
+        let parameter = |component, name: Option<String>| name.map(|name| Meaning::Parameter(component, name));
+        if is_ignored(name) {
+            Some(Meaning::Nothing)
+        } else if let Some(rest) = name.strip_prefix(UNET) {
+            parameter(Component::Unet, self.unet(rest))
+        } else if let Some(rest) = name.strip_prefix(AUTOENCODER) {
+            parameter(Component::Autoencoder, self.autoencoder(rest))
+        } else if let Some(rest) = name.strip_prefix(TEXT_ENCODER) {
+            Some(
+                names::today(Component::TextEncoder, rest)
+                    .map_or(Meaning::Nothing, |name| Meaning::Parameter(Component::TextEncoder, name)),
+            )
+        } else if let Some(rest) = name.strip_prefix(OPEN_CLIP) {
+            open_clip(rest)
+        } else {
+            None
+        }
+    }
+
+    fn unet(&self, name: &str) -> Option<String> {
+        let (part, rest) = name.split_once('.')?;
+        match part {
+            "time_embed" => match numbered(rest, "")? {
+                (0, rest) => Some(format!("time_embedding.linear_1.{rest}")),
+                (2, rest) => Some(format!("time_embedding.linear_2.{rest}")),
+                _ => None,
+            },
+            "input_blocks" => match numbered(rest, "")? {
+                (0, rest) => Some(format!("conv_in.{}", rest.strip_prefix("0.")?)),
+                (number, rest) => {
+                    let (block, layer) = self.down.get(number - 1)?;
+                    match (numbered(rest, "")?, rest.strip_prefix("0.op.")) {
+                        (_, Some(rest)) => Some(format!("down_blocks.{block}.downsamplers.0.conv.{rest}")),
+                        ((0, rest), _) => Some(format!("down_blocks.{block}.resnets.{layer}.{}", resnet(rest)?)),
+                        ((1, rest), _) => Some(format!("down_blocks.{block}.attentions.{layer}.{rest}")),
+                        _ => None,
+                    }
+                }
+            },
+            "middle_block" => match numbered(rest, "")? {
+                (0, rest) => Some(format!("mid_block.resnets.0.{}", resnet(rest)?)),
+                (1, rest) => Some(format!("mid_block.attentions.0.{rest}")),
+                (2, rest) => Some(format!("mid_block.resnets.1.{}", resnet(rest)?)),
+                _ => None,
+            },
+            "output_blocks" => {
+                let (number, rest) = numbered(rest, "")?;
+                let (block, layer) = self.up.get(number)?;
+                match numbered(rest, "")? {
+                    (0, rest) => Some(format!("up_blocks.{block}.resnets.{layer}.{}", resnet(rest)?)),
+                    // The upsampling comes after the attention, where there is one.
+                    (1 | 2, rest) if rest.starts_with("conv.") => {
+                        Some(format!("up_blocks.{block}.upsamplers.0.{rest}"))
+                    }
+                    (1, rest) => Some(format!("up_blocks.{block}.attentions.{layer}.{rest}")),
+                    _ => None,
+                }
+            }
+            "out" => match numbered(rest, "")? {
+                (0, rest) => Some(format!("conv_norm_out.{rest}")),
+                (2, rest) => Some(format!("conv_out.{rest}")),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn autoencoder(&self, name: &str) -> Option<String> {
+        let (half, rest) = name.split_once('.')?;
+        if matches!(half, "quant_conv" | "post_quant_conv") {
+            return Some(name.to_owned());
+        }
+        let (part, inner) = rest.split_once('.')?;
+        let inner = match (half, part) {
+            (_, "conv_in" | "conv_out") => rest.to_owned(),
+            (_, "norm_out") => format!("conv_norm_out.{inner}"),
+            (_, "mid") => match inner.split_once('.')? {
+                ("block_1", rest) => format!("mid_block.resnets.0.{rest}"),
+                ("block_2", rest) => format!("mid_block.resnets.1.{rest}"),
+                ("attn_1", rest) => format!("mid_block.attentions.0.{}", autoencoder_attention(rest)?),
+                _ => return None,
+            },
+            ("encoder", "down") => {
+                let (level, rest) = numbered(inner, "")?;
+                match rest.strip_prefix("downsample.") {
+                    Some(rest) => format!("down_blocks.{level}.downsamplers.0.{rest}"),
+                    None => format!("down_blocks.{level}.{}", autoencoder_resnet(rest)?),
+                }
+            }
+            ("decoder", "up") => {
+                let (level, rest) = numbered(inner, "")?;
+                let block = self.decoder_levels.checked_sub(level + 1)?;
+                match rest.strip_prefix("upsample.") {
+                    Some(rest) => format!("up_blocks.{block}.upsamplers.0.{rest}"),
+                    None => format!("up_blocks.{block}.{}", autoencoder_resnet(rest)?),
+                }
+            }
+            _ => return None,
+        };
+        matches!(half, "encoder" | "decoder").then(|| format!("{half}.{inner}"))
+    }
+}
+
+/// `prefix`, a number, a dot and the rest.
+fn numbered<'n>(name: &'n str, prefix: &str) -> Option<(usize, &'n str)> {
+    let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
+    number.parse().ok().filter(|&number| number < MOST).map(|number| (number, rest))
+}
+
+/// A layer of the UNet's residual block.
+fn resnet(name: &str) -> Option<String> {
+    let parts = [
+        ("in_layers.0.", "norm1."),
+        ("in_layers.2.", "conv1."),
+        ("emb_layers.1.", "time_emb_proj."),
+        ("out_layers.0.", "norm2."),
+        ("out_layers.3.", "conv2."),
+        ("skip_connection.", "conv_shortcut."),
+    ];
+    parts.iter().find_map(|(theirs, ours)| name.strip_prefix(theirs).map(|rest| format!("{ours}{rest}")))
+}
+
+/// `block.1.conv1.weight` → `resnets.1.conv1.weight`
+fn autoencoder_resnet(name: &str) -> Option<String> {
+    let (layer, rest) = numbered(name, "block.")?;
+    match rest.strip_prefix("nin_shortcut.") {
+        Some(rest) => Some(format!("resnets.{layer}.conv_shortcut.{rest}")),
+        None => Some(format!("resnets.{layer}.{rest}")),
+    }
+}
+
+/// A layer of the autoencoder's attention, whose layers newer converters already give today's names.
+fn autoencoder_attention(name: &str) -> Option<String> {
+    let (layer, part) = name.rsplit_once('.')?;
+    let layer = match layer {
+        "norm" => "group_norm",
+        "q" | "to_q" => "to_q",
+        "k" | "to_k" => "to_k",
+        "v" | "to_v" => "to_v",
+        "proj_out" | "to_out.0" => "to_out.0",
+        _ => return None,
+    };
+    Some(format!("{layer}.{part}"))
+}
+
+fn open_clip(name: &str) -> Option<Meaning> {
+    let text = |name: String| Some(Meaning::Parameter(Component::TextEncoder, format!("text_model.{name}")));
+    match name {
+        "positional_embedding" => return text("embeddings.position_embedding.weight".into()),
+        "token_embedding.weight" => return text("embeddings.token_embedding.weight".into()),
+        "text_projection" | "logit_scale" | "attn_mask" => return Some(Meaning::Nothing),
+        _ => {}
+    }
+    if let Some(part) = name.strip_prefix("ln_final.") {
+        return text(format!("final_layer_norm.{part}"));
+    }
+    if name.starts_with("visual.") {
+        return Some(Meaning::Nothing);
+    }
+    let (layer, rest) = numbered(name, "transformer.resblocks.")?;
+    if layer >= OPEN_CLIP_LAYERS {
+        return Some(Meaning::Nothing);
+    }
+    let layers = format!("encoder.layers.{layer}");
+    if let Some(part) = rest.strip_prefix("attn.in_proj_") {
+        let names = ["q", "k", "v"].map(|which| format!("text_model.{layers}.self_attn.{which}_proj.{part}"));
+        return Some(Meaning::Parameters(Component::TextEncoder, names.into()));
+    }
+    let (part, ending) = rest.rsplit_once('.')?;
+    let part = match part {
+        "ln_1" => "layer_norm1",
+        "ln_2" => "layer_norm2",
+        "attn.out_proj" => "self_attn.out_proj",
+        "mlp.c_fc" => "mlp.fc1",
+        "mlp.c_proj" => "mlp.fc2",
+        _ => return None,
+    };
+    text(format!("{layers}.{part}.{ending}"))
+}
+
+/// What training scripts leave in their files and no network of diffusers reads.
+fn is_ignored(name: &str) -> bool {
+    const PREFIXES: [&str; 9] = [
+        // Moving averages of the UNet's weights; diffusers reads the weights themselves too.
+        "model_ema.",
+        "first_stage_model.model_ema.",
+        // The discriminator that the autoencoder was trained with.
+        "first_stage_model.loss.",
+        "cond_stage_model.transformer.vision_model.",
+        "embedding_manager.",
+        // Buffers of the noise schedule.
+        "alphas_cumprod",
+        "log_one_minus_",
+        "posterior_",
+        "sqrt_",
+    ];
+    const NAMES: [&str; 9] = [
+        "betas",
+        "global_step",
+        "logvar",
+        "lvlb_weights",
+        "scale_factor",
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.text_projection",
+        "cond_stage_model.transformer.logit_scale",
+        "cond_stage_model.transformer.text_projection.weight",
+    ];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_end_at_their_downsampling() {
+        // Two layers, then one; the second block is the last.
+        let names = ["0.0.weight", "1.0.x", "2.0.x", "3.0.op.weight", "4.0.x"];
+        let names = names.map(|name| format!("model.diffusion_model.input_blocks.{name}"));
+        let layout = Layout::of(names.iter().map(String::as_str));
+        let name = |name: &str| match layout.meaning(&format!("model.diffusion_model.{name}")) {
+            Some(Meaning::Parameter(Component::Unet, name)) => name,
+            other => format!("{other:?}"),
+        };
+        assert_eq!(name("input_blocks.2.1.norm.bias"), "down_blocks.0.attentions.1.norm.bias");
+        assert_eq!(name("input_blocks.3.0.op.weight"), "down_blocks.0.downsamplers.0.conv.weight");
+        assert_eq!(name("input_blocks.4.0.in_layers.2.weight"), "down_blocks.1.resnets.0.conv1.weight");
+        assert_eq!(name("output_blocks.1.1.conv.weight"), "up_blocks.0.upsamplers.0.conv.weight");
+        assert_eq!(name("output_blocks.4.0.skip_connection.bias"), "up_blocks.1.resnets.2.conv_shortcut.bias");
+        for unknown in ["output_blocks.5.0.in_layers.0.weight", "input_blocks.5.0.x", "input_blocks.1.2.x", "out.1.x"] {
+            assert_eq!(name(unknown), "None", "{unknown}");
+        }
+        // A number that would make a layout of gigabytes.
+        let damaged = Layout::of(["model.diffusion_model.input_blocks.99999999999.0.weight"]);
+        assert!(damaged.down.is_empty());
+    }
+
+    #[test]
+    fn open_clips_projections_are_three_in_one_and_its_last_layer_is_not_used() {
+        let layout = Layout::of([]);
+        let meaning = |name: &str| layout.meaning(&format!("cond_stage_model.model.{name}"));
+        let name = |which| format!("text_model.encoder.layers.22.self_attn.{which}_proj.bias");
+        let three = Meaning::Parameters(Component::TextEncoder, vec![name("q"), name("k"), name("v")]);
+        assert_eq!(meaning("transformer.resblocks.22.attn.in_proj_bias"), Some(three));
+        assert_eq!(meaning("transformer.resblocks.23.attn.in_proj_bias"), Some(Meaning::Nothing));
+        assert_eq!(meaning("transformer.resblocks.1.mlp.c_fc2.bias"), None);
+    }
+
+    #[test]
+    fn buffers_and_moving_averages_are_nothing_and_strangers_are_unknown() {
+        let layout = Layout::of([]);
+        for name in ["model_ema.diffusion_modelout0weight", "betas", "sqrt_recip_alphas_cumprod", "alphas_cumprod_prev"]
+        {
+            assert_eq!(layout.meaning(name), Some(Meaning::Nothing), "{name}");
+        }
+        let buffer = "cond_stage_model.transformer.text_model.embeddings.position_ids";
+        assert_eq!(layout.meaning(buffer), Some(Meaning::Nothing));
+        for name in ["lora_unet_x", "first_stage_model.encoder.up.0.block.0.conv1.bias", "model.diffusion_model.x.y"] {
+            assert_eq!(layout.meaning(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_name_of_the_real_files_is_right() {
+        let beside = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+        let named = std::env::var_os("PALETTIST_SHARED").map(Into::into);
+        let Some(data) = [Some(beside), named].into_iter().flatten().find(|data| data.join("sd_configs").is_dir())
+        else {
+            eprintln!("skipped: no shared data (set PALETTIST_SHARED to its folder)");
+            return;
+        };
+        for (model, entries) in [("sd15", 1130), ("sd21-base", 1214)] {
+            let bytes = std::fs::read(data.join("sd_configs").join(model).join("ldm_key_map.json")).unwrap();
+            let map: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(map.len(), entries);
+            let layout = Layout::of(map.keys().map(String::as_str));
+            for (name, entry) in &map {
+                let component = Component::ALL.into_iter().find(|c| entry["component"] == c.folder()).unwrap();
+                let wanted = match entry.get("diffusers_cat_dim0") {
+                    Some(three) => Meaning::Parameters(component, serde_json::from_value(three.clone()).unwrap()),
+                    None => Meaning::Parameter(component, entry["diffusers"].as_str().unwrap().to_owned()),
+                };
+                assert_eq!(layout.meaning(name), Some(wanted), "{name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Where the parameters of a network lie in files.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use tch::{Device, Kind};
+
+use super::files::{TensorFile, is_floating};
+use super::{Component, names};
+use crate::ops::{Parameter, Weights};
+
+/// A tensor of a file, or a part of one, that is a parameter.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Today's name of the parameter.
+    pub parameter: String,
+    /// Which of the files.
+    pub file: usize,
+    /// What the file calls the tensor.
+    pub tensor: String,
+    /// Of a tensor of several parameters, one upon the other along the first axis: which, and of how many.
+    pub part: Option<(i64, i64)>,
+}
+
+impl Place {
+    /// The shape that the network has for this parameter, as far as the file's shape tells; empty without such a tensor.
+    pub fn shape(&self, component: Component, file: &TensorFile) -> Vec<i64> {
+        let mut shape = file.shape(&self.tensor).unwrap_or_default();
+        if let (Some((_, parts)), Some(rows)) = (self.part, shape.first_mut()) {
+            *rows /= parts;
+        }
+        names::today_shape(component, &self.parameter, &shape)
+    }
+}
+
+/// What says which parameters there are, for messages.
+#[derive(Clone, Copy)]
+pub enum Origin {
+    ConfigJson,
+    /// The shapes of the file's other tensors.
+    OtherTensors,
+}
+
+/// Where each parameter of a component lies: all that its configuration asks for, and nothing else.
+pub struct Stored {
+    files: Vec<Arc<TensorFile>>,
+    places: Vec<(Place, Vec<i64>)>,
+}
+
+impl Stored {
+    /// Checks names, shapes and types, reading headers only.
+    ///
+    /// # Errors
+    /// One line naming tensor and file: missing, unexpected, there twice, of another shape, not floating-point.
+    pub fn new(
+        component: Component,
+        origin: Origin,
+        parameters: &[Parameter],
+        files: Vec<Arc<TensorFile>>,
+        found: impl IntoIterator<Item = Place>,
+    ) -> Result<Self> {
+        let wanted: HashMap<&str, &Parameter> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
+        let title = component.title();
+        let (described, asking) = match origin {
+            Origin::ConfigJson => ("this config.json", "this config.json asks for"),
+            Origin::OtherTensors => ("its other tensors", "its other tensors ask for"),
+        };
+        let mut places: HashMap<String, (Place, Vec<i64>)> = HashMap::with_capacity(wanted.len());
+        for place in found {
+            let file = &files[place.file];
+            let (shown, name) = (file.path().display(), &place.tensor);
+            let Some(parameter) = wanted.get(place.parameter.as_str()) else {
+                bail!("{shown} has the tensor `{name}`, which the {title} of {described} does not have");
+            };
+            let kind = file.kind(name)?;
+            if !is_floating(kind) {
+                bail!("{shown}: tensor `{name}` holds {kind:?} numbers; quantized weights are not supported");
+            }
+            let shape = place.shape(component, file);
+            let whole = place.part.is_none_or(|(_, parts)| {
+                file.shape(name).is_some_and(|s| s.first().is_some_and(|rows| rows % parts == 0))
+            });
+            if shape != parameter.shape || !whole {
+                let (shape, expected) = (file.shape(name).unwrap_or_default(), &parameter.shape);
+                let each = if place.part.is_some() { " for each of its parts" } else { "" };
+                bail!("{shown}: tensor `{name}` has the shape {shape:?}; {asking} {expected:?}{each}");
+            }
+            let name = name.clone();
+            if let Some((other, _)) = places.insert(place.parameter.clone(), (place, shape)) {
+                let first = files[other.file].path().display();
+                bail!("{shown}: tensor `{name}` is there twice, also as `{}` in {first}", other.tensor);
+            }
+        }
+        let missing: Vec<_> = parameters.iter().filter(|p| !places.contains_key(&p.name)).collect();
+        if let (Some(first), Some(file)) = (missing.first(), files.first()) {
+            let more = match missing.len() {
+                1 => String::new(),
+                n => format!(" and {} more", n - 1),
+            };
+            let naming = match origin {
+                Origin::ConfigJson => "the tensor",
+                Origin::OtherTensors => "what diffusers calls",
+            };
+            bail!("{}: {naming} `{}`{more} of the {title} is missing", file.path().display(), first.name);
+        }
+        Ok(Self { files, places: places.into_values().collect() })
+    }
+
+    /// Reads them, converted to `kind`, to `device`.
+    pub fn read(&self, kind: Kind, device: Device) -> Result<Weights> {
+        let mut weights = HashMap::with_capacity(self.places.len());
+        for (place, shape) in &self.places {
+            let file = &self.files[place.file];
+            let tensor = match place.part {
+                None => file.tensor(&place.tensor)?,
+                Some((part, _)) => file.rows(&place.tensor, part * shape[0], shape[0])?,
+            };
+            let tensor = tensor
+                .f_view(shape.as_slice())
+                .and_then(|tensor| tensor.f_to_kind(kind))
+                .and_then(|tensor| tensor.f_to_device(device))
+                .with_context(|| format!("{}: tensor `{}`", file.path().display(), place.tensor))?;
+            weights.insert(place.parameter.clone(), tensor);
+        }
+        Ok(weights)
+    }
+}

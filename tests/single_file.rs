@@ -1,0 +1,593 @@
+//! Single-file checkpoints: files in latent-diffusion's layout, made here of random diffusers weights by the inverse of
+//! the names, give the same models as folders; the architectures of the real ones are read from sparse files.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use palettist::diffusion::{Pipeline, Request};
+use palettist::networks::autoencoder::AutoencoderConfig;
+use palettist::networks::text_encoder::TextEncoderConfig;
+use palettist::networks::unet::UnetConfig;
+use palettist::ops::Weights;
+use palettist::source::files::write_safetensors;
+use palettist::source::{Component, Model, Tokenizer, copy_model};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+const CPU: Device = Device::Cpu;
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// A folder of the data that workplaces share.
+fn shared(name: &str) -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+    let named = std::env::var_os("PALETTIST_SHARED").map(PathBuf::from);
+    let found = [Some(beside), named].into_iter().flatten().map(|data| data.join(name)).find(|folder| folder.is_dir());
+    if found.is_none() {
+        eprintln!("skipped: no shared data (set PALETTIST_SHARED to its folder)");
+    }
+    found
+}
+
+fn open(path: &Path) -> Model {
+    Model::open(path.to_str().unwrap()).unwrap()
+}
+
+/// One line that names what it is about.
+fn assert_says<T>(result: anyhow::Result<T>, words: &[&str]) {
+    let message = format!("{:#}", result.map(drop).expect_err("it should be refused"));
+    assert!(!message.contains('\n'), "{message}");
+    for word in words {
+        assert!(message.contains(word), "`{word}` is not in: {message}");
+    }
+}
+
+/// The configurations of a small model: (UNet, text encoder, autoencoder).
+fn small(version: u8) -> [Value; 3] {
+    let (first, layers, heads) = if version == 1 { (32, 2, json!(8)) } else { (64, 23, json!([1, 1])) };
+    let unet = json!({
+        "block_out_channels": [first, 64], "layers_per_block": 1, "cross_attention_dim": 64, "attention_head_dim": heads,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "use_linear_projection": version == 2,
+    });
+    let text = json!({
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers, "num_attention_heads": 1,
+        "eos_token_id": 2, "hidden_act": if version == 1 { "quick_gelu" } else { "gelu" },
+    });
+    let autoencoder = json!({
+        "block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "latent_channels": 4,
+        "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4],
+    });
+    [unet, text, autoencoder]
+}
+
+/// Random fp16 weights of [`small`], in the order of [`Component::ALL`].
+fn random_weights(configs: &[Value; 3]) -> [Weights; 3] {
+    tch::manual_seed(7);
+    let parameters = [
+        UnetConfig::from_json(&configs[0]).unwrap().parameters(),
+        TextEncoderConfig::from_json(&configs[1]).unwrap().parameters(),
+        AutoencoderConfig::from_json(&configs[2]).unwrap().parameters(),
+    ];
+    parameters.map(|list| {
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, CPU)) * 0.05;
+        list.iter().map(|p| (p.name.clone(), random(&p.shape).to_kind(Kind::Half))).collect()
+    })
+}
+
+/// latent-diffusion's name for a parameter of diffusers' UNet whose blocks have `layers` layers each.
+fn ldm_unet(name: &str, layers: &[usize]) -> String {
+    let parts: Vec<&str> = name.split('.').collect();
+    let number = |i: usize| parts[i].parse::<usize>().unwrap();
+    let rest = |from: usize| parts[from..].join(".");
+    let inner = |from: usize| match (parts[from], rest(from + 1)) {
+        ("norm1", rest) => format!("in_layers.0.{rest}"),
+        ("conv1", rest) => format!("in_layers.2.{rest}"),
+        ("time_emb_proj", rest) => format!("emb_layers.1.{rest}"),
+        ("norm2", rest) => format!("out_layers.0.{rest}"),
+        ("conv2", rest) => format!("out_layers.3.{rest}"),
+        ("conv_shortcut", rest) => format!("skip_connection.{rest}"),
+        (other, _) => panic!("{other}"),
+    };
+    let name = match parts[0] {
+        "conv_in" => format!("input_blocks.0.0.{}", parts[1]),
+        "conv_norm_out" => format!("out.0.{}", parts[1]),
+        "conv_out" => format!("out.2.{}", parts[1]),
+        "time_embedding" => format!("time_embed.{}.{}", if parts[1] == "linear_1" { 0 } else { 2 }, parts[2]),
+        "mid_block" if parts[1] == "attentions" => format!("middle_block.1.{}", rest(3)),
+        "mid_block" => format!("middle_block.{}.{}", 2 * number(2), inner(3)),
+        "down_blocks" => {
+            let first = 1 + layers[..number(1)].iter().map(|layers| layers + 1).sum::<usize>();
+            match parts[2] {
+                "resnets" => format!("input_blocks.{}.0.{}", first + number(3), inner(4)),
+                "attentions" => format!("input_blocks.{}.1.{}", first + number(3), rest(4)),
+                _ => format!("input_blocks.{}.0.op.{}", first + layers[number(1)], parts[5]),
+            }
+        }
+        "up_blocks" => {
+            let reversed: Vec<usize> = layers.iter().rev().map(|layers| layers + 1).collect();
+            let first: usize = reversed[..number(1)].iter().sum();
+            match parts[2] {
+                "resnets" => format!("output_blocks.{}.0.{}", first + number(3), inner(4)),
+                "attentions" => format!("output_blocks.{}.1.{}", first + number(3), rest(4)),
+                // Deeper blocks have no attention here.
+                _ => format!("output_blocks.{}.1.conv.{}", first + reversed[number(1)] - 1, parts[5]),
+            }
+        }
+        other => panic!("{other}"),
+    };
+    format!("model.diffusion_model.{name}")
+}
+
+/// latent-diffusion's name for a parameter of diffusers' autoencoder of four resolutions.
+fn ldm_autoencoder(name: &str) -> String {
+    let mut name = name.replace("down_blocks", "down").replace("downsamplers.0", "downsample");
+    for up in 0..4 {
+        name = name.replace(&format!("up_blocks.{up}."), &format!("up.{}.", 3 - up));
+    }
+    for (ours, theirs) in [
+        ("upsamplers.0", "upsample"),
+        ("conv_norm_out", "norm_out"),
+        ("conv_shortcut", "nin_shortcut"),
+        ("mid_block.resnets.0", "mid.block_1"),
+        ("mid_block.resnets.1", "mid.block_2"),
+        ("mid_block.attentions.0", "mid.attn_1"),
+        ("resnets", "block"),
+        ("group_norm", "norm"),
+        ("to_out.0", "proj_out"),
+        ("to_q", "q"),
+        ("to_k", "k"),
+        ("to_v", "v"),
+    ] {
+        name = name.replace(ours, theirs);
+    }
+    format!("first_stage_model.{name}")
+}
+
+/// The tensors of a single file, as scripts write them: attention of the autoencoder as 1×1 convolutions, buffers, moving
+/// averages, and for version 2 OpenCLIP's names, projections in one, and a last layer that is not used.
+fn ldm(version: u8, weights: &[Weights; 3]) -> BTreeMap<String, Tensor> {
+    let mut file = BTreeMap::new();
+    for (name, tensor) in &weights[0] {
+        file.insert(ldm_unet(name, &[1, 1]), tensor.shallow_clone());
+    }
+    for (name, tensor) in &weights[2] {
+        let convolution = name.contains("attentions") && tensor.dim() == 2;
+        let tensor = if convolution { tensor.unsqueeze(-1).unsqueeze(-1) } else { tensor.shallow_clone() };
+        file.insert(ldm_autoencoder(name), tensor);
+    }
+    for (name, tensor) in &weights[1] {
+        if version == 1 {
+            file.insert(format!("cond_stage_model.transformer.{name}"), tensor.shallow_clone());
+            continue;
+        }
+        let name = name.trim_start_matches("text_model.");
+        let theirs = match name {
+            "embeddings.position_embedding.weight" => "positional_embedding".to_owned(),
+            "embeddings.token_embedding.weight" => "token_embedding.weight".to_owned(),
+            _ => name
+                .replace("final_layer_norm", "ln_final")
+                .replace("encoder.layers", "transformer.resblocks")
+                .replace("layer_norm", "ln_")
+                .replace("fc1", "c_fc")
+                .replace("fc2", "c_proj")
+                .replace("self_attn.out_proj", "attn.out_proj"),
+        };
+        let (tensor, theirs) = match theirs.split_once("self_attn.q_proj.") {
+            None if theirs.contains("self_attn.") => continue,
+            None => (tensor.shallow_clone(), theirs),
+            Some((layer, part)) => {
+                let key = |which: &str| &weights[1][&format!("text_model.{}", name.replace("q_proj", which))];
+                let three = Tensor::cat(&["q_proj", "k_proj", "v_proj"].map(key), 0);
+                (three, format!("{layer}attn.in_proj_{part}"))
+            }
+        };
+        if theirs.starts_with("transformer.resblocks.22.") {
+            let last = theirs.replace("resblocks.22", "resblocks.23");
+            file.insert(format!("cond_stage_model.model.{last}"), tensor.zeros_like());
+        }
+        file.insert(format!("cond_stage_model.model.{theirs}"), tensor);
+    }
+    let number = |value: i64| Tensor::from(value);
+    if version == 1 {
+        let ids = Tensor::arange(77, (Kind::Int64, CPU)).view([1, 77]);
+        file.insert("cond_stage_model.transformer.text_model.embeddings.position_ids".into(), ids);
+    } else {
+        file.insert("cond_stage_model.model.text_projection".into(), Tensor::eye(64, (Kind::Half, CPU)));
+        file.insert("cond_stage_model.model.logit_scale".into(), Tensor::from(4.6f32));
+    }
+    file.insert("model_ema.diffusion_modelout2bias".into(), Tensor::zeros([4], (Kind::Float, CPU)));
+    file.insert("model_ema.num_updates".into(), number(3));
+    file.insert("alphas_cumprod".into(), Tensor::zeros([1000], (Kind::Float, CPU)));
+    file
+}
+
+fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &[(&str, &str)]) {
+    let metadata = metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    write_safetensors(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None, &metadata).unwrap();
+}
+
+/// A small single file in a folder of its own, with the weights that it is made of.
+fn single_file(version: u8) -> (tempfile::TempDir, PathBuf, BTreeMap<String, Tensor>, [Weights; 3]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.safetensors");
+    let weights = random_weights(&small(version));
+    let tensors = ldm(version, &weights);
+    write(&path, &tensors, &[("modelspec.prediction_type", "epsilon")]);
+    (folder, path, tensors, weights)
+}
+
+fn assert_same(model: &Model, weights: &[Weights; 3]) {
+    for (component, wanted) in Component::ALL.into_iter().zip(weights) {
+        let found = model.weights(component, Kind::Half, CPU).unwrap();
+        assert_eq!(found.len(), wanted.len());
+        for (name, tensor) in wanted {
+            assert!(found[name].equal(tensor), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_single_file_is_the_same_model_as_the_folder_written_from_it() {
+    let _guard = tch::no_grad_guard();
+    for version in [1, 2] {
+        let (folder, path, _, weights) = single_file(version);
+        let model = open(&path);
+        assert_eq!(model.name(), "small");
+        assert_same(&model, &weights);
+        let [unet, text, autoencoder] = small(version);
+        assert_eq!(model.text_encoder_config().unwrap(), TextEncoderConfig::from_json(&text).unwrap());
+        assert_eq!(model.autoencoder_config().unwrap(), AutoencoderConfig::from_json(&autoencoder).unwrap());
+        assert_eq!(model.unet_config().unwrap(), UnetConfig::from_json(&unet).unwrap());
+
+        let to = folder.path().join("diffusers");
+        copy_model(&model, &to, &[], Kind::Half).unwrap();
+        let copy = open(&to);
+        assert_same(&copy, &weights);
+        for component in Component::ALL {
+            let mut config = model.config_json(component).unwrap();
+            if component == Component::TextEncoder {
+                config["torch_dtype"] = json!("float16");
+            }
+            assert_eq!(copy.config_json(component).unwrap(), config);
+        }
+        assert_eq!(copy.scheduler_config().unwrap(), model.scheduler_config().unwrap());
+
+        let request =
+            Request { prompt: "a Red fox, 2 dogs".into(), steps: 2, size: Some((32, 48)), ..Request::default() };
+        let draw = |model: &Model| {
+            let pipeline = Pipeline::load(model, None, Kind::Float, CPU).unwrap();
+            pipeline.generate(&request, &mut |_, _| ()).unwrap().images
+        };
+        let (from_file, from_folder) = (draw(&model), draw(&copy));
+        assert!(from_file.equal(&from_folder) && from_file.std(false).double_value(&[]) > 0.0);
+    }
+}
+
+#[test]
+fn old_and_new_writers_names_are_read() {
+    let (_folder, path, tensors, weights) = single_file(1);
+    // Text encoder without `text_model.`, as before transformers 4; attention of the autoencoder as linear layers under
+    // today's names, as newer converters write it.
+    let renamed = tensors.iter().map(|(name, tensor)| {
+        let name = name.replace("transformer.text_model.", "transformer.");
+        match name.split_once("mid.attn_1.") {
+            Some((front, layer)) if !layer.starts_with("norm") => {
+                let layer = layer.replace("proj_out", "out.0");
+                let linear =
+                    if tensor.dim() == 4 { tensor.squeeze_dim(3).squeeze_dim(2) } else { tensor.shallow_clone() };
+                (format!("{front}mid.attn_1.to_{layer}"), linear)
+            }
+            _ => (name, tensor.shallow_clone()),
+        }
+    });
+    write(&path, &renamed.collect(), &[]);
+    assert_same(&open(&path), &weights);
+}
+
+#[test]
+fn what_is_damaged_missing_or_strange_gets_one_line() {
+    let (folder, path, tensors, _) = single_file(1);
+    let at = |path: &Path| Model::open(path.to_str().unwrap());
+    let broken = folder.path().join("broken.safetensors");
+    let changed = |change: &dyn Fn(&mut BTreeMap<String, Tensor>), metadata: &[(&str, &str)]| {
+        let mut tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        change(&mut tensors);
+        write(&broken, &tensors, metadata);
+        at(&broken)
+    };
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&broken, &bytes[..bytes.len() - 1000]).unwrap();
+    assert_says(at(&broken), &["broken.safetensors", "promises"]);
+    for (name, start) in
+        [("a.ckpt", &b"PK\x03\x04\0\0\0\0\x08\x08"[..]), ("b.ckpt", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9")]
+    {
+        let pickle = folder.path().join(name);
+        fs::write(&pickle, start).unwrap();
+        // Long enough that its first bytes, read as the length of a header, are within the file.
+        File::options().write(true).open(&pickle).unwrap().set_len(80 << 20).unwrap();
+        assert_says(at(&pickle), &[name, "pickle", "never read"]);
+    }
+    assert_says(at(&folder.path().join("none.safetensors")), &["none.safetensors does not exist"]);
+    assert_says(Model::open("models/none.safetensors"), &["does not exist"]);
+
+    let one = || Tensor::zeros([1], (Kind::Half, CPU));
+    let strange = |name: &str| changed(&|tensors| drop(tensors.insert(name.into(), one())), &[]);
+    assert_says(strange("model.diffusion_model.strange.weight"), &["`model.diffusion_model.strange.weight`"]);
+    assert_says(strange("something"), &["broken.safetensors", "`something`"]);
+    for (name, kind) in [
+        ("conditioner.embedders.1.model.ln_final.bias", "a Stable Diffusion XL"),
+        ("model.diffusion_model.joint_blocks.0.x", "a Stable Diffusion 3"),
+        ("double_blocks.0.img_attn.proj.bias", "a Flux"),
+        ("control_model.time_embed.0.bias", "a ControlNet"),
+        ("lora_unet_down.alpha", "a LoRA"),
+    ] {
+        assert_says(strange(name), &["broken.safetensors", kind, "Stable Diffusion 1 or 2"]);
+    }
+    assert_says(changed(&|_| (), &[("palettist.palettes", "1")]), &["palettized checkpoint", "--palettes"]);
+    assert_says(changed(&|_| (), &[("modelspec.prediction_type", "x0")]), &["modelspec.prediction_type", "x0"]);
+
+    let without = |prefix: &str| changed(&|tensors| tensors.retain(|name, _| !name.starts_with(prefix)), &[]);
+    assert_says(without("model.diffusion_model."), &["no UNet", "model.diffusion_model."]);
+    let model = without("model.diffusion_model.middle_block.0.in_layers.2.weight").unwrap();
+    assert_says(model.check(Component::Unet), &["broken.safetensors", "mid_block.resnets.0.conv1.weight", "missing"]);
+    let model = without("model.diffusion_model.input_blocks.0.0.weight").unwrap();
+    assert_says(model.unet_config(), &["broken.safetensors", "conv_in.weight", "missing"]);
+    for (prefix, title, component) in [
+        ("cond_stage_model.", "text encoder", Component::TextEncoder),
+        ("first_stage_model.", "autoencoder", Component::Autoencoder),
+    ] {
+        let model = without(prefix).unwrap();
+        model.weights(Component::Unet, Kind::Half, CPU).unwrap();
+        assert_says(model.config_json(component), &["broken.safetensors has no", title, prefix]);
+        assert_says(model.check(component), &[title, "needed here"]);
+    }
+    let name = "model.diffusion_model.middle_block.0.in_layers.2.weight";
+    let model = changed(&|tensors| drop(tensors.insert(name.into(), one())), &[]).unwrap();
+    assert_says(model.check(Component::Unet), &[name, "[1]", "[64, 64, 3, 3]"]);
+    let name = "cond_stage_model.transformer.text_model.strange";
+    let model = changed(&|tensors| drop(tensors.insert(name.into(), one())), &[]).unwrap();
+    assert_says(model.check(Component::TextEncoder), &[name, "text encoder"]);
+
+    // Projections that are not three of a kind.
+    let (_folder, path, mut tensors, _) = single_file(2);
+    let name = "cond_stage_model.model.transformer.resblocks.3.attn.in_proj_weight";
+    for shape in [&[193i64, 64][..], &[]] {
+        tensors.insert(name.into(), Tensor::zeros(shape, (Kind::Half, CPU)));
+        write(&path, &tensors, &[("modelspec.prediction_type", "v")]);
+        assert_says(open(&path).check(Component::TextEncoder), &[name, "[64, 64] for each of its parts"]);
+    }
+}
+
+/// A file with the header of a whole checkpoint and, but for `global_step`, holes for data.
+fn sparse_file(path: &Path, shapes: &BTreeMap<String, Vec<i64>>, global_step: Option<i64>, metadata: Value) {
+    let (mut header, mut offset) = (serde_json::Map::from_iter([("__metadata__".to_owned(), metadata)]), 0);
+    for (name, shape) in shapes {
+        let end = offset + 2 * shape.iter().product::<i64>();
+        header.insert(name.clone(), json!({ "dtype": "F16", "shape": shape, "data_offsets": [offset, end] }));
+        offset = end;
+    }
+    if global_step.is_some() {
+        header
+            .insert("global_step".into(), json!({ "dtype": "I64", "shape": [], "data_offsets": [offset, offset + 8] }));
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = File::create(path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(&header).unwrap();
+    let end = 8 + header.len() as u64 + offset as u64;
+    file.set_len(end).unwrap();
+    if let Some(step) = global_step {
+        file.seek(SeekFrom::Start(end)).unwrap();
+        file.write_all(&step.to_le_bytes()).unwrap();
+    }
+}
+
+/// What the real configuration says, the inferred one says too.
+fn assert_says_what(real: &Value, inferred: &Value) {
+    for (key, value) in real.as_object().unwrap() {
+        let bookkeeping = key.starts_with('_') && key != "_class_name" || key == "transformers_version";
+        if !bookkeeping {
+            assert_eq!(inferred.get(key).unwrap_or(&Value::Null), value, "{key}");
+        }
+    }
+}
+
+#[test]
+fn real_architectures_have_their_real_configurations() {
+    let Some(configs) = shared("sd_configs") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sparse.safetensors");
+    for (model, keys, step, metadata) in [
+        ("sd15", "sd15", Some(470_000), json!({})),
+        ("sd14", "sd15", None, json!({})),
+        ("sd21-base", "sd21-base", Some(875_000), json!({})),
+        ("sd21-768-v", "sd21-base", Some(140_000), json!({})),
+        ("sd21-768-v", "sd21-base", None, json!({})),
+        ("sd21-768-v", "sd21-base", Some(875_000), json!({ "modelspec.prediction_type": "v" })),
+        ("sd21-base", "sd21-base", None, json!({ "modelspec.prediction_type": "epsilon" })),
+    ] {
+        let keys = read(&configs.join(keys).join("ldm_key_map.json"));
+        let shape = |entry: &Value| serde_json::from_value(entry["shape"].clone()).unwrap();
+        let shapes = keys.as_object().unwrap().iter().map(|(name, entry)| (name.clone(), shape(entry))).collect();
+        sparse_file(&path, &shapes, step, metadata);
+        let single = open(&path);
+        for component in Component::ALL {
+            single.check(component).unwrap();
+            let real = read(&configs.join(model).join(component.folder()).join("config.json"));
+            assert_says_what(&real, &single.config_json(component).unwrap());
+        }
+        let real = |name: &str| read(&configs.join(model).join(name).join("config.json"));
+        assert_eq!(single.unet_config().unwrap(), UnetConfig::from_json(&real("unet")).unwrap());
+        assert_eq!(single.autoencoder_config().unwrap(), AutoencoderConfig::from_json(&real("vae")).unwrap());
+        assert_eq!(single.text_encoder_config().unwrap(), TextEncoderConfig::from_json(&real("text_encoder")).unwrap());
+        let mut scheduler = single.scheduler_config().unwrap();
+        if model.starts_with("sd1") {
+            assert_eq!(scheduler.as_object_mut().unwrap().remove("prediction_type"), Some(json!("epsilon")));
+        }
+        assert_says_what(&read(&configs.join(model).join("scheduler/scheduler_config.json")), &scheduler);
+    }
+
+    let keys = read(&configs.join("sdxl-base-1.0/ldm_key_map.json"));
+    sparse_file(
+        &path,
+        &keys.as_object().unwrap().keys().map(|name| (name.clone(), vec![1])).collect(),
+        None,
+        json!({}),
+    );
+    assert_says(Model::open(path.to_str().unwrap()), &["sparse.safetensors is a Stable Diffusion XL"]);
+}
+
+#[test]
+fn cut_down_unets_have_their_real_configurations() {
+    let Some(configs) = shared("sd_configs") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sparse.safetensors");
+    for (family, metadata) in [
+        ("unet_config", json!({})),
+        ("unet_config_v2-base", json!({ "modelspec.prediction_type": "epsilon" })),
+        ("unet_config_v2", json!({ "modelspec.prediction_type": "v" })),
+    ] {
+        for size in ["bk_base", "bk_small", "bk_tiny"] {
+            let real = UnetConfig::from_json(&read(&configs.join(format!("bk-sdm/{family}/{size}.json")))).unwrap();
+            let layers: Vec<usize> = real.layers_per_block.iter().map(|&layers| layers as usize).collect();
+            let shapes = real.parameters().into_iter().map(|p| {
+                // With attention in the block, the upsampling is the third of its parts.
+                let name = ldm_unet(&p.name, &layers);
+                let attends = |up: &str| real.up_attention[up.parse::<usize>().unwrap()];
+                let third = p.name.contains("upsamplers") && attends(p.name.split('.').nth(1).unwrap());
+                (if third { name.replace(".1.conv.", ".2.conv.") } else { name }, p.shape)
+            });
+            sparse_file(&path, &shapes.collect(), None, metadata.clone());
+            assert_eq!(open(&path).unet_config().unwrap(), real, "{family} {size}");
+            open(&path).check(Component::Unet).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_built_in_tokenizer_gives_the_golden_ids_and_its_files_are_clips() {
+    let Some(clip) = shared("clip_tokenizer") else { return };
+    let integers = |value: &Value| value.as_array().unwrap().iter().map(|n| n.as_i64().unwrap()).collect::<Vec<_>>();
+    let first = Tokenizer::clip("<|endoftext|>").unwrap();
+    assert_eq!((first.vocabulary_size(), first.length()), (49408, 77));
+    let golden = read(&clip.join("golden_transformers.json"));
+    assert!(golden.as_array().unwrap().len() >= 30);
+    for case in golden.as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(first.encode(text), integers(&case["ids77"]), "{text}");
+    }
+
+    // The folder that is written is that of Stable Diffusion 2, and read back it is the same tokenizer.
+    let (folder, path, _, _) = single_file(2);
+    let to = folder.path().join("diffusers");
+    copy_model(&open(&path), &to, &[], Kind::Half).unwrap();
+    assert_eq!(read(&to.join("tokenizer/vocab.json")), read(&clip.join("vocab.json")));
+    let same = |name: &str| fs::read(to.join("tokenizer").join(name)).unwrap() == fs::read(clip.join(name)).unwrap();
+    assert!(same("merges.txt"));
+    let (second, written) = (open(&path).tokenizer().unwrap(), Tokenizer::open(&to.join("tokenizer")).unwrap());
+    let real = tempfile::tempdir().unwrap();
+    for (from, name) in [
+        (clip.clone(), "vocab.json"),
+        (clip.clone(), "merges.txt"),
+        (clip.join("../sd_configs/sd21-base/tokenizer"), "tokenizer_config.json"),
+        (clip.join("../sd_configs/sd21-base/tokenizer"), "special_tokens_map.json"),
+    ] {
+        fs::copy(from.join(name), real.path().join(name)).unwrap();
+    }
+    let real = Tokenizer::open(real.path()).unwrap();
+    for case in golden.as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(second.encode(text), real.encode(text), "{text}");
+        assert_eq!(second.encode(text), written.encode(text), "{text}");
+    }
+    assert_eq!(second.encode("a")[2..5], [49407, 0, 0]);
+}
+
+/// Runs the program; (exit code, standard output, standard error).
+fn palettist(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_palettist")).args(arguments).current_dir(folder).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_commands_take_a_single_file() {
+    let (folder, path, tensors, _) = single_file(2);
+    write(&path, &tensors, &[]);
+    let folder = folder.path();
+    fs::create_dir(folder.join("pictures")).unwrap();
+    for name in ["0", "1"] {
+        image::RgbImage::new(32, 32).save(folder.join(format!("pictures/{name}.png"))).unwrap();
+        fs::write(folder.join(format!("pictures/{name}.txt")), "a fox").unwrap();
+    }
+    let config = "name = \"try\"\n[model]\npretrained_model_name_or_path = \"small.safetensors\"\n[data]\nresolution = 32\n\
+                  train_data_dir = \"pictures\"\nvalidation_data_dir = \"pictures\"\n[train]\nmax_train_steps = 1\n";
+    fs::write(folder.join("run.toml"), config).unwrap();
+    let all: [(&[&str], &str); 8] = [
+        (&["check", "run.toml"], "nothing wrong found"),
+        (&["palettize", "small.safetensors", "-o", "p.palettes.safetensors", "--bits", "2"], "wrote p.palettes"),
+        (
+            &[
+                "export",
+                "small.safetensors",
+                "--palettes",
+                "p.palettes.safetensors",
+                "-o",
+                "coreml",
+                "--latent-h",
+                "8",
+                "--latent-w",
+                "8",
+            ],
+            "version_small_unet",
+        ),
+        (
+            &[
+                "verify",
+                "coreml/Stable_Diffusion_version_small_unet.mlpackage",
+                "--against",
+                "small.safetensors",
+                "--palettes",
+                "p.palettes.safetensors",
+            ],
+            "dB",
+        ),
+        (&["export", "small.safetensors", "-o", "folder", "--format", "diffusers"], "folder"),
+        (
+            &[
+                "generate",
+                "small.safetensors",
+                "--prompt",
+                "a",
+                "-o",
+                "o.png",
+                "--steps",
+                "1",
+                "--height",
+                "32",
+                "--width",
+                "32",
+            ],
+            "o.png",
+        ),
+        (&["evaluate", "small.safetensors", "--config", "run.toml", "--device", "cpu"], "validation loss"),
+        (&["inspect", "small.safetensors"], "model.diffusion_model.input_blocks.0.0.weight"),
+    ];
+    for (arguments, expected) in all {
+        let (code, out, error) = palettist(folder, arguments);
+        assert_eq!(code, 0, "{arguments:?}: {error}");
+        assert!(out.contains(expected), "{arguments:?}: {expected:?} is not in\n{out}");
+        let told = error.matches("v_prediction at 768 pixels is assumed").count();
+        assert_eq!(told, usize::from(arguments[0] != "inspect"), "{arguments:?}: {error}");
+    }
+    assert!(open(&folder.join("folder")).unet_config().unwrap().sample_size == 96);
+    let (code, _, error) = palettist(folder, &["generate", "p.palettes.safetensors", "--prompt", "a", "-o", "x.png"]);
+    assert_eq!((code, error.lines().count()), (1, 1), "{error}");
+    assert!(error.contains("--palettes"), "{error}");
+}
