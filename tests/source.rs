@@ -253,7 +253,10 @@ fn what_is_not_a_model_folder_is_told_what_is() {
     let at = |path: &Path| Model::open(path.to_str().unwrap());
     assert_says(at(&path.join("nowhere")), &["nowhere", "does not exist", "diffusers folder"]);
     assert_says(at(&path.join("unet")), &["not a diffusers folder", "folder above"]);
-    assert_says(at(&path.join("unet/config.json")), &["single file", "save_pretrained"]);
+    assert_says(
+        at(&path.join("unet/config.json")),
+        &["a single-file checkpoint (.safetensors) is expected", "not a whole safetensors file"],
+    );
     assert_says(Model::open("nobody/no-such-model-here"), &["nobody/no-such-model-here", "cache", "hf download"]);
 
     let mut config = read(&path.join("unet/config.json"));

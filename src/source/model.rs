@@ -44,8 +44,12 @@ impl Model {
         let path = Path::new(model);
         let named = |part: Option<&std::ffi::OsStr>| part.map_or("model".into(), |name| name.to_string_lossy().into());
         if path.is_file() {
-            let form = Form::File(Arc::new(SingleFile::open(path)?));
-            return Ok(Self { name: named(path.file_stem()), form });
+            let file = SingleFile::open(path);
+            let file = match path.extension() {
+                Some(extension) if extension == "safetensors" => file?,
+                _ => file.context("a diffusers folder or a single-file checkpoint (.safetensors) is expected")?,
+            };
+            return Ok(Self { name: named(path.file_stem()), form: Form::File(Arc::new(file)) });
         }
         if path.is_dir() {
             folder::check(path)?;
