@@ -28,7 +28,7 @@ const MEASUREMENTS: &str = "measurements.jsonl";
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub struct Args {
-    /// A diffusers folder, or a hub id in the local cache
+    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
     model: String,
     /// The config whose validation split, resolution, overrides and deployment target are taken
     #[arg(long)]
