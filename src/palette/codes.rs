@@ -1,6 +1,6 @@
 //! Weights seen through a 16-bit code: how many there are of each code, a value looked up for each, sums for each.
 //!
-//! These are the only passes that touch every weight ([`super::passes`]); what happens between them happens on at most
+//! These are the only passes that touch every weight (`passes`); what happens between them happens on at most
 //! 65,536 bins. Each splits its tensor into pieces that depend on its size alone and merges them in order, so that
 //! results do not depend on the number of threads.
 

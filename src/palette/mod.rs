@@ -4,12 +4,12 @@
 //! |---|---|
 //! | [`form`] | what kinds of palettes there are, and what each needs |
 //! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
-//! | [`passes`] | the same on slices: what every weight costs |
+//! | `passes` | the same on slices: what every weight costs |
 //! | [`kmeans`] | the nearest palette to a weight: exact 1-d k-means |
 //! | [`fit`](fit()) | the same for every form: groups, scales, vectors |
 //! | `bins`, `scaled`, `vectors`, `nearest` | its parts |
 //! | [`table`] | differentiable k-means on a histogram, forward and backward |
-//! | [`attention`] | its arithmetic, a block of bins at a time |
+//! | `attention` | its arithmetic, a block of bins at a time |
 //! | [`dkm`] | differentiable k-means of a weight, and of a layer while it is trained |
 //! | `rows` | a weight laid out for clustering: one row a group of channels |
 //! | [`frozen`] | a layer with fixed assignments, its entries trained |

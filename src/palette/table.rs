@@ -13,7 +13,7 @@
 //!
 //! Everything here is f64: at a low temperature the attention between two entries is a spike that f32 entries would
 //! shift. Terms below e⁻³⁸ of their row's largest are left out, being lost in its rounding: that leaves a few entries a
-//! bin whatever the palette's size, often one, and no denormals. Bins go through the arithmetic ([`super::attention`])
+//! bin whatever the palette's size, often one, and no denormals. Bins go through the arithmetic (`attention`)
 //! in blocks that see the same entries. Sums run over fixed runs of bins, merged in order: results do not depend on
 //! the number of threads.
 

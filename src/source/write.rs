@@ -52,7 +52,7 @@ pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], ki
                     &read
                 }
             };
-            let config = with_kind(component, from.config_json(component)?, kind);
+            let config = loaded_as_fp32(component, from.config_json(component)?);
             write_component(&part.join(component.folder()), component, &config, weights, kind)?;
         }
         from.write_small_folders(part)?;
@@ -61,18 +61,14 @@ pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], ki
     })
 }
 
-/// transformers loads a text encoder as the type that its config.json names.
-fn with_kind(component: Component, mut config: Value, kind: Kind) -> Value {
-    let name = match kind {
-        Kind::Half => "float16",
-        Kind::BFloat16 => "bfloat16",
-        _ => "float32",
-    };
+/// transformers 5 loads a text encoder as the type that its config.json names, while diffusers loads everything else as
+/// fp32 unless it is told otherwise: with fp32 here the two agree, whatever the files hold.
+fn loaded_as_fp32(component: Component, mut config: Value) -> Value {
     if let (Component::TextEncoder, Some(config)) = (component, config.as_object_mut()) {
         // `dtype` since transformers 5.
         for key in ["torch_dtype", "dtype"] {
             if let Some(value) = config.get_mut(key) {
-                *value = json!(name);
+                *value = json!("float32");
             }
         }
     }
