@@ -35,10 +35,9 @@ pub fn write_package(
 ) -> Result<()> {
     let old = match fs::symlink_metadata(path) {
         Err(_) => None,
-        Ok(_) if !overwrite => bail!(
-            "{} exists already and is left as it is: remove it, choose another folder, or ask for it to be overwritten",
-            path.display()
-        ),
+        Ok(_) if !overwrite => {
+            bail!("{} exists already and is left as it is: remove it or choose another folder", path.display())
+        }
         Ok(_) if !path.join("Manifest.json").is_file() => {
             bail!("{} exists and is not a Core ML package: it is left as it is", path.display())
         }
