@@ -11,12 +11,12 @@ use serde_json::Value;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A folder with a config for the tiny model of the fixtures, which has weights that mean nothing.
-struct Workplace {
+struct Work {
     folder: tempfile::TempDir,
     model: String,
 }
 
-impl Workplace {
+impl Work {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = format!("{ROOT}/tests/fixtures/pipeline/model");
@@ -85,7 +85,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn a_recipe_keeps_its_budget_and_palettize_check_and_train_take_it() {
-    let work = Workplace::new();
+    let work = Work::new();
     let (out, _) = work.succeed(&work.analyze(&["-o", "mixed.toml", "--target-bits", "2.6", "--samples", "4"]));
     assert!(out.contains("over 4 noised pictures") && out.contains("wrote mixed.toml"), "{out}");
     let recipe = work.recipe("mixed.toml");
@@ -123,7 +123,7 @@ fn a_recipe_keeps_its_budget_and_palettize_check_and_train_take_it() {
 /// One layer alone, made by `palettize` and measured by `evaluate`: the same loss.
 #[test]
 fn what_is_measured_is_what_evaluate_says() {
-    let work = Workplace::new();
+    let work = Work::new();
     let arguments = ["-o", "loss.toml", "--target-bits", "4", "--measure", "loss", "--bits", "1,4", "--json"];
     let found: Value = serde_json::from_str(&work.succeed(&work.analyze(&arguments)).0).unwrap();
     assert_eq!(found["samples"], 6, "the config's validation has two batches of three");
@@ -149,7 +149,7 @@ fn what_is_measured_is_what_evaluate_says() {
 
 #[test]
 fn measurements_are_kept_and_only_used_where_they_belong() {
-    let work = Workplace::new();
+    let work = Work::new();
     let base = ["--bits", "1,4", "--samples", "3"];
     let with = |more: &[&'static str]| -> Vec<String> {
         let all = base.iter().chain(more).copied().collect::<Vec<_>>();
@@ -203,7 +203,7 @@ fn measurements_are_kept_and_only_used_where_they_belong() {
 
 #[test]
 fn what_the_user_keeps_is_kept() {
-    let work = Workplace::new();
+    let work = Work::new();
     let overrides =
         "palettize.overrides=[{match=\"conv_out.weight\", n_bits=8}, {match=\"time_embedding.*\", skip=true}]";
     let keep = ["--keep", "*.conv1.weight=6", "--keep", "mid_block.resnets.0.conv1.weight=16"];
@@ -229,7 +229,7 @@ fn what_the_user_keeps_is_kept() {
 
 #[test]
 fn what_cannot_be_is_refused_before_any_work() {
-    let work = Workplace::new();
+    let work = Work::new();
     let refused = |more: &[&str], expected: &str| {
         let error = work.fail(&work.analyze(more), 2);
         assert!(error.contains(expected), "{more:?}: {error}");
@@ -256,7 +256,7 @@ fn what_cannot_be_is_refused_before_any_work() {
 
 #[test]
 fn a_recipe_of_another_model_is_refused_with_its_line() {
-    let work = Workplace::new();
+    let work = Work::new();
     fs::write(work.path("bad.toml"), "recipe_version = 1\n[layers]\nconv_in.weight = 4\n\"conv_inn.weight\" = 2\n")
         .unwrap();
     let expected = "bad.toml:4:1: `conv_inn.weight` is no conv's or linear layer's weight of this UNet; did you mean \
@@ -283,7 +283,7 @@ fn a_recipe_of_another_model_is_refused_with_its_line() {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_analysis_goes_on() {
-    let work = Workplace::new();
+    let work = Work::new();
     let arguments =
         work.analyze(&["-o", "mixed.toml", "--target-bits", "3", "--samples", "300", "train.train_batch_size=100"]);
     let child = work.program(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -1,8 +1,11 @@
 //! The real binary: what it prints, its exit codes, and what it leaves alone.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::shared;
 use image::{Rgb, RgbImage};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/networks/pipeline");
@@ -280,20 +283,15 @@ fn palettes_of_every_form_go_through() {
 /// A package that coremltools wrote.
 #[test]
 fn inspect_reads_packages() {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let shared = std::env::var("PALETTIST_SHARED").map_or(beside, PathBuf::from);
-    let package = shared.join("coreml_packages/unet_pal2_ios16.mlpackage");
-    if !package.is_dir() {
-        eprintln!("skipped: {} is not there (PALETTIST_SHARED)", package.display());
-        return;
-    }
-    let (code, out, error) = run(&shared, &["inspect", "--json", package.to_str().unwrap()]);
+    let Some(package) = shared("coreml_packages/unet_pal2_ios16.mlpackage") else { return };
+    let folder = package.parent().unwrap();
+    let (code, out, error) = run(folder, &["inspect", "--json", package.to_str().unwrap()]);
     assert_eq!(code, 0, "{error}");
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(json["kind"], "Core ML package");
     let (weights, bits) = (json["palettized_weights"].as_f64().unwrap(), json["palettized_bits"].as_f64().unwrap());
     assert!(weights > 0.0 && bits / weights > 2.0 && bits / weights < 2.2, "{bits} bits of {weights} weights");
-    let (_, out, _) = run(&shared, &["inspect", package.to_str().unwrap()]);
+    let (_, out, _) = run(folder, &["inspect", package.to_str().unwrap()]);
     assert!(out.contains("2-bit palette") && out.contains("input sample"), "{out}");
 }
 

@@ -3,10 +3,13 @@
 //!
 //! The last test needs a Python with coremltools 9 and torch, named by `PALETTIST_PYTHON`.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use common::{checker, small_unet};
 use half::f16;
 use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use palettist::coreml::program::Target;
@@ -21,19 +24,7 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 fn config(linear: bool) -> UnetConfig {
-    UnetConfig::from_json(&json!({
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": 8,
-        "block_out_channels": [24, 48],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "layers_per_block": 1,
-        "attention_head_dim": 4,
-        "cross_attention_dim": 40,
-        "norm_num_groups": 8,
-        "use_linear_projection": linear,
-    }))
-    .unwrap()
+    small_unet(8, [24, 48], json!(4), linear)
 }
 
 /// Every kind of palette that is exported, at every number of bits.
@@ -208,14 +199,7 @@ for path in sorted(glob.glob(folder + "/*/*.mlpackage")):
 
 #[test]
 fn coremltools_decodes_what_was_written() {
-    let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data")).to_path_buf();
-    let data = if data.exists() { data } else { std::env::var_os("PALETTIST_SHARED").unwrap_or_default().into() };
-    let tools = data.join("../tools");
-    let python = std::env::var_os("PALETTIST_PYTHON");
-    let Some(python) = python.filter(|_| tools.join("mlpackage_eval.py").exists()) else {
-        eprintln!("skipped: needs the shared checker and PALETTIST_PYTHON, a Python with coremltools 9 and torch");
-        return;
-    };
+    let Some((python, tools)) = checker() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut sizes = Vec::new();
     for (number, (config, checkpoint)) in checkpoints().into_iter().enumerate() {

@@ -1,9 +1,12 @@
 //! Packages that somebody broke, by accident or on purpose: refused with a message, never a panic.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use common::shared;
 use palettist::coreml::proto::{self, BindingKind, DimensionKind, TensorElements, ValueKind, ValueTypeKind};
 use palettist::coreml::read::{Package, Precision, evaluate};
 use prost::Message;
@@ -14,13 +17,7 @@ const WEIGHTS: &str = "Data/com.apple.CoreML/weights/weight.bin";
 
 /// A package of the shared data, or `None` where this checkout has none.
 fn original(name: &str) -> Option<PathBuf> {
-    let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data"));
-    let shared = if beside.is_dir() { Some(beside) } else { std::env::var_os("PALETTIST_SHARED").map(PathBuf::from) };
-    let folder = shared.map(|shared| shared.join("coreml_packages")).filter(|folder| folder.is_dir());
-    if folder.is_none() {
-        eprintln!("skipped: no ../shared/data/coreml_packages and no $PALETTIST_SHARED");
-    }
-    folder.map(|folder| folder.join(name).with_extension("mlpackage"))
+    Some(shared("coreml_packages")?.join(name).with_extension("mlpackage"))
 }
 
 /// A copy that can be changed.

@@ -1,29 +1,21 @@
 //! The reader against packages that coremltools wrote, with outputs of the PyTorch models they were converted from.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod common;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::{shared, small_unet};
 use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use palettist::coreml::program::Target;
 use palettist::coreml::read::{Package, Precision, evaluate, psnr};
 use palettist::coreml::verify::{Settings, verify_unet};
 use palettist::coreml::weights::WeightSource;
-use palettist::networks::unet::{UnetConfig, unet};
+use palettist::networks::unet::unet;
 use palettist::ops::{Tensors, Weights};
 use palettist::palette::{PalettizedCheckpoint, kmeans};
 use serde_json::json;
 use tch::{Kind, Tensor};
-
-/// The folder of packages, or `None` where this checkout has no shared data.
-fn packages() -> Option<PathBuf> {
-    let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data"));
-    let shared = if beside.is_dir() { Some(beside) } else { std::env::var_os("PALETTIST_SHARED").map(PathBuf::from) };
-    let folder = shared.map(|shared| shared.join("coreml_packages")).filter(|folder| folder.is_dir());
-    if folder.is_none() {
-        eprintln!("skipped: no ../shared/data/coreml_packages and no $PALETTIST_SHARED");
-    }
-    folder
-}
 
 /// Inputs and expected outputs (`expect.NAME` in the file) that go with a package.
 fn example(package: &Path) -> (BTreeMap<String, Tensor>, BTreeMap<String, Tensor>) {
@@ -63,7 +55,7 @@ const PACKAGES: [(&str, f64, f64, usize, usize, &str); 7] = [
 
 #[test]
 fn packages_of_coremltools_compute_what_pytorch_computed() {
-    let Some(folder) = packages() else { return };
+    let Some(folder) = shared("coreml_packages") else { return };
     for (name, float32, float16, ..) in PACKAGES {
         let package = open(&folder, name).unwrap();
         let (full, half) = (least_psnr(&package, Precision::Float32), least_psnr(&package, Precision::Float16));
@@ -76,7 +68,7 @@ fn packages_of_coremltools_compute_what_pytorch_computed() {
 
 #[test]
 fn weights_cost_what_they_cost() {
-    let Some(folder) = packages() else { return };
+    let Some(folder) = shared("coreml_packages") else { return };
     for (name, _, _, count, palettized, bits) in PACKAGES {
         let weights = open(&folder, name).unwrap().weights().unwrap();
         let layers: Vec<_> = weights.iter().filter(|weight| weight.layer).collect();
@@ -89,7 +81,7 @@ fn weights_cost_what_they_cost() {
 
 #[test]
 fn what_a_package_declares() {
-    let Some(folder) = packages() else { return };
+    let Some(folder) = shared("coreml_packages") else { return };
     let package = open(&folder, "unet_pal4_g8_ios18").unwrap();
     assert_eq!((package.specification_version(), package.opset()), (9, "CoreML8"));
     let inputs: Vec<_> = package.inputs().iter().map(|input| format!("{} {}", input.name, input.kind)).collect();
@@ -107,7 +99,7 @@ fn what_a_package_declares() {
 
 #[test]
 fn inputs_that_do_not_fit_are_refused() {
-    let Some(folder) = packages() else { return };
+    let Some(folder) = shared("coreml_packages") else { return };
     let package = open(&folder, "clip_pal4_ios16").unwrap();
     let refusal = |name: &str, tensor: Tensor| {
         let inputs = BTreeMap::from([(name.to_string(), tensor)]);
@@ -123,7 +115,7 @@ fn inputs_that_do_not_fit_are_refused() {
 
 #[test]
 fn a_unet_agrees_with_itself() {
-    let Some(folder) = packages() else { return };
+    let Some(folder) = shared("coreml_packages") else { return };
     let path = folder.join("unet_pal4_ios16.mlpackage");
     let package = Package::open(&path).unwrap();
     let mut itself = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
@@ -144,18 +136,7 @@ fn a_unet_agrees_with_itself() {
 /// What this project exports, against the network that it trains, for each target: dense, and with 2-bit palettes.
 #[test]
 fn exported_unets_compute_what_the_network_computes() {
-    let config = UnetConfig::from_json(&json!({
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": 16,
-        "block_out_channels": [32, 64],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "layers_per_block": 1,
-        "attention_head_dim": 4,
-        "cross_attention_dim": 40,
-        "norm_num_groups": 8,
-    }))
-    .unwrap();
+    let config = small_unet(16, [32, 64], json!(4), false);
     tch::manual_seed(3);
     let random = |shape: &[i64]| {
         let values = Tensor::randn(shape, (Kind::Float, tch::Device::Cpu));

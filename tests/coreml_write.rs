@@ -3,12 +3,15 @@
 //! The last test hands packages to an independent checker (a Python program with coremltools, in the shared folder)
 //! that validates and runs them; it needs a Python with coremltools and torch, named by `PALETTIST_PYTHON`.
 
+mod common;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use common::{checker, small_unet};
 use half::f16;
 use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use palettist::coreml::program::Target;
@@ -23,19 +26,8 @@ use tch::{Device, Kind, Tensor};
 
 /// A UNet of two levels, with and without attention, of SD 1's kind (`linear` false) or SD 2's.
 fn config(linear: bool) -> UnetConfig {
-    UnetConfig::from_json(&json!({
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": 16,
-        "block_out_channels": [24, 48],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "layers_per_block": 1,
-        "attention_head_dim": if linear { json!([2, 4]) } else { json!(4) },
-        "cross_attention_dim": 40,
-        "norm_num_groups": 8,
-        "use_linear_projection": linear,
-    }))
-    .unwrap()
+    let heads = if linear { json!([2, 4]) } else { json!(4) };
+    small_unet(16, [24, 48], heads, linear)
 }
 
 /// Normal numbers that fp16 holds, in fp32. libtorch's generator is one for all threads, and so is the lock.
@@ -354,14 +346,7 @@ print(json.dumps(results))
 /// An independent implementation validates the packages, loads them with coremltools and computes what we compute.
 #[test]
 fn an_independent_checker_agrees() {
-    let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data")).to_path_buf();
-    let data = if data.exists() { data } else { std::env::var_os("PALETTIST_SHARED").unwrap_or_default().into() };
-    let tools = data.join("../tools");
-    let python = std::env::var_os("PALETTIST_PYTHON");
-    let Some(python) = python.filter(|_| tools.join("mlpackage_eval.py").exists()) else {
-        eprintln!("skipped: needs the shared checker and PALETTIST_PYTHON, a Python with coremltools 9 and torch");
-        return;
-    };
+    let Some((python, tools)) = checker() else { return };
     let folder = tempfile::tempdir().unwrap();
     let cases = [
         (false, Target::Ios16, 2, 16, 16, false),

@@ -1,28 +1,20 @@
 //! Pictures and captions: on folders made here, on Pillow's results (`tests/oracle/pictures.py`), on the
 //! project's own pictures, and on real edge cases and photographs where those are at hand.
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+use common::shared;
 use image::{ImageFormat, RgbImage};
 use palettist::data::picture::{decode_picture, read_picture};
 use palettist::data::{
     CaptionOptions, Crop, Filter, Missing, Problems, Transform, check_pictures, dreambooth, load_picture, read_folder,
 };
 use tch::{Kind, Tensor};
-
-/// The folder `name` of the shared data, or a word on why the test does nothing.
-fn shared(name: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let elsewhere = std::env::var_os("PALETTIST_SHARED").map(PathBuf::from);
-    let found = [Some(beside), elsewhere].into_iter().flatten().map(|root| root.join(name)).find(|path| path.is_dir());
-    if found.is_none() {
-        eprintln!("skipped: no {name} in ../shared/data or $PALETTIST_SHARED");
-    }
-    found
-}
 
 fn own(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -1,8 +1,10 @@
 //! Differentiable k-means against full autograd: reference values, and libtorch's own autograd in f64.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+mod common;
 
+use std::collections::HashMap;
+
+use common::shared;
 use half::f16;
 use palettist::ops::Weights;
 use palettist::palette::codes::{Code, Histogram};
@@ -13,16 +15,6 @@ use tch::{Device, Kind, Tensor};
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
-
-fn vectors() -> Option<PathBuf> {
-    let near = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data"));
-    let shared = if near.exists() { Some(near) } else { std::env::var_os("PALETTIST_SHARED").map(PathBuf::from) };
-    let folder = shared.map(|shared| shared.join("dkm_vectors")).filter(|folder| folder.exists());
-    if folder.is_none() {
-        eprintln!("skipped: no dkm_vectors in ../shared/data or in $PALETTIST_SHARED");
-    }
-    folder
-}
 
 /// The soft weight, the centroids and the state of [`soften`].
 fn softened(weight: &Tensor, centroids: &[f64], tau: f64, iterations: usize, code: Code) -> (Tensor, Vec<f64>, Soften) {
@@ -75,7 +67,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn reference_values() {
-    let Some(folder) = vectors() else { return };
+    let Some(folder) = shared("dkm_vectors") else { return };
     let cases: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
     let mut checked = 0;
     for case in cases.as_array().unwrap() {

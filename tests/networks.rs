@@ -1,8 +1,11 @@
 //! The networks against diffusers' and transformers' own: outputs made by `tests/oracle/networks.py`, from weights and
 //! inputs that both sides compute from their names; and their parameters against those of the real models.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
+use common::shared;
 use palettist::networks::autoencoder::{AutoencoderConfig, decode, encode};
 use palettist::networks::text_encoder::{TextEncoderConfig, text_encoder};
 use palettist::networks::unet::{UnetConfig, unet};
@@ -135,22 +138,11 @@ fn text_encoders_agree_with_transformers() {
     });
 }
 
-/// The folder of real configurations, where there is one.
-fn shared() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let named = std::env::var_os("PALETTIST_SHARED").map(PathBuf::from);
-    let found = [Some(beside), named].into_iter().flatten().find(|folder| folder.join("sd_configs").is_dir());
-    if found.is_none() {
-        eprintln!("skipped: no shared data (set PALETTIST_SHARED to its folder)");
-    }
-    found
-}
-
 #[test]
 fn parameters_of_the_real_models_are_those_of_diffusers() {
-    let Some(shared) = shared() else { return };
+    let Some(configs) = shared("sd_configs") else { return };
     for model in ["sd15", "sd15-inpainting", "sd21-base", "sd21-768-v"] {
-        let folder = shared.join("sd_configs").join(model);
+        let folder = configs.join(model);
         let known = json(&folder.join("diffusers_keys_shapes.json"));
         let config = |part: &str| json(&folder.join(part).join("config.json"));
         let networks = [
@@ -174,11 +166,11 @@ fn parameters_of_the_real_models_are_those_of_diffusers() {
 
 #[test]
 fn the_real_bk_sdm_unets_have_their_published_sizes() {
-    let Some(shared) = shared() else { return };
+    let Some(configs) = shared("sd_configs") else { return };
     // Kim et al. 2023, table 1: 0.58, 0.49 and 0.33 billion parameters (SD 1 and SD 2 alike to these digits).
     for folder in ["unet_config", "unet_config_v2", "unet_config_v2-base"] {
         for (size, published) in [("base", 0.58), ("small", 0.49), ("tiny", 0.33)] {
-            let path = shared.join(format!("sd_configs/bk-sdm/{folder}/bk_{size}.json"));
+            let path = configs.join(format!("bk-sdm/{folder}/bk_{size}.json"));
             let parameters = UnetConfig::from_json(&json(&path)).unwrap().parameters();
             let count: i64 = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum();
             let billions = count as f64 / 1e9;

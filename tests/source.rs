@@ -1,10 +1,13 @@
 //! Models on disk: folders as diffusers and transformers wrote them over the years, and damaged ones.
 //! The fixtures are made by `tests/oracle/networks.py`.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use common::shared;
 use palettist::networks::autoencoder::decode;
 use palettist::networks::text_encoder::text_encoder;
 use palettist::networks::unet::unet;
@@ -364,17 +367,10 @@ fn damaged_tokenizers_are_refused() {
 
 #[test]
 fn clips_own_vocabulary_gives_the_golden_ids() {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let named = std::env::var_os("PALETTIST_SHARED").map(PathBuf::from);
-    let found = [Some(beside), named].into_iter().flatten().find(|folder| folder.join("clip_tokenizer").is_dir());
-    let Some(shared) = found else {
-        eprintln!("skipped: no shared data (set PALETTIST_SHARED to its folder)");
-        return;
-    };
-    let clip = shared.join("clip_tokenizer");
+    let (Some(clip), Some(configs)) = (shared("clip_tokenizer"), shared("sd_configs")) else { return };
     let tokenizer = |model: &str| {
         let folder = tempfile::tempdir().unwrap();
-        copy_folder(&shared.join("sd_configs").join(model).join("tokenizer"), folder.path());
+        copy_folder(&configs.join(model).join("tokenizer"), folder.path());
         for name in ["vocab.json", "merges.txt"] {
             fs::copy(clip.join(name), folder.path().join(name)).unwrap();
         }

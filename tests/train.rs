@@ -1,11 +1,14 @@
 //! Training by the real program: kill and resume, DreamBooth on photographs, a full path to a verified package, and what
 //! bad input gets.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use common::shared;
 use palettist::palette::PalettizedCheckpoint;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -187,12 +190,7 @@ fn the_package_of_a_run_is_the_network_that_was_trained() {
 
 #[test]
 fn dreambooth_on_photographs() {
-    let shared = std::env::var("PALETTIST_SHARED").unwrap_or_else(|_| format!("{ROOT}/../shared"));
-    let photographs = Path::new(&shared).join("data/dreambooth");
-    if !photographs.is_dir() {
-        eprintln!("skipped: no photographs in {}", photographs.display());
-        return;
-    }
+    let Some(photographs) = shared("dreambooth") else { return };
     let folder = tempfile::tempdir().unwrap();
     let class = folder.path().join("class");
     fs::create_dir(&class).unwrap();

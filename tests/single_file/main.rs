@@ -1,6 +1,8 @@
 //! Single-file checkpoints: files in latent-diffusion's layout, made here of random diffusers weights by the inverse of
 //! the names, give the same models as folders; the architectures of the real ones are read from sparse files.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod layout;
 
 use std::collections::BTreeMap;
@@ -8,6 +10,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::shared;
 use palettist::diffusion::{Pipeline, Request};
 use palettist::networks::autoencoder::AutoencoderConfig;
 use palettist::networks::text_encoder::TextEncoderConfig;
@@ -24,17 +27,6 @@ const CPU: Device = Device::Cpu;
 
 fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
-}
-
-/// A folder of the data that workplaces share.
-fn shared(name: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let named = std::env::var_os("PALETTIST_SHARED").map(PathBuf::from);
-    let found = [Some(beside), named].into_iter().flatten().map(|data| data.join(name)).find(|folder| folder.is_dir());
-    if found.is_none() {
-        eprintln!("skipped: no shared data (set PALETTIST_SHARED to its folder)");
-    }
-    found
 }
 
 fn open(path: &Path) -> Model {
