@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use common::shared;
 use palettist::networks::autoencoder::{AutoencoderConfig, decode, encode};
 use palettist::networks::text_encoder::{TextEncoderConfig, text_encoder};
-use palettist::networks::unet::{UnetConfig, unet};
+use palettist::networks::unet::{Added, Condition, UnetConfig, unet};
 use palettist::ops::{Parameter, Tensors, Weights};
 use palettist::source::files::TensorFile;
 use serde_json::Value;
@@ -112,7 +112,16 @@ fn unets_agree_with_diffusers() {
         let sample = given("sample", &integers(&case["sample"]));
         let timesteps = Tensor::from_slice(&integers(&case["timesteps"]));
         let context = given("context", &integers(&case["context"]));
-        vec![("output", unet(&mut Tensors::new(&weights), &config, &sample, &timesteps, &context))]
+        let time_ids = case.get("time_ids").map(|rows| {
+            let rows: Vec<Tensor> =
+                rows.as_array().unwrap().iter().map(|row| Tensor::from_slice(&integers(row))).collect();
+            Tensor::stack(&rows, 0)
+        });
+        let text_embeds = case.get("text_embeds").map(|shape| given("text_embeds", &integers(shape)));
+        let added = text_embeds.as_ref().zip(time_ids.as_ref());
+        let added = added.map(|(text_embeds, time_ids)| Added { text_embeds, time_ids });
+        let condition = Condition { context: &context, added };
+        vec![("output", unet(&mut Tensors::new(&weights), &config, &sample, &timesteps, condition))]
     });
 }
 
@@ -134,22 +143,30 @@ fn text_encoders_agree_with_transformers() {
         let config = TextEncoderConfig::from_json(&case["config"]).unwrap();
         let weights = weights(&config.parameters());
         let output = text_encoder(&mut Tensors::new(&weights), &config, &ids(case));
-        vec![("last_hidden_state", output.last_hidden_state), ("pooled", output.pooled)]
+        vec![
+            ("last_hidden_state", output.last_hidden_state),
+            ("penultimate", output.penultimate),
+            ("pooled", output.pooled),
+        ]
     });
 }
 
 #[test]
 fn parameters_of_the_real_models_are_those_of_diffusers() {
     let Some(configs) = shared("sd_configs") else { return };
-    for model in ["sd15", "sd15-inpainting", "sd21-base", "sd21-768-v"] {
+    for model in ["sd15", "sd15-inpainting", "sd21-base", "sd21-768-v", "sdxl-base-1.0"] {
         let folder = configs.join(model);
         let known = json(&folder.join("diffusers_keys_shapes.json"));
         let config = |part: &str| json(&folder.join(part).join("config.json"));
-        let networks = [
+        let mut networks = vec![
             ("unet", UnetConfig::from_json(&config("unet")).unwrap().parameters()),
             ("vae", AutoencoderConfig::from_json(&config("vae")).unwrap().parameters()),
             ("text_encoder", TextEncoderConfig::from_json(&config("text_encoder")).unwrap().parameters()),
         ];
+        if known.get("text_encoder_2").is_some() {
+            let config = TextEncoderConfig::from_json(&config("text_encoder_2")).unwrap();
+            networks.push(("text_encoder_2", config.parameters()));
+        }
         for (part, parameters) in networks {
             let known = known[part].as_object().unwrap();
             let mut names: Vec<_> = parameters.iter().map(|p| p.name.as_str()).collect();
@@ -190,7 +207,8 @@ fn unsupported_configurations_are_refused_by_key_and_value() {
         config
     };
     let unets = [
-        ("addition_embed_type", Value::from("text_time")),
+        ("addition_embed_type", Value::from("text_image")),
+        ("addition_time_embed_dim", Value::from(256)),
         ("resnet_time_scale_shift", Value::from("scale_shift")),
         ("act_fn", Value::from("gelu")),
         ("norm_num_groups", Value::from(5)),
@@ -201,6 +219,9 @@ fn unsupported_configurations_are_refused_by_key_and_value() {
         let message = format!("{:#}", UnetConfig::from_json(&with("unet_sd1", key, value.clone())).unwrap_err());
         assert!(message.contains(key) && message.contains(&value.to_string()), "{message}");
     }
+    let narrow = with("unet_sdxl", "projection_class_embeddings_input_dim", 48.into());
+    let message = format!("{:#}", UnetConfig::from_json(&narrow).unwrap_err());
+    assert!(message.contains("`projection_class_embeddings_input_dim`: 48"), "{message}");
     let error = TextEncoderConfig::from_json(&with("text_sd1", "hidden_act", "relu".into())).unwrap_err();
     assert!(format!("{error:#}").contains("`hidden_act`: \"relu\""), "{error:#}");
     let error = AutoencoderConfig::from_json(&with("vae", "latents_mean", vec![0].into())).unwrap_err();

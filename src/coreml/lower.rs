@@ -255,10 +255,10 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
             Ok(ops.binary("add", "time_added", &image.var, Parameter::Var(&vector.var)))
         })
     }
-    fn concat_channels(&mut self, images: &[MilValue]) -> MilValue {
-        let mut shape = images[0].shape.clone();
-        shape[1] = images.iter().map(|image| image.shape[1]).sum();
-        self.value(shape, |ops, _| Ok(ops.concat("concat", images.iter().map(|image| &image.var).collect(), 1)))
+    fn concat_channels(&mut self, parts: &[MilValue]) -> MilValue {
+        let mut shape = parts[0].shape.clone();
+        shape[1] = parts.iter().map(|part| part.shape[1]).sum();
+        self.value(shape, |ops, _| Ok(ops.concat("concat", parts.iter().map(|part| &part.var).collect(), 1)))
     }
     fn upsample(&mut self, x: &MilValue, height: i64, width: i64) -> MilValue {
         self.value(vec![x.shape[0], x.shape[1], height, width], |ops, out| ops.enlarge(&x.var, out))

@@ -1,4 +1,5 @@
-//! `CLIPTextModel`: the text encoder of Stable Diffusion 1 (OpenAI's, quick GELU) and 2 (OpenCLIP's, GELU).
+//! `CLIPTextModel`: the text encoder of Stable Diffusion 1 (OpenAI's, quick GELU) and 2 (OpenCLIP's, GELU), and
+//! `CLIPTextModelWithProjection`, the second one of Stable Diffusion XL (OpenCLIP's).
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
@@ -19,13 +20,18 @@ pub struct TextEncoderConfig {
     pub activation: Activation,
     /// Where the pooled output is read; 2 is the sign of old configs for "the largest id".
     pub eos_token_id: i64,
+    /// Width of the layer without bias that the pooled output goes through; none in a plain `CLIPTextModel`.
+    pub projection: Option<i64>,
 }
 
 /// What the text encoder gives.
 pub struct TextOutput<V> {
-    /// `[B, T, hidden]`, what the UNet attends to.
+    /// `[B, T, hidden]`, after the last layer and its norm: what the UNets of Stable Diffusion 1 and 2 attend to.
     pub last_hidden_state: V,
-    /// `[B, hidden]`
+    /// `[B, T, hidden]`, what the last layer reads, transformers' `hidden_states[-2]`: what the UNet of Stable Diffusion
+    /// XL attends to.
+    pub penultimate: V,
+    /// `[B, hidden]`, the last hidden state at the end of the text; `[B, projection]` where it is projected.
     pub pooled: V,
 }
 
@@ -42,6 +48,8 @@ impl TextEncoderConfig {
                 "CLIPTextModel: config.json has `hidden_act`: \"{other}\", which is not supported (quick_gelu or gelu is)"
             ),
         };
+        let projects = value.pointer("/architectures/0").is_some_and(|class| class == "CLIPTextModelWithProjection");
+        let projection = if projects { Some(json.integer("projection_dim", 512)?) } else { None };
         let config = Self {
             vocab_size: json.integer("vocab_size", 49408)?,
             hidden_size: json.integer("hidden_size", 512)?,
@@ -52,6 +60,7 @@ impl TextEncoderConfig {
             layer_norm_eps: json.number("layer_norm_eps", 1e-5)?,
             activation,
             eos_token_id: json.integer("eos_token_id", 49407)?,
+            projection,
         };
         if config.hidden_size % config.heads != 0 {
             bail!(
@@ -71,17 +80,22 @@ impl TextEncoderConfig {
     }
 }
 
-/// Token ids `[B, T]` → the hidden states after the last layer and its norm, and the one at the end of the text.
+/// Token ids `[B, T]` → hidden states, and the one at the end of the text.
 pub fn text_encoder<O: Ops>(ops: &mut O, config: &TextEncoderConfig, ids: &O::Value) -> TextOutput<O::Value> {
     let width = config.hidden_size;
     let x = ops.embedding(ids, "text_model.embeddings.token_embedding", config.vocab_size, width);
     let mut x = ops.add_positions(&x, "text_model.embeddings.position_embedding", config.positions);
+    let mut penultimate = ops.share(&x);
     for layer in 0..config.layers {
+        penultimate = ops.share(&x);
         x = ops.block(Layer { config: config.clone(), name: format!("text_model.encoder.layers.{layer}") }, &[&x]);
     }
     let last_hidden_state = ops.layer_norm(&x, "text_model.final_layer_norm", config.layer_norm_eps);
-    let pooled = ops.pool_at_end_of_text(&last_hidden_state, ids, config.eos_token_id);
-    TextOutput { last_hidden_state, pooled }
+    let mut pooled = ops.pool_at_end_of_text(&last_hidden_state, ids, config.eos_token_id);
+    if let Some(out_features) = config.projection {
+        pooled = ops.linear(&pooled, "text_projection", Linear { in_features: width, out_features, bias: false });
+    }
+    TextOutput { last_hidden_state, penultimate, pooled }
 }
 
 /// `CLIPEncoderLayer`: causal self-attention, then a feed-forward network, each on a norm, each added.

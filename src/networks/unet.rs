@@ -1,4 +1,4 @@
-//! `UNet2DConditionModel` of Stable Diffusion 1.x, 2.x and their cut-down relatives (BK-SDM), driven by
+//! `UNet2DConditionModel` of Stable Diffusion 1.x, 2.x, XL and their cut-down relatives (BK-SDM), driven by
 //! `unet/config.json`.
 
 use anyhow::{Result, bail};
@@ -34,6 +34,65 @@ pub struct UnetConfig {
     pub use_linear_projection: bool,
     pub flip_sin_to_cos: bool,
     pub freq_shift: f64,
+    /// What Stable Diffusion XL is told besides the prompt's tokens.
+    pub addition: Option<Addition>,
+}
+
+/// How many sizes SDXL is told: height and width of the original, the crop's top and left, height and width of the
+/// target (Podell et al. 2023, 2.2).
+pub const TIME_IDS: i64 = 6;
+
+/// SDXL's second way into the time embedding (`addition_embed_type` `text_time`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addition {
+    /// Width of the pooled text embedding.
+    pub text_width: i64,
+    /// Width of the sinusoids of each of the [`TIME_IDS`].
+    pub time_width: i64,
+}
+
+/// What a UNet is told of the picture.
+pub struct Condition<'a, V> {
+    /// The prompt, `[B, S, cross_attention_dim]`.
+    pub context: &'a V,
+    /// For a configuration with an [`Addition`], and for no other.
+    pub added: Option<Added<'a, V>>,
+}
+
+/// What SDXL's UNet is told besides the prompt's tokens.
+pub struct Added<'a, V> {
+    /// The prompt as the second text encoder sums it up, `[B, text_width]`.
+    pub text_embeds: &'a V,
+    /// Sizes in pixels, `[B, 6]` (see [`TIME_IDS`]).
+    pub time_ids: &'a V,
+}
+
+impl<'a, V> From<&'a V> for Condition<'a, V> {
+    fn from(context: &'a V) -> Self {
+        Self { context, added: None }
+    }
+}
+
+impl Addition {
+    fn from_json(json: &Json) -> Result<Option<Self>> {
+        json.only("addition_embed_type", &[json!("text_time")])?;
+        let (embeds, wide) = ("addition_time_embed_dim", "projection_class_embeddings_input_dim");
+        if json.text("addition_embed_type", "")?.is_empty() {
+            json.only(embeds, &[])?;
+            json.only(wide, &[])?;
+            return Ok(None);
+        }
+        // diffusers has no defaults for these two.
+        let (time_width, wide_width) = (json.integer(embeds, 0)?, json.integer(wide, 0)?);
+        let text_width = wide_width - TIME_IDS * time_width;
+        if time_width == 0 || text_width <= 0 {
+            bail!(
+                "UNet2DConditionModel: config.json has `{embeds}`: {time_width} and `{wide}`: {wide_width}; the latter is \
+                 {TIME_IDS} times the former and the width of the pooled text"
+            );
+        }
+        Ok(Some(Self { text_width, time_width }))
+    }
 }
 
 impl UnetConfig {
@@ -80,8 +139,6 @@ impl UnetConfig {
         for key in [
             "class_embed_type",
             "num_class_embeds",
-            "addition_embed_type",
-            "addition_time_embed_dim",
             "encoder_hid_dim",
             "encoder_hid_dim_type",
             "time_cond_proj_dim",
@@ -90,12 +147,12 @@ impl UnetConfig {
             "timestep_post_act",
             "cross_attention_norm",
             "num_attention_heads",
-            "projection_class_embeddings_input_dim",
             "reverse_transformer_layers_per_block",
         ] {
             json.only(key, &[])?;
         }
         json.only("dropout", &[json!(0)])?;
+        let addition = Addition::from_json(&json)?;
         let config = Self {
             in_channels: json.integer("in_channels", 4)?,
             out_channels: json.integer("out_channels", 4)?,
@@ -115,6 +172,7 @@ impl UnetConfig {
             flip_sin_to_cos: json.flag("flip_sin_to_cos", true)?,
             freq_shift: json.number("freq_shift", 0.0)?,
             block_out_channels,
+            addition,
         };
         for (&channels, &heads) in config.block_out_channels.iter().zip(&config.heads) {
             if channels % config.norm_num_groups != 0 {
@@ -139,22 +197,29 @@ impl UnetConfig {
         // Shapes of parameters do not depend on the size; this one passes every downsampling.
         let size = 1 << self.block_out_channels.len();
         declared(|ops| {
-            let sample = vec![1, self.in_channels, size, size];
-            unet(ops, self, &sample, &vec![1], &vec![1, 77, self.cross_attention_dim]);
+            let (sample, context) = (vec![1, self.in_channels, size, size], vec![1, 77, self.cross_attention_dim]);
+            let (text_embeds, time_ids) =
+                (vec![1, self.addition.map_or(0, |added| added.text_width)], vec![1, TIME_IDS]);
+            let added = self.addition.map(|_| Added { text_embeds: &text_embeds, time_ids: &time_ids });
+            unet(ops, self, &sample, &vec![1], Condition { context: &context, added });
         })
     }
 }
 
 /// Predicts the noise (or the velocity) in `sample`.
 ///
-/// `sample` `[B, in, h, w]`, `timestep` `[B]`, `context` `[B, S, cross_attention_dim]` → `[B, out, h, w]`.
-pub fn unet<O: Ops>(
+/// `sample` `[B, in, h, w]`, `timestep` `[B]`, `condition` (its context alone, where there is no more) → `[B, out, h, w]`.
+pub fn unet<'a, O: Ops>(
     ops: &mut O,
     config: &UnetConfig,
     sample: &O::Value,
     timestep: &O::Value,
-    context: &O::Value,
-) -> O::Value {
+    condition: impl Into<Condition<'a, O::Value>>,
+) -> O::Value
+where
+    O::Value: 'a,
+{
+    let Condition { context, added } = condition.into();
     let channels = &config.block_out_channels;
     let blocks = channels.len();
     let resnet = Resnet { groups: config.norm_num_groups, eps: config.norm_eps };
@@ -165,7 +230,7 @@ pub fn unet<O: Ops>(
         layers: config.transformer_layers_per_block[block],
         linear_projection: config.use_linear_projection,
     };
-    let temb = time_embedding(ops, config, timestep);
+    let temb = time_embedding(ops, config, timestep, added);
 
     let mut x = ops.conv2d(sample, "conv_in", Conv::same(config.in_channels, channels[0], 3));
     let mut skips = vec![ops.share(&x)];
@@ -211,12 +276,31 @@ pub fn unet<O: Ops>(
 }
 
 /// `[B] → [B, 4·C₀]`, activated: every residual block starts from SiLU of the embedding.
-fn time_embedding<O: Ops>(ops: &mut O, config: &UnetConfig, timestep: &O::Value) -> O::Value {
-    let (width, wide) = (config.block_out_channels[0], 4 * config.block_out_channels[0]);
-    let t = ops.timestep_embedding(timestep, width, config.flip_sin_to_cos, config.freq_shift);
-    let first = Linear { in_features: width, out_features: wide, bias: true };
-    let t = ops.linear(&t, "time_embedding.linear_1", first);
-    let t = ops.activation(&t, Activation::Silu);
-    let t = ops.linear(&t, "time_embedding.linear_2", Linear { in_features: wide, ..first });
-    ops.activation(&t, Activation::Silu)
+fn time_embedding<O: Ops>(
+    ops: &mut O,
+    config: &UnetConfig,
+    timestep: &O::Value,
+    added: Option<Added<O::Value>>,
+) -> O::Value {
+    let UnetConfig { flip_sin_to_cos: flip, freq_shift: shift, .. } = *config;
+    let width = config.block_out_channels[0];
+    let t = ops.timestep_embedding(timestep, width, flip, shift);
+    let mut embedding = perceptron(ops, "time_embedding", &t, 4 * width);
+    if let Some(addition) = config.addition {
+        let added = added.expect("this UNet was called without what SDXL is told besides the prompt's tokens");
+        let sizes = ops.timestep_embedding(added.time_ids, addition.time_width, flip, shift);
+        let text = ops.share(added.text_embeds);
+        let both = ops.concat_channels(&[text, sizes]);
+        let both = perceptron(ops, "add_embedding", &both, 4 * width);
+        embedding = ops.add(&embedding, &both);
+    }
+    ops.activation(&embedding, Activation::Silu)
+}
+
+/// `TimestepEmbedding`: `[B, in] → [B, wide]`, two layers with SiLU between them.
+fn perceptron<O: Ops>(ops: &mut O, name: &str, x: &O::Value, wide: i64) -> O::Value {
+    let first = Linear { in_features: ops.shape(x)[1], out_features: wide, bias: true };
+    let x = ops.linear(x, &format!("{name}.linear_1"), first);
+    let x = ops.activation(&x, Activation::Silu);
+    ops.linear(&x, &format!("{name}.linear_2"), Linear { in_features: wide, ..first })
 }

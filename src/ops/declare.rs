@@ -105,9 +105,9 @@ impl Ops for Declare {
     fn add_to_pixels(&mut self, image: &Vec<i64>, _vector: &Vec<i64>) -> Vec<i64> {
         image.clone()
     }
-    fn concat_channels(&mut self, images: &[Vec<i64>]) -> Vec<i64> {
-        let mut shape = images[0].clone();
-        shape[1] = images.iter().map(|image| image[1]).sum();
+    fn concat_channels(&mut self, parts: &[Vec<i64>]) -> Vec<i64> {
+        let mut shape = parts[0].clone();
+        shape[1] = parts.iter().map(|part| part[1]).sum();
         shape
     }
     fn upsample(&mut self, x: &Vec<i64>, height: i64, width: i64) -> Vec<i64> {
@@ -123,7 +123,7 @@ impl Ops for Declare {
         vec![x[0], x[2], height, width]
     }
     fn timestep_embedding(&mut self, t: &Vec<i64>, dim: i64, _flip: bool, _freq_shift: f64) -> Vec<i64> {
-        vec![t[0], dim]
+        vec![t[0], t[1..].iter().product::<i64>() * dim]
     }
     fn embedding(&mut self, ids: &Vec<i64>, name: &str, rows: i64, width: i64) -> Vec<i64> {
         self.note(format!("{name}.weight"), vec![rows, width], Initial::Normal(0.02), false);

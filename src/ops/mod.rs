@@ -104,8 +104,8 @@ pub trait Ops {
     fn add(&mut self, a: &Self::Value, b: &Self::Value) -> Self::Value;
     /// An image `[B, C, H, W]` plus a vector `[B, C]`, the same at every pixel.
     fn add_to_pixels(&mut self, image: &Self::Value, vector: &Self::Value) -> Self::Value;
-    /// Images along their channels.
-    fn concat_channels(&mut self, images: &[Self::Value]) -> Self::Value;
+    /// Images, or vectors, along their channels.
+    fn concat_channels(&mut self, parts: &[Self::Value]) -> Self::Value;
     /// Nearest-neighbour resize of an image to `height × width`.
     fn upsample(&mut self, x: &Self::Value, height: i64, width: i64) -> Self::Value;
     /// One row of zeros below, one column of zeros at the right.
@@ -114,8 +114,9 @@ pub trait Ops {
     fn image_to_tokens(&mut self, x: &Self::Value) -> Self::Value;
     /// `[B, H·W, C] → [B, C, H, W]`.
     fn tokens_to_image(&mut self, x: &Self::Value, height: i64, width: i64) -> Self::Value;
-    /// `[B] → [B, dim]`: the sinusoids of a timestep, computed in fp32 whatever the network's type
-    /// (Ho et al. 2020, appendix B; Vaswani et al. 2017, 3.5). Cosines first when `flip_sin_to_cos`.
+    /// `[B] → [B, dim]`, `[B, n] → [B, n·dim]`: the sinusoids of a timestep, or of n numbers one after the other,
+    /// computed in fp32 whatever the network's type (Ho et al. 2020, appendix B; Vaswani et al. 2017, 3.5). Cosines first
+    /// when `flip_sin_to_cos`.
     fn timestep_embedding(&mut self, t: &Self::Value, dim: i64, flip_sin_to_cos: bool, freq_shift: f64) -> Self::Value;
     /// Rows of a table: ids `[B, T] → [B, T, width]`; the parameter is `name.weight` `[rows, width]`.
     fn embedding(&mut self, ids: &Self::Value, name: &str, rows: i64, width: i64) -> Self::Value;

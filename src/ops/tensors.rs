@@ -160,8 +160,8 @@ impl Ops for Tensors<'_> {
     fn add_to_pixels(&mut self, image: &Tensor, vector: &Tensor) -> Tensor {
         image + vector.unsqueeze(-1).unsqueeze(-1)
     }
-    fn concat_channels(&mut self, images: &[Tensor]) -> Tensor {
-        Tensor::cat(images, 1)
+    fn concat_channels(&mut self, parts: &[Tensor]) -> Tensor {
+        Tensor::cat(parts, 1)
     }
     fn upsample(&mut self, x: &Tensor, height: i64, width: i64) -> Tensor {
         x.upsample_nearest2d([height, width], None, None)
@@ -180,12 +180,12 @@ impl Ops for Tensors<'_> {
         let half = dim / 2;
         let exponent =
             Tensor::arange(half, (Kind::Float, t.device())) * (-(10_000f64.ln()) / (half as f64 - freq_shift));
-        let angles = t.to_kind(Kind::Float).unsqueeze(1) * exponent.exp().unsqueeze(0);
+        let angles = t.to_kind(Kind::Float).unsqueeze(-1) * exponent.exp();
         let (sin, cos) = (angles.sin(), angles.cos());
         let parts = if flip_sin_to_cos { [cos, sin] } else { [sin, cos] };
-        let embedding = Tensor::cat(&parts, 1);
+        let embedding = Tensor::cat(&parts, -1);
         let embedding = if dim % 2 == 1 { embedding.constant_pad_nd([0, 1]) } else { embedding };
-        embedding.to_kind(self.kind)
+        embedding.flatten(1, -1).to_kind(self.kind)
     }
     fn embedding(&mut self, ids: &Tensor, name: &str, _rows: i64, _width: i64) -> Tensor {
         Tensor::embedding(&self.weight(name, "weight"), ids, -1, false, false)

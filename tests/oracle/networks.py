@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "networks"
 
@@ -101,6 +101,20 @@ SHIFTED = dict(
     layers_per_block=[1, 2, 1],
     transformer_layers_per_block=[1, 2, 1],
 )
+SDXL = dict(
+    SD1,
+    block_out_channels=[32, 64, 96],
+    down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+    up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+    attention_head_dim=[2, 4, 6],
+    transformer_layers_per_block=[1, 2, 3],
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=6 * 8 + 20,
+)
+# Height and width of the original, the crop's top and left, height and width of the target.
+TIME_IDS = [[1024, 768, 0, 0, 1024, 1024], [333, 500, 17, 256, 512, 640]]
 UNETS = {
     "unet_sd1": (SD1, [2, 4, 16, 16], [1, 981], 7),
     "unet_sd1_odd": (SD1, [1, 4, 9, 7], [500], 3),
@@ -111,6 +125,8 @@ UNETS = {
     "unet_bk_small": (BK_SMALL, [1, 4, 16, 16], [10], 5),
     "unet_bk_tiny_odd": (BK_TINY, [2, 4, 7, 9], [10, 700], 5),
     "unet_shifted": (SHIFTED, [1, 9, 8, 8], [77], 5),
+    "unet_sdxl": (SDXL, [2, 4, 16, 8], [981, 1], 7),
+    "unet_sdxl_sines_first": (dict(SDXL, flip_sin_to_cos=False, freq_shift=1), [1, 4, 9, 7], [500], 77),
 }
 VAE = dict(
     sample_size=64,
@@ -155,6 +171,8 @@ TEXT_ENCODERS = {
     "text_sd2": (TEXT2, [3, 12], 98, [1, 5, 11]),
     # Newer ones name it; larger ids may come before it.
     "text_named_end": (dict(TEXT2, eos_token_id=60), [2, 9], 60, [4, 8]),
+    # The second one of Stable Diffusion XL.
+    "text_projected": (dict(TEXT2, num_hidden_layers=3, projection_dim=20), [3, 12], 98, [1, 5, 11]),
 }
 
 
@@ -172,8 +190,12 @@ def main():
         model = fill(UNet2DConditionModel(**config))
         context = [sample[0], tokens, config["cross_attention_dim"]]
         case = dict(name=name, sample=sample, timesteps=timesteps, context=context, config=config_of(model))
+        added = None
+        if "addition_embed_type" in config:
+            case |= dict(text_embeds=[sample[0], 20], time_ids=TIME_IDS[: sample[0]])
+            added = dict(text_embeds=given("text_embeds", case["text_embeds"]), time_ids=torch.tensor(case["time_ids"]))
         outputs[f"{name}.output"] = model(
-            given("sample", sample), torch.tensor(timesteps), given("context", context)
+            given("sample", sample), torch.tensor(timesteps), given("context", context), added_cond_kwargs=added
         ).sample
         cases.append(case)
     for name, (config, image, latents) in AUTOENCODERS.items():
@@ -182,11 +204,13 @@ def main():
         outputs[f"{name}.image"] = model.decode(given("latents", latents)).sample
         cases.append(dict(name=name, image=image, latents=latents, config=config_of(model)))
     for name, (config, shape, end, ends) in TEXT_ENCODERS.items():
-        model = fill(CLIPTextModel(CLIPTextConfig(**config)))
+        kind = CLIPTextModelWithProjection if "projection_dim" in config else CLIPTextModel
+        model = fill(kind(CLIPTextConfig(**config, architectures=[kind.__name__])))
         case = dict(name=name, ids=shape, vocab=98, end=end, ends=ends, config=config_of(model))
-        result = model(ids_given(case))
+        result = model(ids_given(case), output_hidden_states=True)
         outputs[f"{name}.last_hidden_state"] = result.last_hidden_state
-        outputs[f"{name}.pooled"] = result.pooler_output
+        outputs[f"{name}.penultimate"] = result.hidden_states[-2]
+        outputs[f"{name}.pooled"] = result.text_embeds if "projection_dim" in config else result.pooler_output
         cases.append(case)
     lines = ",\n".join(json.dumps(case, sort_keys=True) for case in cases)
     (FIXTURES / "cases.json").write_text(f"[\n{lines}\n]\n")
