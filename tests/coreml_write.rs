@@ -5,21 +5,20 @@
 
 mod common;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 
-use common::{checker, small_unet};
-use half::f16;
-use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
+use common::{checker, metadata, palettized, random, small_unet, weights};
+use palettist::coreml::attention::AttentionImplementation;
+use palettist::coreml::export::{UnetOptions, export_unet};
 use palettist::coreml::program::Target;
 use palettist::coreml::proto::{BindingKind, Block, ImmediateKind, Model, Operation, TensorElements, Value, ValueKind};
 use palettist::coreml::weights::WeightSource;
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::{Tensors, Weights};
-use palettist::palette::{Palette, PalettizedCheckpoint, packing};
+use palettist::palette::{PalettizedCheckpoint, packing};
 use prost::Message;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -28,57 +27,6 @@ use tch::{Device, Kind, Tensor};
 fn config(linear: bool) -> UnetConfig {
     let heads = if linear { json!([2, 4]) } else { json!(4) };
     small_unet(16, [24, 48], heads, linear)
-}
-
-/// Normal numbers that fp16 holds, in fp32. libtorch's generator is one for all threads, and so is the lock.
-fn random(seed: i64, shapes: &[Vec<i64>]) -> Vec<Tensor> {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed);
-    let draw = |shape: &Vec<i64>| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-    shapes.iter().map(|shape| draw(shape).to_kind(Kind::Half).to_kind(Kind::Float)).collect()
-}
-
-/// Random parameters in fp16, norms and biases too.
-fn weights(config: &UnetConfig) -> Weights {
-    let parameters = config.parameters();
-    let values = random(7, &parameters.iter().map(|parameter| parameter.shape.clone()).collect::<Vec<_>>());
-    let scaled = |shape: &[i64], values: Tensor| {
-        let fan_in = shape[1..].iter().product::<i64>().max(1) as f64;
-        if shape.len() == 1 { 1.0 + 0.2 * values } else { values / fan_in.sqrt() }.to_kind(Kind::Half)
-    };
-    parameters.iter().zip(values).map(|(p, values)| (p.name.clone(), scaled(&p.shape, values))).collect()
-}
-
-/// The same parameters with every palettizable weight as a palette, of 1, 2, 4, 6, 8 bits in turn. How well a palette
-/// fits does not matter here.
-fn palettized(config: &UnetConfig, weights: &Weights) -> PalettizedCheckpoint {
-    let mut checkpoint =
-        PalettizedCheckpoint { palettes: BTreeMap::new(), dense: BTreeMap::new(), metadata: BTreeMap::new() };
-    for (index, parameter) in config.parameters().iter().enumerate() {
-        let tensor = &weights[&parameter.name];
-        if !parameter.palettizable {
-            checkpoint.dense.insert(parameter.name.clone(), tensor.shallow_clone());
-            continue;
-        }
-        let bits = [1, 2, 4, 6, 8][index % 5];
-        let (last, spread) = ((1i32 << bits) - 1, 2.0 * tensor.to_kind(Kind::Float).std(false).double_value(&[]));
-        let entries = (0..=last).map(|i| f16::from_f64(spread * (2.0 * f64::from(i) / f64::from(last) - 1.0)));
-        let nearest = ((tensor.to_kind(Kind::Float) / spread + 1.0) * (f64::from(last) / 2.0)).round();
-        let indices = nearest.clamp(0.0, f64::from(last)).flatten(0, -1).to_kind(Kind::Uint8);
-        let palette = Palette::new(bits, tensor.size(), Vec::try_from(indices).unwrap(), entries.collect()).unwrap();
-        checkpoint.palettes.insert(parameter.name.clone(), palette);
-    }
-    checkpoint
-}
-
-fn metadata() -> PackageMetadata {
-    PackageMetadata {
-        model: "someone/tiny".into(),
-        author: "someone".into(),
-        license: "mit".into(),
-        ..Default::default()
-    }
 }
 
 fn model(package: &Path) -> Model {
@@ -348,18 +296,22 @@ print(json.dumps(results))
 fn an_independent_checker_agrees() {
     let Some((python, tools)) = checker() else { return };
     let folder = tempfile::tempdir().unwrap();
+    use AttentionImplementation::{Original, SplitEinsum, SplitEinsumV2};
     let cases = [
-        (false, Target::Ios16, 2, 16, 16, false),
-        (true, Target::Ios16, 1, 16, 11, true),
-        (false, Target::Ios17, 2, 9, 16, true),
-        (true, Target::Ios18, 2, 8, 8, true),
+        (false, Target::Ios16, Original, 2, 16, 16, false),
+        (true, Target::Ios16, Original, 1, 16, 11, true),
+        (false, Target::Ios17, Original, 2, 9, 16, true),
+        (true, Target::Ios18, Original, 2, 8, 8, true),
+        (false, Target::Ios16, SplitEinsum, 2, 16, 8, true),
+        (true, Target::Ios18, SplitEinsumV2, 1, 24, 24, true),
     ];
-    for (linear, target, batch, height, width, palettes) in cases {
+    for (linear, target, attention, batch, height, width, palettes) in cases {
         let config = config(linear);
         let floats = weights(&config);
         let checkpoint = palettized(&config, &floats);
-        let case = folder.path().join(format!("linear {linear}, {target}, batch {batch}, palettes {palettes}"));
-        let options = UnetOptions { batch, height, width, target, overwrite: false };
+        let case =
+            folder.path().join(format!("linear {linear}, {target}, {attention}, batch {batch}, palettes {palettes}"));
+        let options = UnetOptions { batch, height, width, target, attention, ..UnetOptions::new(&config) };
         let source: &dyn WeightSource = if palettes { &checkpoint } else { &floats };
         export_unet(&config, source, &options, &metadata(), &case, &mut |_, _| {}).unwrap();
         let reference = if palettes {

@@ -6,6 +6,7 @@ use anyhow::Result;
 use tch::{Device, Kind};
 
 use super::{Usage, print};
+use crate::coreml::attention::AttentionImplementation;
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use crate::coreml::program::Target;
 use crate::diffusion::pipeline::{check_palettes, unet_weights};
@@ -30,9 +31,10 @@ pub struct Args {
     /// Which networks (this version writes the UNet)
     #[arg(long, default_value = "unet", value_parser = ["unet"])]
     component: String,
-    /// How attention is spelt (this version: ORIGINAL, for the GPU)
-    #[arg(long, default_value = "ORIGINAL", value_parser = ["ORIGINAL"])]
-    attention_implementation: String,
+    /// How attention is spelt: ORIGINAL for the GPU, SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries at a time: phones, large
+    /// pictures) for the Neural Engine
+    #[arg(long, default_value_t, value_name = "ORIGINAL|SPLIT_EINSUM|SPLIT_EINSUM_V2")]
+    attention_implementation: AttentionImplementation,
     /// iOS16, iOS17, iOS18, or macOS13, macOS14, macOS15; the first that holds the palettes if not given
     #[arg(long, value_name = "TARGET")]
     min_deployment_target: Option<Target>,
@@ -75,6 +77,7 @@ pub fn run(args: Args) -> Result<()> {
         height: args.latent_h.unwrap_or(defaults.height),
         width: args.latent_w.unwrap_or(defaults.width),
         target,
+        attention: args.attention_implementation,
         ..defaults
     };
     if options.height < 1 || options.width < 1 {

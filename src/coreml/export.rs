@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
+use super::attention::AttentionImplementation;
 use super::lower::MilOps;
 use super::package::write_package;
 use super::program::{ProgramBuilder, Target};
@@ -33,6 +34,7 @@ pub struct UnetOptions {
     /// Of the latents.
     pub width: i64,
     pub target: Target,
+    pub attention: AttentionImplementation,
     /// Replaces a package that is there already.
     pub overwrite: bool,
 }
@@ -41,7 +43,14 @@ impl UnetOptions {
     /// Batch 2, the size that the model was made for, iOS 16, nothing overwritten.
     pub fn new(config: &UnetConfig) -> Self {
         let size = config.sample_size;
-        Self { batch: 2, height: size, width: size, target: Target::default(), overwrite: false }
+        Self {
+            batch: 2,
+            height: size,
+            width: size,
+            target: Target::default(),
+            attention: AttentionImplementation::default(),
+            overwrite: false,
+        }
     }
 }
 
@@ -105,7 +114,7 @@ pub fn export_unet(
     folder: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<PathBuf> {
-    let UnetOptions { batch, height, width, target, overwrite } = *options;
+    let UnetOptions { batch, height, width, target, attention, overwrite } = *options;
     ensure!(batch > 0, "a package for a batch of {batch} cannot be made: 2 or 1");
     ensure!(height > 0 && width > 0, "a package for latents of {height}×{width} cannot be made");
     ensure!(!metadata.model.is_empty(), "the package needs the name of its model");
@@ -117,7 +126,7 @@ pub fn export_unet(
         progress(done, total);
     };
     write_package(&path, overwrite, |file| {
-        let mut ops = MilOps::new(ProgramBuilder::new(target, file), weights, &mut written);
+        let mut ops = MilOps::new(ProgramBuilder::new(target, file), weights, &mut written).attending(attention);
         let sample = ops.input("sample", &[batch, config.in_channels, height, width]);
         let timestep = ops.input("timestep", &[batch]);
         let context = ops.input("encoder_hidden_states", &[batch, PROMPT_TOKENS, config.cross_attention_dim]);

@@ -1,4 +1,4 @@
-//! The interpreter that appends a network to a Core ML program, with ORIGINAL attention.
+//! The interpreter that appends a network to a Core ML program.
 //!
 //! Layouts are those of Apple's own conversion: images `[B, C, H, W]`, tokens `[B, C, 1, T]` and vectors
 //! `[B, C, 1, 1]`, so that channels are always the second axis, every linear layer is a 1×1 convolution, the step from
@@ -12,6 +12,7 @@ use std::io::{Seek, Write};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::f16;
 
+use super::attention::{AttentionImplementation, QUERIES};
 use super::program::{Parameter, ProgramBuilder, Var};
 use super::proto::data_type::{FLOAT16, FLOAT32};
 use super::weights::{Weight, WeightSource};
@@ -41,13 +42,19 @@ pub struct MilOps<'a, W> {
     pub(super) program: ProgramBuilder<W>,
     weights: &'a dyn WeightSource,
     written: &'a mut dyn FnMut(),
+    attention: AttentionImplementation,
     error: Option<anyhow::Error>,
 }
 
 impl<'a, W: Write + Seek> MilOps<'a, W> {
     /// Takes parameters from `weights`; calls `written` after each.
     pub fn new(program: ProgramBuilder<W>, weights: &'a dyn WeightSource, written: &'a mut dyn FnMut()) -> Self {
-        Self { program, weights, written, error: None }
+        Self { program, weights, written, attention: AttentionImplementation::default(), error: None }
+    }
+
+    /// Spells attention so.
+    pub fn attending(self, attention: AttentionImplementation) -> Self {
+        Self { attention, ..self }
     }
 
     /// An input of the program in fp16; `shape` is the network's (`[B, C, H, W]`, `[B, T, C]` or `[B]`).
@@ -222,9 +229,12 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
         })
     }
     fn attention(&mut self, q: &MilValue, k: &MilValue, v: &MilValue, heads: i64, mask: Mask) -> MilValue {
-        self.value(q.shape.clone(), |ops, out| match mask {
-            Mask::None => ops.attend(&q.var, &k.var, &v.var, heads, out),
-            Mask::Causal => Err(unknown("causal attention")),
+        use AttentionImplementation::{Original, SplitEinsum, SplitEinsumV2};
+        self.value(q.shape.clone(), |ops, out| match (mask, ops.attention) {
+            (Mask::None, Original) => ops.attend(&q.var, &k.var, &v.var, heads, out),
+            (Mask::None, SplitEinsum) => ops.attend_by_head(&q.var, &k.var, &v.var, heads, i64::MAX / 2),
+            (Mask::None, SplitEinsumV2) => ops.attend_by_head(&q.var, &k.var, &v.var, heads, QUERIES),
+            (Mask::Causal, _) => Err(unknown("causal attention")),
         })
     }
     fn activation(&mut self, x: &MilValue, function: Activation) -> MilValue {

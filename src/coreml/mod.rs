@@ -8,12 +8,14 @@
 //! | `palettes` | palettes as its constants |
 //! | [`weights`] | where its weights come from |
 //! | [`lower`] | the vocabulary's interpreter that builds one |
+//! | [`attention`] | its word `attention` for the Neural Engine |
 //! | `recipes` | its words that MIL spells with several operations |
 //! | [`package`] | the folder |
 //! | [`export`] | what Apple's programs expect of a UNet |
 //! | [`read`] | reading a package back and running it |
 //! | [`verify`] | a package against the network it was made from |
 
+pub mod attention;
 pub mod blob;
 pub mod export;
 pub mod lower;

@@ -87,6 +87,7 @@ pub enum Parameter<'a> {
     Int(i32),
     Ints(&'a [i32]),
     Bool(bool),
+    Bools(&'a [bool]),
     Text(&'a str),
     /// A number in fp16.
     Half(f16),
@@ -209,6 +210,11 @@ impl<W: Write + Seek> ProgramBuilder<W> {
                     data_type::BOOL,
                     &[],
                     TensorElements::Bools(proto::RepeatedBools { values: vec![*value] }),
+                ),
+                Parameter::Bools(values) => immediate(
+                    data_type::BOOL,
+                    &[values.len() as i64],
+                    TensorElements::Bools(proto::RepeatedBools { values: values.to_vec() }),
                 ),
                 Parameter::Text(value) => text(value),
                 Parameter::Half(value) => immediate(

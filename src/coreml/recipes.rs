@@ -32,7 +32,7 @@ impl<W: Write + Seek> MilOps<'_, W> {
     }
 
     /// `q` and `k` of which the products are those of the given ones times `factor`: see [`half_factors`].
-    fn scaled_pair(&mut self, q: &Var, k: &Var, factor: f64) -> (Var, Var) {
+    pub(super) fn scaled_pair(&mut self, q: &Var, k: &Var, factor: f64) -> (Var, Var) {
         let (first, second) = half_factors(factor);
         let q = self.binary("mul", "query_scaled", q, Parameter::Half(first));
         if second == f16::ONE {

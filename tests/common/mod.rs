@@ -1,13 +1,21 @@
-//! What several tests need: the shared data beside the checkout, the independent checker, a small UNet.
+//! What several tests need: the shared data beside the checkout, the independent checker, a small UNet with random
+//! weights.
 
 // Each test takes what it needs of it.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
+use half::f16;
+use palettist::coreml::export::PackageMetadata;
 use palettist::networks::unet::UnetConfig;
+use palettist::ops::Weights;
+use palettist::palette::{Palette, PalettizedCheckpoint};
 use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
 
 /// The folder or file `name` of the shared data: in `../shared/data` or in $PALETTIST_SHARED. Without it, `None` and a
 /// word on why the test does nothing.
@@ -47,4 +55,56 @@ pub fn small_unet(sample_size: i64, channels: [i64; 2], heads: Value, linear: bo
         "use_linear_projection": linear,
     }))
     .unwrap()
+}
+
+/// Normal numbers that fp16 holds, in fp32. libtorch's generator is one for all threads, and so is the lock.
+pub fn random(seed: i64, shapes: &[Vec<i64>]) -> Vec<Tensor> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    let draw = |shape: &Vec<i64>| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+    shapes.iter().map(|shape| draw(shape).to_kind(Kind::Half).to_kind(Kind::Float)).collect()
+}
+
+/// Random parameters in fp16, norms and biases too.
+pub fn weights(config: &UnetConfig) -> Weights {
+    let parameters = config.parameters();
+    let values = random(7, &parameters.iter().map(|parameter| parameter.shape.clone()).collect::<Vec<_>>());
+    let scaled = |shape: &[i64], values: Tensor| {
+        let fan_in = shape[1..].iter().product::<i64>().max(1) as f64;
+        if shape.len() == 1 { 1.0 + 0.2 * values } else { values / fan_in.sqrt() }.to_kind(Kind::Half)
+    };
+    parameters.iter().zip(values).map(|(p, values)| (p.name.clone(), scaled(&p.shape, values))).collect()
+}
+
+/// The same parameters with every palettizable weight as a palette, of 1, 2, 4, 6, 8 bits in turn. How well a palette
+/// fits does not matter here.
+pub fn palettized(config: &UnetConfig, weights: &Weights) -> PalettizedCheckpoint {
+    let mut checkpoint =
+        PalettizedCheckpoint { palettes: BTreeMap::new(), dense: BTreeMap::new(), metadata: BTreeMap::new() };
+    for (index, parameter) in config.parameters().iter().enumerate() {
+        let tensor = &weights[&parameter.name];
+        if !parameter.palettizable {
+            checkpoint.dense.insert(parameter.name.clone(), tensor.shallow_clone());
+            continue;
+        }
+        let bits = [1, 2, 4, 6, 8][index % 5];
+        let (last, spread) = ((1i32 << bits) - 1, 2.0 * tensor.to_kind(Kind::Float).std(false).double_value(&[]));
+        let entries = (0..=last).map(|i| f16::from_f64(spread * (2.0 * f64::from(i) / f64::from(last) - 1.0)));
+        let nearest = ((tensor.to_kind(Kind::Float) / spread + 1.0) * (f64::from(last) / 2.0)).round();
+        let indices = nearest.clamp(0.0, f64::from(last)).flatten(0, -1).to_kind(Kind::Uint8);
+        let palette = Palette::new(bits, tensor.size(), Vec::try_from(indices).unwrap(), entries.collect()).unwrap();
+        checkpoint.palettes.insert(parameter.name.clone(), palette);
+    }
+    checkpoint
+}
+
+/// Of packages that tests write.
+pub fn metadata() -> PackageMetadata {
+    PackageMetadata {
+        model: "someone/tiny".into(),
+        author: "someone".into(),
+        license: "mit".into(),
+        ..Default::default()
+    }
 }
