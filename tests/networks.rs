@@ -120,7 +120,15 @@ fn unets_agree_with_diffusers() {
         let text_embeds = case.get("text_embeds").map(|shape| given("text_embeds", &integers(shape)));
         let added = text_embeds.as_ref().zip(time_ids.as_ref());
         let added = added.map(|(text_embeds, time_ids)| Added { text_embeds, time_ids });
-        let condition = Condition { context: &context, added };
+        let shapes: Vec<Vec<i64>> =
+            case.get("residuals").map_or(vec![], |shapes| shapes.as_array().unwrap().iter().map(integers).collect());
+        if let (Some(shape), [batch, _, height, width]) = (shapes.first(), &sample.size()[..]) {
+            assert_eq!(shape[0], *batch);
+            assert_eq!(shapes, config.residual_shapes(*batch, *height, *width));
+        }
+        let residuals: Vec<Tensor> =
+            shapes.iter().enumerate().map(|(i, shape)| given(&format!("residual_{i}"), shape)).collect();
+        let condition = Condition { context: &context, added, residuals: &residuals };
         vec![("output", unet(&mut Tensors::new(&weights), &config, &sample, &timesteps, condition))]
     });
 }

@@ -57,6 +57,8 @@ pub struct Condition<'a, V> {
     pub context: &'a V,
     /// For a configuration with an [`Addition`], and for no other.
     pub added: Option<Added<'a, V>>,
+    /// What ControlNets add (Zhang et al. 2023), of [`UnetConfig::residual_shapes`]; none without.
+    pub residuals: &'a [V],
 }
 
 /// What SDXL's UNet is told besides the prompt's tokens.
@@ -69,7 +71,7 @@ pub struct Added<'a, V> {
 
 impl<'a, V> From<&'a V> for Condition<'a, V> {
     fn from(context: &'a V) -> Self {
-        Self { context, added: None }
+        Self { context, added: None, residuals: &[] }
     }
 }
 
@@ -192,6 +194,23 @@ impl UnetConfig {
         Ok(config)
     }
 
+    /// Shapes of the residuals that a ControlNet gives for latents of `height × width`: one for each value that is kept
+    /// for the way up, in the order in which they come, then one for the middle.
+    pub fn residual_shapes(&self, batch: i64, height: i64, width: i64) -> Vec<Vec<i64>> {
+        let (mut size, blocks) = ([height, width], self.block_out_channels.len());
+        let mut shapes = vec![vec![batch, self.block_out_channels[0], height, width]];
+        for (block, &channels) in self.block_out_channels.iter().enumerate() {
+            let layers = (0..self.layers_per_block[block]).map(|_| vec![batch, channels, size[0], size[1]]);
+            shapes.extend(layers);
+            if block + 1 < blocks {
+                size = size.map(|n| (n + 2 * self.downsample_padding - 3) / 2 + 1);
+                shapes.push(vec![batch, channels, size[0], size[1]]);
+            }
+        }
+        shapes.extend(shapes.last().cloned());
+        shapes
+    }
+
     /// The parameters of this network, by their diffusers names.
     pub fn parameters(&self) -> Vec<Parameter> {
         // Shapes of parameters do not depend on the size; this one passes every downsampling.
@@ -201,7 +220,7 @@ impl UnetConfig {
             let (text_embeds, time_ids) =
                 (vec![1, self.addition.map_or(0, |added| added.text_width)], vec![1, TIME_IDS]);
             let added = self.addition.map(|_| Added { text_embeds: &text_embeds, time_ids: &time_ids });
-            unet(ops, self, &sample, &vec![1], Condition { context: &context, added });
+            unet(ops, self, &sample, &vec![1], Condition { context: &context, added, residuals: &[] });
         })
     }
 }
@@ -219,7 +238,7 @@ pub fn unet<'a, O: Ops>(
 where
     O::Value: 'a,
 {
-    let Condition { context, added } = condition.into();
+    let Condition { context, added, residuals } = condition.into();
     let channels = &config.block_out_channels;
     let blocks = channels.len();
     let resnet = Resnet { groups: config.norm_num_groups, eps: config.norm_eps };
@@ -249,11 +268,19 @@ where
             skips.push(ops.share(&x));
         }
     }
+    let (middle, residuals) = residuals.split_last().map_or((None, residuals), |(last, rest)| (Some(last), rest));
+    if middle.is_some() {
+        assert_eq!(residuals.len(), skips.len(), "a residual for each skip and one for the middle");
+        skips = skips.iter().zip(residuals).map(|(skip, residual)| ops.add(skip, residual)).collect();
+    }
     if config.mid_block {
         let last = blocks - 1;
         x = resnet.forward(ops, "mid_block.resnets.0", &x, Some(&temb), channels[last]);
         x = ops.block(transformer(last, "mid_block.attentions.0".into()), &[&x, context]);
         x = resnet.forward(ops, "mid_block.resnets.1", &x, Some(&temb), channels[last]);
+    }
+    if let Some(residual) = middle {
+        x = ops.add(&x, residual);
     }
     for up in 0..blocks {
         let (name, block) = (format!("up_blocks.{up}"), blocks - 1 - up);

@@ -125,6 +125,10 @@ UNETS = {
     "unet_bk_small": (BK_SMALL, [1, 4, 16, 16], [10], 5),
     "unet_bk_tiny_odd": (BK_TINY, [2, 4, 7, 9], [10, 700], 5),
     "unet_shifted": (SHIFTED, [1, 9, 8, 8], [77], 5),
+    # With what a ControlNet adds.
+    "unet_sd1_controlled": (SD1, [2, 4, 16, 16], [1, 981], 7),
+    "unet_sd1_controlled_odd": (SD1, [1, 4, 9, 7], [500], 3),
+    "unet_bk_small_controlled": (BK_SMALL, [1, 4, 16, 16], [10], 5),
     "unet_sdxl": (SDXL, [2, 4, 16, 8], [981, 1], 7),
     "unet_sdxl_sines_first": (dict(SDXL, flip_sin_to_cos=False, freq_shift=1), [1, 4, 9, 7], [500], 77),
 }
@@ -176,6 +180,19 @@ TEXT_ENCODERS = {
 }
 
 
+def residual_shapes(config, sample):
+    """One for each value that the UNet keeps for its way up, the last again for the middle."""
+    batch, _, height, width = sample
+    channels = config["block_out_channels"]
+    shapes = [[batch, channels[0], height, width]]
+    for block, width_of_block in enumerate(channels):
+        shapes += [[batch, width_of_block, height, width]] * config["layers_per_block"]
+        if block + 1 < len(channels):
+            height, width = (height + 1) // 2, (width + 1) // 2
+            shapes.append([batch, width_of_block, height, width])
+    return shapes + shapes[-1:]
+
+
 def config_of(model):
     config = dict(model.config) if not hasattr(model.config, "to_dict") else model.config.to_dict()
     return json.loads(json.dumps({key: value for key, value in config.items() if key != "_use_default_values"}))
@@ -194,8 +211,13 @@ def main():
         if "addition_embed_type" in config:
             case |= dict(text_embeds=[sample[0], 20], time_ids=TIME_IDS[: sample[0]])
             added = dict(text_embeds=given("text_embeds", case["text_embeds"]), time_ids=torch.tensor(case["time_ids"]))
+        residuals = {}
+        if "controlled" in name:
+            case["residuals"] = residual_shapes(config, sample)
+            *skips, middle = [given(f"residual_{i}", shape) for i, shape in enumerate(case["residuals"])]
+            residuals = dict(down_block_additional_residuals=skips, mid_block_additional_residual=middle)
         outputs[f"{name}.output"] = model(
-            given("sample", sample), torch.tensor(timesteps), given("context", context), added_cond_kwargs=added
+            given("sample", sample), torch.tensor(timesteps), given("context", context), added_cond_kwargs=added, **residuals
         ).sample
         cases.append(case)
     for name, (config, image, latents) in AUTOENCODERS.items():
