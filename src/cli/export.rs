@@ -1,14 +1,17 @@
 //! `palettist export`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use tch::{Device, Kind};
 
-use super::{Usage, print};
+use super::{Usage, must_be_new, print};
 use crate::coreml::attention::AttentionImplementation;
+use crate::coreml::components::{Part, export_text_encoder, export_vae_decoder, export_vae_encoder};
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
+use crate::coreml::interface::{Destination, Weighted};
 use crate::coreml::program::Target;
+use crate::coreml::weights::WeightSource;
 use crate::diffusion::pipeline::{check_palettes, unet_weights};
 use crate::palette::PalettizedCheckpoint;
 use crate::report::Progress;
@@ -28,11 +31,11 @@ pub struct Args {
     /// coreml: packages; diffusers: a folder with the palettes' values in plain fp16 weights
     #[arg(long, default_value = "coreml", value_parser = ["coreml", "diffusers"])]
     format: String,
-    /// Which networks (this version writes the UNet)
-    #[arg(long, default_value = "unet", value_parser = ["unet"])]
-    component: String,
-    /// How attention is spelt: ORIGINAL for the GPU, SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries at a time: phones, large
-    /// pictures) for the Neural Engine
+    /// Which networks, with commas between: unet, text_encoder, vae_decoder, vae_encoder; or all
+    #[arg(long, default_value = "unet", value_delimiter = ',', value_name = "NAMES")]
+    component: Vec<String>,
+    /// How the UNet's attention is spelt: ORIGINAL for the GPU, SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries at a time:
+    /// phones, large pictures) for the Neural Engine
     #[arg(long, default_value_t, value_name = "ORIGINAL|SPLIT_EINSUM|SPLIT_EINSUM_V2")]
     attention_implementation: AttentionImplementation,
     /// iOS16, iOS17, iOS18, or macOS13, macOS14, macOS15; the first that holds the palettes if not given
@@ -52,7 +55,22 @@ pub struct Args {
     model_version: Option<String>,
 }
 
+/// What `--component` asks for, each once and in the order in which packages are written.
+fn parts(names: &[String]) -> Result<Vec<Part>, Usage> {
+    if names.iter().any(|name| name == "all") {
+        return Ok(Part::ALL.to_vec());
+    }
+    let mut parts = Vec::new();
+    for name in names {
+        parts.push(name.parse::<Part>().map_err(|error| Usage(format!("--component: {error}, or all")))?);
+    }
+    parts.sort();
+    parts.dedup();
+    Ok(parts)
+}
+
 pub fn run(args: Args) -> Result<()> {
+    let parts = parts(&args.component)?;
     let model = Model::open(&args.model)?;
     let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
     if args.format == "diffusers" {
@@ -83,20 +101,56 @@ pub fn run(args: Args) -> Result<()> {
     if options.height < 1 || options.width < 1 {
         return Err(Usage("--latent-h and --latent-w are at least 1".into()).into());
     }
-    let name = args.model_version.unwrap_or_else(|| model.name().to_owned());
+    let name = args.model_version.clone().unwrap_or_else(|| model.name().to_owned());
     let metadata = PackageMetadata::of_folder(&name, model.path());
-    let mut bar = Progress::new("exporting", 0, config.parameters().len() as u64).counting("tensor");
-    let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
-    let path = match &checkpoint {
-        Some(checkpoint) => {
-            check_palettes(&model, checkpoint)?;
-            export_unet(&config, checkpoint, &options, &metadata, &args.output, &mut told)?
-        }
-        None => {
-            let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
-            export_unet(&config, &weights, &options, &metadata, &args.output, &mut told)?
-        }
-    };
-    bar.finish();
-    print(path.display())
+    // Before the work, not after an hour of it.
+    for part in &parts {
+        must_be_new(&args.output.join(metadata.package_name(part.name())))?;
+        model.check(part.component())?;
+    }
+    if let Some(checkpoint) = &checkpoint {
+        check_palettes(&model, checkpoint)?;
+    }
+    for part in parts {
+        let job = Job { model: &model, part, unet: &options, metadata: &metadata, folder: &args.output };
+        let path = match &checkpoint {
+            Some(checkpoint) if part == Part::Unet => job.export(checkpoint)?,
+            _ => job.export(&model.stored(part.component())?)?,
+        };
+        print(path.display())?;
+    }
+    Ok(())
+}
+
+/// One package to write.
+struct Job<'a> {
+    model: &'a Model,
+    part: Part,
+    /// Sizes and target, which all packages share.
+    unet: &'a UnetOptions,
+    metadata: &'a PackageMetadata,
+    folder: &'a Path,
+}
+
+impl Job<'_> {
+    fn export(&self, weights: &dyn WeightSource) -> Result<PathBuf> {
+        let Self { model, part, unet, metadata, folder } = *self;
+        let parameters = part.parameters(model)?.len();
+        let mut bar = Progress::new("exporting", 0, parameters as u64).counting("tensor");
+        let mut progress = |done: usize, _: usize| bar.update(done as u64, &[]);
+        let size = (unet.height, unet.width);
+        let destination = Destination { folder, target: unet.target, overwrite: unet.overwrite, metadata };
+        let path = if part == Part::Unet {
+            export_unet(&model.unet_config()?, weights, unet, metadata, folder, &mut progress)?
+        } else {
+            let weighted = Weighted { weights, parameters, progress: &mut progress };
+            match part {
+                Part::TextEncoder => export_text_encoder(&model.text_encoder_config()?, weighted, destination)?,
+                Part::VaeDecoder => export_vae_decoder(&model.autoencoder_config()?, size, weighted, destination)?,
+                _ => export_vae_encoder(&model.autoencoder_config()?, size, weighted, destination)?,
+            }
+        };
+        bar.finish();
+        Ok(path)
+    }
 }

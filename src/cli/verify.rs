@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use super::print;
+use crate::coreml::components::Part;
 use crate::coreml::read::{Package, Precision};
-use crate::coreml::verify::{Report, Settings, verify_unet};
+use crate::coreml::verify::{Report, Settings, part_of, verify_one_input, verify_text_encoder, verify_unet};
 use crate::diffusion::pipeline::unet_weights;
+use crate::networks::autoencoder::{decode, encode};
+use crate::networks::text_encoder::text_encoder;
 use crate::networks::unet::unet;
 use crate::ops::Tensors;
 use crate::palette::PalettizedCheckpoint;
@@ -60,12 +63,43 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Compares a package with the network of `model`, palettes in place.
+/// Compares a package with the network of `model` that it holds; `palettes` are in place of the UNet's weights.
 pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoint>) -> Result<Report> {
-    let config = model.unet_config()?;
-    let weights = unet_weights(model, palettes, Kind::Float, Device::Cpu)?;
-    let mut network = |sample: &tch::Tensor, timestep: &tch::Tensor, context: &tch::Tensor| {
-        Ok(unet(&mut Tensors::new(&weights), &config, sample, timestep, context))
-    };
-    verify_unet(path, &mut network, &Settings::default())
+    let package = Package::open(path)?;
+    let settings = Settings::default();
+    let part = part_of(&package)?;
+    let own = |component| model.weights(component, Kind::Float, Device::Cpu);
+    let named = |outputs: Vec<(&str, Tensor)>| Ok(outputs.into_iter().map(|(name, x)| (name.to_owned(), x)).collect());
+    match part {
+        Part::Unet => {
+            let config = model.unet_config()?;
+            let weights = unet_weights(model, palettes, Kind::Float, Device::Cpu)?;
+            let mut network = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
+                Ok(unet(&mut Tensors::new(&weights), &config, sample, timestep, context))
+            };
+            verify_unet(path, &mut network, &settings)
+        }
+        Part::TextEncoder => {
+            let config = model.text_encoder_config()?;
+            let weights = own(part.component())?;
+            let end = if config.eos_token_id == 2 { config.vocab_size - 1 } else { config.eos_token_id };
+            let mut network = |ids: &Tensor| {
+                let output = text_encoder(&mut Tensors::new(&weights), &config, ids);
+                named(vec![("last_hidden_state", output.last_hidden_state), ("pooled_outputs", output.pooled)])
+            };
+            verify_text_encoder(&package, (config.vocab_size, end), &mut network, &settings)
+        }
+        Part::VaeDecoder | Part::VaeEncoder => {
+            let config = model.autoencoder_config()?;
+            let weights = own(part.component())?;
+            let mut network = |x: &Tensor| {
+                let mut ops = Tensors::new(&weights);
+                named(match part {
+                    Part::VaeDecoder => vec![("image", decode(&mut ops, &config, x))],
+                    _ => vec![("latent", encode(&mut ops, &config, x))],
+                })
+            };
+            verify_one_input(&package, &mut network, &settings)
+        }
+    }
 }

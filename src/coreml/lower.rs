@@ -9,24 +9,24 @@
 
 use std::io::{Seek, Write};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 
 use super::attention::{AttentionImplementation, QUERIES};
 use super::program::{Parameter, ProgramBuilder, Var};
-use super::proto::data_type::{FLOAT16, FLOAT32};
+use super::proto::data_type::{FLOAT16, FLOAT32, INT32};
 use super::weights::{Weight, WeightSource};
 use crate::ops::{Activation, Conv, Linear, Mask, Ops};
 
 /// A value of the network: where it is in the program, and its shape in the network's own terms.
 #[derive(Clone, Debug)]
 pub struct MilValue {
-    var: Var,
-    shape: Vec<i64>,
+    pub(super) var: Var,
+    pub(super) shape: Vec<i64>,
 }
 
 /// How a value of the network lies in memory: images as they are; tokens `[B, C, 1, T]`; vectors `[B, C, 1, 1]`.
-fn in_memory(shape: &[i64]) -> Vec<i64> {
+pub(super) fn in_memory(shape: &[i64]) -> Vec<i64> {
     match *shape {
         [batch, channels] => vec![batch, channels, 1, 1],
         [batch, tokens, channels] => vec![batch, channels, 1, tokens],
@@ -43,18 +43,27 @@ pub struct MilOps<'a, W> {
     weights: &'a dyn WeightSource,
     written: &'a mut dyn FnMut(),
     attention: AttentionImplementation,
+    /// The mask of causal attention, which all layers share.
+    pub(super) causal_mask: Option<Var>,
     error: Option<anyhow::Error>,
 }
 
 impl<'a, W: Write + Seek> MilOps<'a, W> {
     /// Takes parameters from `weights`; calls `written` after each.
     pub fn new(program: ProgramBuilder<W>, weights: &'a dyn WeightSource, written: &'a mut dyn FnMut()) -> Self {
-        Self { program, weights, written, attention: AttentionImplementation::default(), error: None }
+        Self {
+            program,
+            weights,
+            written,
+            attention: AttentionImplementation::default(),
+            causal_mask: None,
+            error: None,
+        }
     }
 
-    /// Spells attention so.
-    pub fn attending(self, attention: AttentionImplementation) -> Self {
-        Self { attention, ..self }
+    /// Spells attention so from here on, where it looks at everything.
+    pub fn attend_as(&mut self, attention: AttentionImplementation) {
+        self.attention = attention;
     }
 
     /// An input of the program in fp16; `shape` is the network's (`[B, C, H, W]`, `[B, T, C]` or `[B]`).
@@ -63,11 +72,39 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
         MilValue { var, shape: shape.to_vec() }
     }
 
-    /// The value in fp32 under the `name` of an output.
+    /// An input of token ids `[B, T]`. They come as fp32 numbers, as Apple's programs give them.
+    pub fn token_ids(&mut self, name: &str, shape: &[i64]) -> MilValue {
+        let ids = self.program.input(name, FLOAT32, shape);
+        let var = self.cast(&format!("{name}_to_int32"), &ids, INT32);
+        MilValue { var, shape: shape.to_vec() }
+    }
+
+    /// Keeps `names` for [`MilOps::output`].
+    pub fn reserve<'n>(&mut self, names: impl IntoIterator<Item = &'n str>) {
+        names.into_iter().for_each(|name| self.program.reserve(name));
+    }
+
+    /// The value in fp32 and in the network's own shape, under the `name` of an output, which was
+    /// [reserved](MilOps::reserve).
     pub fn output(&mut self, name: &str, x: &MilValue) -> Var {
-        let shape = x.var.shape.clone();
-        let parameters = [("x", Parameter::Var(&x.var)), ("dtype", Parameter::Text("fp32"))];
-        self.program.op("cast", name, &parameters, FLOAT32, shape)
+        let var = match *x.shape {
+            [batch, channels] => self.reshape(&format!("{name}_in_half"), &x.var, vec![batch, channels]),
+            [_, _, _] => self.tokens_last(&x.var, name),
+            _ => x.var.clone(),
+        };
+        self.program.release(name);
+        self.cast(name, &var, FLOAT32)
+    }
+
+    /// `x` as fp16, fp32 or int32 ([`data_type`](super::proto::data_type)).
+    pub(super) fn cast(&mut self, name: &str, x: &Var, element: i32) -> Var {
+        let to = match element {
+            FLOAT16 => "fp16",
+            INT32 => "int32",
+            _ => "fp32",
+        };
+        let parameters = [("x", Parameter::Var(x)), ("dtype", Parameter::Text(to))];
+        self.program.op("cast", name, &parameters, element, x.shape.clone())
     }
 
     /// The program so far.
@@ -94,23 +131,36 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
     }
 
     /// The constant of the parameter `name`, which the network declares with `declared` and which lies as `memory`.
-    fn parameter(&mut self, name: &str, declared: &[i64], memory: &[i64]) -> Result<Var> {
+    pub(super) fn parameter(&mut self, name: &str, declared: &[i64], memory: &[i64]) -> Result<Var> {
+        match self.weight(name, declared)? {
+            Weight::Dense { values, .. } => self.constant(name, &values, memory),
+            Weight::Palette(palette) => {
+                let var = self.program.palette(&format!("{name}_to_fp16_palettized"), &palette, memory);
+                let var = var.with_context(|| format!("cannot export `{name}`"))?;
+                (self.written)();
+                Ok(var)
+            }
+        }
+    }
+
+    /// The parameter `name`, checked against the shape that the network declares.
+    pub(super) fn weight(&self, name: &str, declared: &[i64]) -> Result<Weight<'a>> {
         let weight = self.weights.weight(name)?;
         let shape = match &weight {
             Weight::Dense { shape, .. } => shape,
             Weight::Palette(palette) => &palette.shape,
         };
         ensure!(shape == declared, "`{name}` has shape {shape:?}, and the network wants {declared:?}");
-        let var = match &weight {
-            Weight::Dense { values, .. } => {
-                if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-                    bail!("`{name}` holds {value} in fp16, the type of the package: its values must stay below 65504");
-                }
-                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                self.program.tensor(&format!("{name}_to_fp16"), FLOAT16, memory, &bytes)
-            }
-            Weight::Palette(palette) => self.program.palette(&format!("{name}_to_fp16_palettized"), palette, memory),
-        };
+        Ok(weight)
+    }
+
+    /// The parameter `name` as a plain constant.
+    pub(super) fn constant(&mut self, name: &str, values: &[f16], memory: &[i64]) -> Result<Var> {
+        if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            bail!("`{name}` holds {value} in fp16, the type of the package: its values must stay below 65504");
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let var = self.program.tensor(&format!("{name}_to_fp16"), FLOAT16, memory, &bytes);
         let var = var.with_context(|| format!("cannot export `{name}`"))?;
         (self.written)();
         Ok(var)
@@ -231,10 +281,9 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
     fn attention(&mut self, q: &MilValue, k: &MilValue, v: &MilValue, heads: i64, mask: Mask) -> MilValue {
         use AttentionImplementation::{Original, SplitEinsum, SplitEinsumV2};
         self.value(q.shape.clone(), |ops, out| match (mask, ops.attention) {
-            (Mask::None, Original) => ops.attend(&q.var, &k.var, &v.var, heads, out),
+            (Mask::Causal, _) | (_, Original) => ops.attend(&q.var, &k.var, &v.var, heads, mask, out),
             (Mask::None, SplitEinsum) => ops.attend_by_head(&q.var, &k.var, &v.var, heads, i64::MAX / 2),
             (Mask::None, SplitEinsumV2) => ops.attend_by_head(&q.var, &k.var, &v.var, heads, QUERIES),
-            (Mask::Causal, _) => Err(unknown("causal attention")),
         })
     }
     fn activation(&mut self, x: &MilValue, function: Activation) -> MilValue {
@@ -242,11 +291,7 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
             Ok(match function {
                 Activation::Silu => ops.unary("silu", "silu", &x.var),
                 Activation::Gelu => ops.gelu(&x.var),
-                Activation::QuickGelu => {
-                    let steep = ops.binary("mul", "quick_gelu_scaled", &x.var, Parameter::Half(f16::from_f64(1.702)));
-                    let gate = ops.unary("sigmoid", "quick_gelu_gate", &steep);
-                    ops.binary("mul", "quick_gelu", &x.var, Parameter::Var(&gate))
-                }
+                Activation::QuickGelu => ops.quick_gelu(&x.var),
             })
         })
     }
@@ -295,18 +340,15 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
     fn timestep_embedding(&mut self, t: &MilValue, dim: i64, flip_sin_to_cos: bool, freq_shift: f64) -> MilValue {
         self.value(vec![t.shape[0], dim], |ops, out| ops.sinusoids(&t.var, dim, flip_sin_to_cos, freq_shift, out))
     }
-    fn embedding(&mut self, ids: &MilValue, _name: &str, _rows: i64, width: i64) -> MilValue {
-        self.value(vec![ids.shape[0], ids.shape[1], width], |_, _| Err(unknown("embeddings")))
+    fn embedding(&mut self, ids: &MilValue, name: &str, rows: i64, width: i64) -> MilValue {
+        let shape = vec![ids.shape[0], ids.shape[1], width];
+        self.value(shape, |ops, out| ops.look_up(&ids.var, name, rows, width, out))
     }
-    fn add_positions(&mut self, x: &MilValue, _name: &str, _rows: i64) -> MilValue {
-        self.value(x.shape.clone(), |_, _| Err(unknown("position embeddings")))
+    fn add_positions(&mut self, x: &MilValue, name: &str, rows: i64) -> MilValue {
+        self.value(x.shape.clone(), |ops, _| ops.add_rows(&x.var, name, rows))
     }
-    fn pool_at_end_of_text(&mut self, x: &MilValue, _ids: &MilValue, _eos: i64) -> MilValue {
-        self.value(vec![x.shape[0], x.shape[2]], |_, _| Err(unknown("pooling at the end of the text")))
+    fn pool_at_end_of_text(&mut self, x: &MilValue, ids: &MilValue, eos: i64) -> MilValue {
+        let shape = vec![x.shape[0], x.shape[2]];
+        self.value(shape, |ops, out| ops.take_end(&x.var, &ids.var, eos, out))
     }
-}
-
-/// What text encoders need and UNets and autoencoders do not.
-fn unknown(what: &str) -> anyhow::Error {
-    anyhow!("the Core ML export has no form for {what}: it writes UNets")
 }

@@ -10,20 +10,28 @@
 //! | [`lower`] | the vocabulary's interpreter that builds one |
 //! | [`attention`] | its word `attention` for the Neural Engine |
 //! | `recipes` | its words that MIL spells with several operations |
+//! | `text` | its words for text encoders |
 //! | [`package`] | the folder |
+//! | [`metadata`] | what a package says about itself |
+//! | [`interface`] | inputs and outputs of a network, and writing it |
 //! | [`export`] | what Apple's programs expect of a UNet |
+//! | [`components`] | and of the text encoder and the autoencoder |
 //! | [`read`] | reading a package back and running it |
 //! | [`verify`] | a package against the network it was made from |
 
 pub mod attention;
 pub mod blob;
+pub mod components;
 pub mod export;
+pub mod interface;
 pub mod lower;
+pub mod metadata;
 pub mod package;
 mod palettes;
 pub mod program;
 pub mod proto;
 pub mod read;
 mod recipes;
+mod text;
 pub mod verify;
 pub mod weights;

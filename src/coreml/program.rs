@@ -110,6 +110,16 @@ impl<W: Write + Seek> ProgramBuilder<W> {
         Self { target, inputs: Vec::new(), operations: Vec::new(), names: HashSet::new(), blobs }
     }
 
+    /// Keeps `name` for an output: until it is [released](Self::release), nothing else gets it.
+    pub(super) fn reserve(&mut self, name: &str) {
+        self.names.insert(name.to_owned());
+    }
+
+    /// The next value of this name gets it.
+    pub(super) fn release(&mut self, name: &str) {
+        self.names.remove(name);
+    }
+
     pub(super) fn target(&self) -> Target {
         self.target
     }

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::lower::MilOps;
 use super::program::{Parameter, Var};
 use super::proto::data_type::{FLOAT16, FLOAT32};
+use crate::ops::Mask;
 
 impl<W: Write + Seek> MilOps<'_, W> {
     /// MIL has no group norm: the mean and the variance over `[C/groups, H, W]` of `[B, groups, C/groups, H, W]`.
@@ -41,7 +42,7 @@ impl<W: Write + Seek> MilOps<'_, W> {
         (q, self.binary("mul", "key_scaled", k, Parameter::Half(second)))
     }
 
-    pub(super) fn attend(&mut self, q: &Var, k: &Var, v: &Var, heads: i64, out: Vec<i64>) -> Result<Var> {
+    pub(super) fn attend(&mut self, q: &Var, k: &Var, v: &Var, heads: i64, mask: Mask, out: Vec<i64>) -> Result<Var> {
         let (batch, channels, tokens, sources) = (q.shape[0], q.shape[1], q.shape[3], k.shape[3]);
         let size = channels / heads;
         ensure!(size * heads == channels, "{channels} channels do not split into {heads} heads");
@@ -58,7 +59,12 @@ impl<W: Write + Seek> MilOps<'_, W> {
             ];
             ops.program.op("matmul", hint, &parameters, FLOAT16, shape)
         };
-        let scores = matmul(self, "attention_scores", &q, &k, false, vec![batch, heads, tokens, sources]);
+        let mut scores = matmul(self, "attention_scores", &q, &k, false, vec![batch, heads, tokens, sources]);
+        if mask == Mask::Causal {
+            ensure!(tokens == sources, "{tokens} tokens cannot look only at those before them of {sources}");
+            let mask = self.causal_mask(tokens)?;
+            scores = self.binary("add", "attention_masked", &scores, Parameter::Var(&mask));
+        }
         let parameters = [("x", Parameter::Var(&scores)), ("axis", Parameter::Int(3))];
         let weights = self.program.op("softmax", "attention_weights", &parameters, FLOAT16, scores.shape.clone());
         let mixed = matmul(self, "attention_values", &v, &weights, true, vec![batch, heads, size, tokens]);
@@ -73,11 +79,7 @@ impl<W: Write + Seek> MilOps<'_, W> {
         let frequencies: Vec<f32> = Vec::try_from(exponents.f_exp()?)?;
         let bytes: Vec<u8> = frequencies.iter().flat_map(|value| value.to_le_bytes()).collect();
 
-        let cast = |ops: &mut Self, hint: &str, x: &Var, to: (&str, i32)| {
-            let parameters = [("x", Parameter::Var(x)), ("dtype", Parameter::Text(to.0))];
-            ops.program.op("cast", hint, &parameters, to.1, x.shape.clone())
-        };
-        let t = cast(self, "timestep_to_fp32", t, ("fp32", FLOAT32));
+        let t = self.cast("timestep_to_fp32", t, FLOAT32);
         let parameters = [("x", Parameter::Var(&t)), ("axes", Parameter::Ints(&[1, 2, 3]))];
         let t = self.program.op("expand_dims", "timestep_expanded", &parameters, FLOAT32, vec![batch, 1, 1, 1]);
         let frequencies = self.program.tensor("time_frequencies", FLOAT32, &[1, half, 1, 1], &bytes)?;
@@ -92,7 +94,7 @@ impl<W: Write + Seek> MilOps<'_, W> {
             parts.push(&zeros);
         }
         let embedding = self.concat("time_sinusoids", parts, 1);
-        Ok(cast(self, "time_sinusoids_to_fp16", &embedding, ("fp16", FLOAT16)))
+        Ok(self.cast("time_sinusoids_to_fp16", &embedding, FLOAT16))
     }
 
     pub(super) fn enlarge(&mut self, x: &Var, out: Vec<i64>) -> Result<Var> {
@@ -124,7 +126,7 @@ impl<W: Write + Seek> MilOps<'_, W> {
 /// alone will do.
 ///
 /// 1/√40, the scale of Stable Diffusion 1's attention, is off by a part in 5000 in fp16, always to the same side.
-fn half_factors(factor: f64) -> (f16, f16) {
+pub(super) fn half_factors(factor: f64) -> (f16, f16) {
     let whole = f16::from_f64(factor);
     let error = |first: f16, second: f16| (first.to_f64() * second.to_f64() / factor - 1.0).abs();
     if error(whole, f16::ONE) < 1e-6 {

@@ -1,4 +1,4 @@
-//! Comparing a UNet package with the network that it was made from: the same random inputs through both.
+//! Comparing a package with the network that it was made from: the same inputs through both.
 //!
 //! The package is read back from disk and run by [`read`](super::read). With 32-bit arithmetic only what export did is
 //! left of the difference; with 16 bits it is what a phone will compute.
@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tch::{Device, Kind, Tensor};
 
+use super::components::Part;
 use super::read::{DataType, Package, Precision, TensorType, evaluate, psnr};
 
 /// What to compare on.
@@ -19,7 +20,7 @@ use super::read::{DataType, Package, Precision, TensorType, evaluate, psnr};
 pub struct Settings {
     /// Of the random inputs.
     pub seed: u64,
-    /// Of 1000: little noise, half, nearly all. The last tells whether the sinusoid of large numbers survived.
+    /// For UNets, of 1000: little noise, half, nearly all. The last tells whether the sinusoid of large numbers survived.
     pub timesteps: Vec<i64>,
     pub device: Device,
 }
@@ -30,15 +31,17 @@ impl Default for Settings {
     }
 }
 
-/// Agreement at one timestep, in dB ([`psnr`]).
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Agreement of one output on one set of inputs, in dB ([`psnr`]).
+#[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    pub timestep: i64,
+    /// What went in: `timestep 981`.
+    pub input: String,
+    pub output: String,
     pub float32: f64,
     pub float16: f64,
 }
 
-/// What [`verify_unet`] found; prints as a table.
+/// What [`compare`] found; prints as a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     pub specification_version: i32,
@@ -74,62 +77,57 @@ impl fmt::Display for Report {
             "{} of {} layer weights palettized, {:.3} bits a weight",
             self.palettized, self.layers, self.bits_per_weight
         )?;
-        writeln!(f, "timestep   PSNR, 32 bits   PSNR, 16 bits")?;
+        let width = |of: fn(&Row) -> &str| self.rows.iter().map(|row| of(row).chars().count()).max().unwrap_or(0);
+        let (input, output) = (width(|row| &row.input), width(|row| &row.output));
+        writeln!(f, "{:input$}  {:output$}   PSNR, 32 bits   PSNR, 16 bits", "", "")?;
         for row in &self.rows {
-            writeln!(f, "{:8} {:12.2} dB {:12.2} dB", row.timestep, row.float32, row.float16)?;
+            let names = format!("{:input$}  {:output$}", row.input, row.output);
+            writeln!(f, "{names} {:12.2} dB {:12.2} dB", row.float32, row.float16)?;
         }
         Ok(())
     }
 }
 
-/// Reads a UNet package and compares it with `reference(sample [B,4,h,w], timestep [B], context [B,T,C])`, which gives
-/// the predicted noise `[B,4,h,w]`. The package takes the context as `[B,T,C]` or, as Apple's, `[B,C,1,T]`.
+/// One set of inputs.
+pub struct Case {
+    /// What messages call it.
+    pub name: String,
+    /// For the package: by the names and in the shapes of its inputs.
+    pub inputs: BTreeMap<String, Tensor>,
+    /// What the network makes of them, by the names of the outputs.
+    pub expected: BTreeMap<String, Tensor>,
+}
+
+/// Runs `package` on each case, in both precisions, and compares every output.
 ///
 /// # Errors
-/// When the package is not sound or not a UNet with the inputs `sample`, `timestep` and `encoder_hidden_states` and one
-/// output, and what `reference` returns.
-pub fn verify_unet(
-    package: &Path,
-    reference: &mut dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-    settings: &Settings,
-) -> Result<Report> {
-    let package = Package::open(package)?;
+/// When it cannot be run on these inputs, or its outputs are not those expected.
+pub fn compare(package: &Package, cases: impl IntoIterator<Item = Result<Case>>) -> Result<Report> {
+    let shown = package.path().display();
     let mut rows = Vec::new();
-    let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
-    let [sample_kind, timestep_kind, context_kind] = unet_inputs(&package)?;
-    let [output] = package.outputs() else {
-        bail!("{} has {} outputs, a UNet has one", package.path().display(), package.outputs().len());
-    };
-    for &timestep in &settings.timesteps {
-        let sample = normal(&mut random, sample_kind)?.f_to_device(settings.device)?;
-        let context = normal(&mut random, context_kind)?.f_to_device(settings.device)?;
-        let timesteps = Tensor::f_full(&timestep_kind.shape, timestep as f64, (Kind::Float, settings.device))?;
-        let tokens = if context_kind.rank() == 4 {
-            context.f_squeeze_dim(2)?.f_transpose(1, 2)?
-        } else {
-            context.shallow_clone()
-        };
-        let expected = {
-            let _no_gradients = tch::no_grad_guard();
-            reference(&sample, &timesteps, &tokens).context("the network that the package is compared with")?
-        };
-        ensure!(
-            expected.size() == output.kind.shape,
-            "{} gives {}, the network a shape {:?}",
-            package.path().display(),
-            output.kind,
-            expected.size()
-        );
-        let inputs = BTreeMap::from([
-            ("sample".to_string(), sample),
-            ("timestep".to_string(), timesteps),
-            ("encoder_hidden_states".to_string(), context),
-        ]);
-        let run = |precision| -> Result<f64> {
-            let got = evaluate(&package, &inputs, precision)?;
-            Ok(psnr(&expected, got.get(&output.name).context("no output was computed")?))
-        };
-        rows.push(Row { timestep, float32: run(Precision::Float32)?, float16: run(Precision::Float16)? });
+    for case in cases {
+        let Case { name, inputs, expected } = case?;
+        let [single, half] =
+            [evaluate(package, &inputs, Precision::Float32)?, evaluate(package, &inputs, Precision::Float16)?];
+        for output in package.outputs() {
+            let wanted = expected.get(&output.name);
+            let wanted = wanted.with_context(|| format!("{shown} gives {}, the network does not", output.name))?;
+            ensure!(
+                wanted.size() == output.kind.shape,
+                "{shown} gives {} as {}, the network a shape {:?}",
+                output.name,
+                output.kind,
+                wanted.size()
+            );
+            let of = |computed: &BTreeMap<String, Tensor>| -> Result<f64> {
+                Ok(psnr(wanted, computed.get(&output.name).context("an output was not computed")?))
+            };
+            let (float32, float16) = (of(&single)?, of(&half)?);
+            rows.push(Row { input: name.clone(), output: output.name.clone(), float32, float16 });
+        }
+        if let Some(name) = expected.keys().find(|name| package.outputs().iter().all(|output| output.name != **name)) {
+            bail!("{shown} does not give {name}, the network does");
+        }
     }
     let weights = package.weights()?;
     let layers: Vec<_> = weights.iter().filter(|weight| weight.layer).collect();
@@ -144,6 +142,69 @@ pub fn verify_unet(
         palettized: layers.iter().filter(|weight| weight.palettes.is_some()).count(),
         rows,
     })
+}
+
+/// Which network a package holds, by its inputs.
+///
+/// # Errors
+/// None that Palettist knows, with the inputs it has.
+pub fn part_of(package: &Package) -> Result<Part> {
+    let has = |name: &str| package.inputs().iter().any(|input| input.name == name);
+    let parts =
+        [("sample", Part::Unet), ("input_ids", Part::TextEncoder), ("z", Part::VaeDecoder), ("x", Part::VaeEncoder)];
+    match parts.into_iter().find(|(input, _)| has(input)) {
+        Some((_, part)) => Ok(part),
+        None => bail!(
+            "{} is none of Stable Diffusion's networks: its inputs are {}",
+            package.path().display(),
+            inputs_of(package)
+        ),
+    }
+}
+
+fn inputs_of(package: &Package) -> String {
+    let found: Vec<_> = package.inputs().iter().map(|input| format!("{} {}", input.name, input.kind)).collect();
+    found.join(", ")
+}
+
+/// Reads a UNet package and compares it with `reference(sample [B,4,h,w], timestep [B], context [B,T,C])`, which gives
+/// the predicted noise `[B,4,h,w]`. The package takes the context as `[B,T,C]` or, as Apple's, `[B,C,1,T]`.
+///
+/// # Errors
+/// When the package is not sound or not a UNet with the inputs `sample`, `timestep` and `encoder_hidden_states` and one
+/// output, and what `reference` returns.
+pub fn verify_unet(
+    package: &Path,
+    reference: &mut dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    settings: &Settings,
+) -> Result<Report> {
+    let package = Package::open(package)?;
+    let [sample_kind, timestep_kind, context_kind] = unet_inputs(&package)?;
+    let [output] = package.outputs() else {
+        bail!("{} has {} outputs, a UNet has one", package.path().display(), package.outputs().len());
+    };
+    let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
+    let cases = settings.timesteps.iter().map(|&timestep| {
+        let sample = normal(&mut random, sample_kind)?.f_to_device(settings.device)?;
+        let context = normal(&mut random, context_kind)?.f_to_device(settings.device)?;
+        let timesteps = Tensor::f_full(&timestep_kind.shape, timestep as f64, (Kind::Float, settings.device))?;
+        let tokens = if context_kind.rank() == 4 {
+            context.f_squeeze_dim(2)?.f_transpose(1, 2)?
+        } else {
+            context.shallow_clone()
+        };
+        let expected = {
+            let _no_gradients = tch::no_grad_guard();
+            reference(&sample, &timesteps, &tokens).context("the network that the package is compared with")?
+        };
+        let inputs = [("sample", sample), ("timestep", timesteps), ("encoder_hidden_states", context)];
+        Ok(Case {
+            name: format!("timestep {timestep}"),
+            inputs: inputs.map(|(name, tensor)| (name.to_owned(), tensor)).into(),
+            expected: [(output.name.clone(), expected)].into(),
+        })
+    });
+    compare(&package, cases)
 }
 
 /// Types of sample, timestep and context.
@@ -162,14 +223,70 @@ fn unet_inputs(package: &Package) -> Result<[&TensorType; 3]> {
             Ok([sample, timestep, context])
         }
         _ => {
-            let found: Vec<_> = package.inputs().iter().map(|input| format!("{} {}", input.name, input.kind)).collect();
             bail!(
                 "{} is not a UNet: its inputs are {}; expected sample, timestep and encoder_hidden_states",
                 package.path().display(),
-                found.join(", ")
+                inputs_of(package)
             )
         }
     }
+}
+
+/// Compares a package of one input with `reference`, which gives the outputs by name: a half of an autoencoder on
+/// normal numbers.
+///
+/// # Errors
+/// When the package has other inputs, and what `reference` returns.
+pub fn verify_one_input(
+    package: &Package,
+    reference: &mut dyn FnMut(&Tensor) -> Result<BTreeMap<String, Tensor>>,
+    settings: &Settings,
+) -> Result<Report> {
+    let [input] = package.inputs() else {
+        bail!("{} has the inputs {}, one is expected", package.path().display(), inputs_of(package));
+    };
+    let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
+    let numbers = normal(&mut random, &input.kind)?.f_to_device(settings.device)?;
+    let expected = {
+        let _no_gradients = tch::no_grad_guard();
+        reference(&numbers).context("the network that the package is compared with")?
+    };
+    let inputs = [(input.name.clone(), numbers)].into();
+    compare(package, [Ok(Case { name: format!("random {}", input.name), inputs, expected })])
+}
+
+/// Compares a text encoder of `vocabulary` tokens with `reference(ids [B,T])`, which gives the outputs by name, on a
+/// short text, padded, and on one as long as can be. `end` is the number of the end-of-text.
+///
+/// # Errors
+/// When the package has other inputs than `input_ids`, and what `reference` returns.
+pub fn verify_text_encoder(
+    package: &Package,
+    (vocabulary, end): (i64, i64),
+    reference: &mut dyn FnMut(&Tensor) -> Result<BTreeMap<String, Tensor>>,
+    settings: &Settings,
+) -> Result<Report> {
+    let shown = package.path().display();
+    let [input] = package.inputs() else {
+        bail!("{shown} has the inputs {}, one is expected", inputs_of(package));
+    };
+    let [batch, tokens] = input.kind.shape[..] else { bail!("{shown} takes {}, not [1, 77]", input.kind) };
+    let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
+    // Below the end-of-text, which is the largest id or one before others that texts do not hold.
+    let words = end.min(vocabulary - 1).max(1) as u64;
+    let lengths = [("short text", 7.min(tokens - 1)), ("long text", tokens - 1)];
+    let cases = lengths.into_iter().map(|(name, length)| {
+        let id = |place: i64| if place < length { (random.next_u64() % words) as i64 } else { end };
+        let ids: Vec<i64> = (0..batch * tokens).map(|at| at % tokens).map(id).collect();
+        let ids = Tensor::f_from_slice(&ids)?.f_view([batch, tokens])?.f_to_device(settings.device)?;
+        let expected = {
+            let _no_gradients = tch::no_grad_guard();
+            reference(&ids).context("the network that the package is compared with")?
+        };
+        let fed = if input.kind.data_type.is_float() { ids.f_to_kind(Kind::Float)? } else { ids };
+        Ok(Case { name: name.to_owned(), inputs: [(input.name.clone(), fed)].into(), expected })
+    });
+    compare(package, cases)
 }
 
 /// Standard normal numbers (Box and Muller's), rounded to what the package's input can hold, so that the network sees

@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ops::Weights;
 use crate::palette::{Palette, PalettizedCheckpoint};
+use crate::source::Stored;
 
 /// One parameter of a network, as it is to be stored.
 pub enum Weight<'a> {
@@ -29,6 +30,13 @@ pub trait WeightSource {
 impl WeightSource for Weights {
     fn weight(&self, name: &str) -> Result<Weight<'_>> {
         dense(self.get(name).with_context(|| format!("the weights lack `{name}`"))?)
+    }
+}
+
+/// Each read from its file when it is asked for.
+impl WeightSource for Stored {
+    fn weight(&self, name: &str) -> Result<Weight<'_>> {
+        dense(&self.tensor(name, Kind::Half, Device::Cpu)?)
     }
 }
 

@@ -74,9 +74,22 @@ impl AutoencoderConfig {
 
     /// The parameters of this network, by their diffusers names: encoder, then decoder.
     pub fn parameters(&self) -> Vec<Parameter> {
+        let mut all = self.encoder_parameters();
+        all.extend(self.decoder_parameters());
+        all
+    }
+
+    /// Those of [`encode`].
+    pub fn encoder_parameters(&self) -> Vec<Parameter> {
         let side = 2 * self.factor();
         declared(|ops| {
             encode(ops, self, &vec![1, self.in_channels, side, side]);
+        })
+    }
+
+    /// Those of [`decode`].
+    pub fn decoder_parameters(&self) -> Vec<Parameter> {
+        declared(|ops| {
             decode(ops, self, &vec![1, self.latent_channels, 2, 2]);
         })
     }

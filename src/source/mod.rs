@@ -16,6 +16,7 @@ mod tokenizer;
 mod write;
 
 pub use model::Model;
+pub use stored::Stored;
 pub use tokenizer::Tokenizer;
 pub use write::{copy_model, write_component};
 

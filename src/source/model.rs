@@ -199,7 +199,8 @@ impl Model {
         self.stored(component).map(|_| ())
     }
 
-    fn stored(&self, component: Component) -> Result<Stored> {
+    /// Where the component's weights lie, checked as [`Model::weights`] does: to read one at a time.
+    pub fn stored(&self, component: Component) -> Result<Stored> {
         let parameters = self.parameters(component)?;
         let folder = match &self.form {
             Form::Folder(folder) => folder.join(component.folder()),

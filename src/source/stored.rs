@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use super::files::{TensorFile, is_floating};
 use super::{Component, names};
@@ -42,10 +42,12 @@ pub enum Origin {
     OtherTensors,
 }
 
-/// Where each parameter of a component lies: all that its configuration asks for, and nothing else.
+/// Where each parameter of a component lies: all that its configuration asks for, and nothing else. Headers were read,
+/// weights are read when they are asked for.
 pub struct Stored {
     files: Vec<Arc<TensorFile>>,
-    places: Vec<(Place, Vec<i64>)>,
+    /// By the parameters' names of today.
+    places: HashMap<String, (Place, Vec<i64>)>,
 }
 
 impl Stored {
@@ -53,7 +55,7 @@ impl Stored {
     ///
     /// # Errors
     /// One line naming tensor and file: missing, unexpected, there twice, of another shape, not floating-point.
-    pub fn new(
+    pub(super) fn new(
         component: Component,
         origin: Origin,
         parameters: &[Parameter],
@@ -104,25 +106,34 @@ impl Stored {
             };
             bail!("{}: {naming} `{}`{more} of the {title} is missing", file.path().display(), first.name);
         }
-        Ok(Self { files, places: places.into_values().collect() })
+        Ok(Self { files, places })
     }
 
-    /// Reads them, converted to `kind`, to `device`.
+    /// Reads all, converted to `kind`, to `device`.
     pub fn read(&self, kind: Kind, device: Device) -> Result<Weights> {
-        let mut weights = HashMap::with_capacity(self.places.len());
-        for (place, shape) in &self.places {
-            let file = &self.files[place.file];
-            let tensor = match place.part {
-                None => file.tensor(&place.tensor)?,
-                Some((part, _)) => file.rows(&place.tensor, part * shape[0], shape[0])?,
-            };
-            let tensor = tensor
-                .f_view(shape.as_slice())
-                .and_then(|tensor| tensor.f_to_kind(kind))
-                .and_then(|tensor| tensor.f_to_device(device))
-                .with_context(|| format!("{}: tensor `{}`", file.path().display(), place.tensor))?;
-            weights.insert(place.parameter.clone(), tensor);
-        }
-        Ok(weights)
+        self.places.keys().map(|name| Ok((name.clone(), self.tensor(name, kind, device)?))).collect()
+    }
+
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// Reads the parameter `name`, converted to `kind`, to `device`.
+    ///
+    /// # Errors
+    /// When there is none, or its file is damaged.
+    pub fn tensor(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
+        let (place, shape) = self.places.get(name).with_context(|| format!("the weights lack `{name}`"))?;
+        let file = &self.files[place.file];
+        let tensor = match place.part {
+            None => file.tensor(&place.tensor)?,
+            Some((part, _)) => file.rows(&place.tensor, part * shape[0], shape[0])?,
+        };
+        tensor
+            .f_view(shape.as_slice())
+            .and_then(|tensor| tensor.f_to_kind(kind))
+            .and_then(|tensor| tensor.f_to_device(device))
+            .with_context(|| format!("{}: tensor `{}`", file.path().display(), place.tensor))
     }
 }

@@ -1,0 +1,87 @@
+//! What a package says about itself: its name, the model that it was made from, its licence. All of it is the model
+//! folder's own word; nothing is assumed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use super::proto;
+
+/// What a package says about where it comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PackageMetadata {
+    /// The model: a hub id (`stabilityai/stable-diffusion-2-1-base`) or any name. Part of the package's name, with
+    /// `_` for `/`; also its version.
+    pub model: String,
+    pub author: String,
+    pub license: String,
+    /// Further entries, e.g. how the palettes were made; keys in the form of a domain turned round.
+    pub user_defined: BTreeMap<String, String>,
+}
+
+impl PackageMetadata {
+    /// What the model's folder tells: the licence of its model card (`README.md`), where it has one.
+    pub fn of_folder(model: &str, folder: &Path) -> Self {
+        let card = fs::read_to_string(folder.join("README.md")).unwrap_or_default();
+        let field = |name: &str| front_matter(&card, name).unwrap_or_default();
+        let license = [field("license_name"), field("license")].into_iter().find(|text| !text.is_empty());
+        let mut license = license.unwrap_or_else(|| "see the model that this package was made from".to_owned());
+        if let Some(link) = front_matter(&card, "license_link") {
+            license = format!("{license} ({link})");
+        }
+        let author = match model.split('/').collect::<Vec<_>>()[..] {
+            // A hub id, not a path.
+            [owner, name] if !owner.is_empty() && !name.is_empty() && !folder.ends_with(model) => {
+                format!("see the model card at huggingface.co/{model}")
+            }
+            _ => "see the model that this package was made from".to_owned(),
+        };
+        Self { model: model.to_owned(), author, license, user_defined: BTreeMap::new() }
+    }
+
+    /// `Stable_Diffusion_version_<model>_<component>.mlpackage`, as Apple's converter has it.
+    pub fn package_name(&self, component: &str) -> String {
+        format!("Stable_Diffusion_version_{}_{component}.mlpackage", self.model.replace(['/', '\\'], "_"))
+    }
+
+    /// As it stands in the package; `about` says which network it holds.
+    pub(super) fn described(&self, about: &str) -> proto::Metadata {
+        let mut user_defined = self.user_defined.clone();
+        user_defined.insert("palettist.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        proto::Metadata {
+            short_description: about.to_owned(),
+            version_string: self.model.clone(),
+            author: self.author.clone(),
+            license: self.license.clone(),
+            user_defined,
+        }
+    }
+}
+
+/// A field of a model card's YAML front matter, where it is a plain scalar.
+fn front_matter(card: &str, field: &str) -> Option<String> {
+    let header = card.strip_prefix("---")?.split("\n---").next()?;
+    let value = header.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let value = value.trim().trim_matches(['"', '\'']);
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_card_gives_its_licence() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |card: &str| {
+            fs::write(folder.path().join("README.md"), card).unwrap();
+            PackageMetadata::of_folder("a/b", folder.path())
+        };
+        let metadata = read("---\ntags:\n- art\nlicense: openrail++\n---\n# Card\nlicense: none\n");
+        assert_eq!((metadata.license.as_str(), metadata.author.contains("huggingface.co/a/b")), ("openrail++", true));
+        assert_eq!(metadata.package_name("unet"), "Stable_Diffusion_version_a_b_unet.mlpackage");
+        let metadata = read("---\nlicense: other\nlicense_name: ours\nlicense_link: https://x.org/l\n---\n");
+        assert_eq!(metadata.license, "ours (https://x.org/l)");
+        assert!(read("license: in the text\n").license.starts_with("see the model"));
+    }
+}
