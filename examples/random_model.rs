@@ -18,7 +18,7 @@ fn main() -> Result<()> {
     let to = Path::new(to);
     ensure!(!to.exists(), "{} exists already", to.display());
     tch::manual_seed(1);
-    for component in Component::ALL {
+    for component in model.components() {
         let parameters = model.parameters(component)?;
         let weights: Weights = parameters.iter().map(|p| (p.name.clone(), random(p))).collect();
         let folder = to.join(component.folder());
@@ -26,7 +26,8 @@ fn main() -> Result<()> {
         let count: usize = weights.values().map(Tensor::numel).sum();
         println!("{}: {:.1} M parameters", folder.display(), count as f64 / 1e6);
     }
-    for folder in ["tokenizer", "scheduler"] {
+    let tokenizers = if model.is_xl() { &["tokenizer", "tokenizer_2"][..] } else { &["tokenizer"] };
+    for folder in tokenizers.iter().chain(&["scheduler"]) {
         std::fs::create_dir_all(to.join(folder))?;
         for entry in std::fs::read_dir(model.path().join(folder)).with_context(|| folder.to_owned())? {
             let path = entry?.path();

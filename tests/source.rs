@@ -101,7 +101,7 @@ fn a_folder_of_todays_diffusers_computes_what_diffusers_does() {
 fn every_type_and_every_old_name_gives_the_same_weights() {
     let (_folder, path) = pipeline();
     let model = open(&path);
-    let whole: Vec<Weights> = Component::ALL.iter().map(|&c| model.weights(c, Kind::Half, CPU).unwrap()).collect();
+    let whole: Vec<Weights> = model.components().map(|c| model.weights(c, Kind::Half, CPU).unwrap()).collect();
     assert_eq!(whole[0]["conv_in.weight"].kind(), Kind::Half);
 
     // Text encoder: the prefix of transformers before 5, and its buffer.
@@ -275,7 +275,11 @@ fn what_is_not_a_model_folder_is_told_what_is() {
     index["text_encoder_2"] = json!(["transformers", "CLIPTextModelWithProjection"]);
     index["_class_name"] = json!("StableDiffusionXLPipeline");
     fs::write(path.join("model_index.json"), index.to_string()).unwrap();
-    assert_says(at(&path), &["StableDiffusionXLPipeline", "text_encoder_2"]);
+    let second = open(&path).text_encoder_config_of(Component::TextEncoder2);
+    assert_says(second, &["second text encoder", "text_encoder_2", "missing"]);
+    index["text_encoder"] = json!([null, null]);
+    fs::write(path.join("model_index.json"), index.to_string()).unwrap();
+    assert_says(at(&path), &["StableDiffusionXLPipeline", "refiner"]);
     drop(folder);
 }
 
@@ -289,7 +293,7 @@ fn a_copied_model_has_the_new_weights_and_the_rest() {
     let to = folder.path().join("copy");
     copy_model(&model, &to, &[(Component::Unet, &weights)], Kind::Half).unwrap();
     let copy = open(&to);
-    for component in Component::ALL {
+    for component in model.components() {
         let expected = match component {
             Component::Unet => weights.iter().map(|(n, t)| (n.clone(), t.to_kind(Kind::Half))).collect(),
             other => model.weights(other, Kind::Half, CPU).unwrap(),

@@ -69,7 +69,7 @@ impl Report {
 
     fn model(&mut self, config: &Config, model: &Model) {
         self.line("model", model.path().display().to_string());
-        for component in Component::ALL {
+        for component in model.components() {
             let Some(parameters) = self.take(model.parameters(component)) else { continue };
             let weights: i64 = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum();
             let fresh = config.model.train_from_scratch && trained(config, component);
@@ -85,6 +85,7 @@ impl Report {
             }
         }
         self.tokenizer = self.take(model.tokenizer());
+        self.take(crate::train::supports(config, model));
         if let Some(scheduler) = self.take(model.scheduler_config()) {
             self.take(crate::diffusion::NoiseSchedule::from_config(&scheduler));
         }
@@ -315,5 +316,6 @@ fn trained(config: &Config, component: Component) -> bool {
         Component::Unet => config.train.component == TrainedComponent::Unet,
         Component::Autoencoder => config.train.component == TrainedComponent::Autoencoder,
         Component::TextEncoder => config.train.train_text_encoder,
+        Component::TextEncoder2 => false,
     }
 }

@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
 
-    /// What to stay away from.
+    /// What to stay away from [default: nothing; zeros where the model's index says so, as Stable Diffusion XL's does].
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub negative_prompt: String,
 
@@ -43,9 +43,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 25)]
     pub steps: usize,
 
-    /// How strongly the prompt rules; 1 or less switches guidance off.
-    #[arg(long, value_name = "S", default_value_t = 7.5, allow_negative_numbers = true)]
-    pub guidance_scale: f64,
+    /// How strongly the prompt rules; 1 or less switches guidance off [default: 7.5, and 5 for Stable Diffusion XL].
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    pub guidance_scale: Option<f64>,
 
     /// The sampler: ddim, pndm, euler or dpmpp_2m [default: the model's own].
     #[arg(long, value_name = "NAME")]
@@ -148,7 +148,9 @@ fn check(args: &Args) -> Result<()> {
     if let Some(path) = &args.save_latents {
         check_output(path, "safetensors")?;
     }
-    ensure!(args.guidance_scale.is_finite(), "--guidance-scale {} is no number", args.guidance_scale);
+    if let Some(scale) = args.guidance_scale.filter(|scale| !scale.is_finite()) {
+        bail!("--guidance-scale {scale} is no number");
+    }
     ensure!(args.num_images != Some(0), "--num-images 0: at least one picture is needed");
     ensure!(args.steps > 0, "--steps 0: at least one step is needed");
     Ok(())
@@ -170,12 +172,11 @@ fn request(args: &Args) -> Result<Request> {
         prompt: args.prompt.clone(),
         negative_prompt: args.negative_prompt.clone(),
         steps: args.steps,
-        guidance_scale: args.guidance_scale,
         sampler: args.scheduler,
         noise,
         images,
-        size: None,
         batch: args.batch_size,
+        ..Request::default()
     })
 }
 
@@ -186,6 +187,7 @@ pub fn run(args: Args) -> Result<()> {
     let model = Model::open(&args.model)?;
     let palettes = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
     let pipeline = Pipeline::load(&model, palettes.as_ref(), args.precision, args.device)?;
+    request.guidance_scale = args.guidance_scale.unwrap_or_else(|| pipeline.own_guidance_scale());
     if args.height.is_some() || args.width.is_some() {
         let (height, width) = match &request.noise {
             Noise::Seed(_) => pipeline.own_size(),

@@ -20,7 +20,7 @@ pub mod resample;
 pub use cache::{Cache, Key, hash_weights};
 pub use folder::{CaptionOptions, Dreambooth, Missing, Sample, check_pictures, dreambooth, is_picture, read_folder};
 pub use order::{batch_indices, epoch_order};
-pub use picture::{Crop, Transform, load_picture};
+pub use picture::{Crop, Transform, load_picture, picture_size};
 pub use resample::Filter;
 
 /// Everything that is wrong with the data, one line each.

@@ -9,6 +9,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use tch::{Kind, Tensor};
 
@@ -43,20 +44,35 @@ impl Transform {
 
     /// Resizes so that the picture just covers the target, then crops and mirrors.
     pub fn apply(&self, picture: &RgbImage) -> RgbImage {
-        let (w, h) = (u64::from(picture.width()), u64::from(picture.height()));
-        let (width, height) = (u64::from(self.width), u64::from(self.height));
-        // torchvision's rule: the tight side exactly, the other one rounded down.
-        let (wide, tall) = if w * height <= h * width { (width, width * h / w) } else { (height * w / h, height) };
-        let resized = resize(picture, wide as u32, tall as u32, self.filter);
-        let (x, y) = match self.crop {
-            Crop::Center => (middle(wide - width), middle(tall - height)),
-            Crop::At(x, y) => (at(x, wide - width), at(y, tall - height)),
-        };
+        let ((wide, tall), (x, y)) = self.placed(picture.width(), picture.height());
+        let resized = resize(picture, wide, tall, self.filter);
         let mut cropped = image::imageops::crop_imm(&resized, x, y, self.width, self.height).to_image();
         if self.flip {
             image::imageops::flip_horizontal_in_place(&mut cropped);
         }
         cropped
+    }
+
+    /// What a picture of `w` × `h` px is resized to, and left and top of the part that is kept.
+    fn placed(&self, w: u32, h: u32) -> ((u32, u32), (u32, u32)) {
+        let (w, h) = (u64::from(w), u64::from(h));
+        let (width, height) = (u64::from(self.width), u64::from(self.height));
+        // torchvision's rule: the tight side exactly, the other one rounded down.
+        let (wide, tall) = if w * height <= h * width { (width, width * h / w) } else { (height * w / h, height) };
+        let origin = match self.crop {
+            Crop::Center => (middle(wide - width), middle(tall - height)),
+            Crop::At(x, y) => (at(x, wide - width), at(y, tall - height)),
+        };
+        ((wide as u32, tall as u32), origin)
+    }
+
+    /// What Stable Diffusion XL is told of a picture of `w` × `h` px that went through: its height and width, top and
+    /// left of the part that was kept in the resized picture (mirrored first, where it is), height and width of the
+    /// result.
+    pub fn size_ids(&self, w: u32, h: u32) -> [i64; 6] {
+        let ((wide, _), (x, y)) = self.placed(w, h);
+        let left = if self.flip { wide - self.width - x } else { x };
+        [h, w, y, left, self.height, self.width].map(i64::from)
     }
 
     /// All that the result depends on beside the picture, for cache keys.
@@ -73,6 +89,23 @@ fn middle(room: u64) -> u32 {
 
 fn at(fraction: f64, room: u64) -> u32 {
     ((fraction * (room + 1) as f64) as u64).min(room) as u32
+}
+
+/// Width and height of the picture at `path`, upright, from its header.
+///
+/// # Errors
+/// One line naming the file: not readable, not a picture.
+pub fn picture_size(path: &Path) -> Result<(u32, u32)> {
+    let size = || {
+        let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
+        let (width, height) = decoder.dimensions();
+        let turned = matches!(
+            decoder.orientation()?,
+            Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
+        );
+        anyhow::Ok(if turned { (height, width) } else { (width, height) })
+    };
+    size().with_context(|| format!("cannot read the picture {}", path.display()))
 }
 
 /// Reads the picture at `path`: `f32 [3, H, W]` in [-1, 1] on the CPU.

@@ -4,6 +4,7 @@
 //! is mixed into clean latents during training and what the network then has to predict; a [`Sampler`] walks from
 //! pure noise to latents.
 
+pub mod condition;
 mod ddim;
 mod dpm_solver;
 mod euler;
@@ -14,6 +15,7 @@ mod schedule;
 mod settings;
 mod spacing;
 
+pub use condition::{Conditioning, TextEncoder};
 pub use pipeline::{Noise, Output, Pipeline, Request};
 pub use sampler::{Model, Sampler, SamplerKind, sample};
 pub use schedule::{NoiseSchedule, Prediction};

@@ -1,7 +1,7 @@
-//! Text to image: prompt → text encoder → UNet under a sampler, with classifier-free guidance → VAE decoder.
+//! Text to image: prompt → text encoders → UNet under a sampler, with classifier-free guidance → VAE decoder.
 //!
-//! Symbols: N pictures, T tokens, D the width of the text encoder, `h × w` the latents' size, `H × W` the pictures',
-//! f = H / h the autoencoder's factor (8). Agrees with diffusers' `StableDiffusionPipeline` given the same noise.
+//! Symbols: N pictures, `h × w` the latents' size, `H × W` the pictures', f = H / h the autoencoder's factor (8). Agrees
+//! with diffusers' `StableDiffusionPipeline` and `StableDiffusionXLPipeline` given the same noise.
 //! Latents and the sampler's arithmetic are fp32, whatever the type of the networks.
 
 use std::collections::BTreeMap;
@@ -10,20 +10,22 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use super::condition::{Conditioning, TextEncoder, encode_texts, uncropped};
 use super::sampler::{Sampler, SamplerKind};
 use crate::networks::autoencoder::{AutoencoderConfig, decode};
-use crate::networks::text_encoder::{TextEncoderConfig, text_encoder};
+use crate::networks::text_encoder::TextEncoderConfig;
 use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::{Parameter, Tensors, Weights};
 use crate::palette::PalettizedCheckpoint;
-use crate::source::{Component, Model, Tokenizer};
+use crate::source::{Component, Model};
 use crate::torch::random::{Purpose, generator, normal};
 
 /// A model that is ready to draw.
 pub struct Pipeline {
-    pub tokenizer: Tokenizer,
-    pub text_encoder_config: TextEncoderConfig,
-    pub text_encoder: Weights,
+    /// One, or Stable Diffusion XL's two.
+    pub text_encoders: Vec<TextEncoder>,
+    /// Whether an empty negative prompt is zeros, not an encoded text ([`Model::zeros_for_empty_prompt`]).
+    pub zeros_for_empty_prompt: bool,
     pub unet_config: UnetConfig,
     pub unet: Weights,
     pub autoencoder_config: AutoencoderConfig,
@@ -49,7 +51,7 @@ pub enum Noise {
 #[derive(Debug)]
 pub struct Request {
     pub prompt: String,
-    /// What to stay away from; empty for none.
+    /// What to stay away from; empty for none, see [`Pipeline::zeros_for_empty_prompt`].
     pub negative_prompt: String,
     pub steps: usize,
     /// 1 or less: no guidance, and half the work.
@@ -148,6 +150,34 @@ pub fn unet_weights(
     }
 }
 
+/// Checks that the UNet is told what the text encoders say.
+///
+/// # Errors
+/// Widths that do not agree; one text encoder where two are wanted.
+pub fn check_texts<'c>(unet: &UnetConfig, encoders: impl Iterator<Item = &'c TextEncoderConfig>) -> Result<()> {
+    let encoders: Vec<_> = encoders.collect();
+    let width: i64 = encoders.iter().map(|config| config.hidden_size).sum();
+    ensure!(
+        unet.cross_attention_dim == width,
+        "the UNet's `cross_attention_dim` is {} and the text encoders' `hidden_size` {width}; they should agree",
+        unet.cross_attention_dim
+    );
+    let pooled = if encoders.len() > 1 { encoders.last().and_then(|config| config.projection) } else { None };
+    let wanted = unet.addition.map(|addition| addition.text_width);
+    match (wanted, pooled) {
+        _ if wanted == pooled => Ok(()),
+        (Some(wanted), None) => bail!(
+            "the UNet is one of Stable Diffusion XL and wants a text summed up in {wanted} numbers, and there is no second \
+             text encoder with a projection"
+        ),
+        (None, _) => bail!("there are two text encoders, and the UNet is none of Stable Diffusion XL"),
+        (Some(wanted), Some(pooled)) => bail!(
+            "the UNet wants a text summed up in {wanted} numbers, and the second text encoder gives {pooled} \
+             (`projection_dim`)"
+        ),
+    }
+}
+
 impl Pipeline {
     /// Loads all that drawing needs; with `palettes`, in place of the UNet's weights.
     ///
@@ -155,18 +185,17 @@ impl Pipeline {
     /// Files that are missing or damaged, networks that are not supported, palettes of another model.
     pub fn load(model: &Model, palettes: Option<&PalettizedCheckpoint>, kind: Kind, device: Device) -> Result<Self> {
         let pipeline = Self {
-            tokenizer: model.tokenizer()?,
-            text_encoder_config: model.text_encoder_config()?,
+            zeros_for_empty_prompt: model.zeros_for_empty_prompt()?,
             unet_config: model.unet_config()?,
             autoencoder_config: model.autoencoder_config()?,
             scheduler_config: pipeline_config(model.scheduler_config()?),
-            text_encoder: model.weights(Component::TextEncoder, kind, device)?,
+            text_encoders: TextEncoder::all(model, kind, device)?,
             unet: unet_weights(model, palettes, kind, device)?,
             autoencoder: model.weights(Component::Autoencoder, kind, device)?,
             kind,
             device,
         };
-        let (unet, text) = (&pipeline.unet_config, &pipeline.text_encoder_config);
+        let unet = &pipeline.unet_config;
         let latents = pipeline.autoencoder_config.latent_channels;
         ensure!(
             (unet.in_channels, unet.out_channels) == (latents, latents),
@@ -174,12 +203,7 @@ impl Pipeline {
             unet.in_channels,
             unet.out_channels
         );
-        ensure!(
-            unet.cross_attention_dim == text.hidden_size,
-            "the UNet's `cross_attention_dim` is {} and the text encoder's `hidden_size` {}; they should agree",
-            unet.cross_attention_dim,
-            text.hidden_size
-        );
+        check_texts(unet, pipeline.text_encoders.iter().map(|encoder| &encoder.config))?;
         Ok(pipeline)
     }
 
@@ -195,37 +219,34 @@ impl Pipeline {
         (side, side)
     }
 
-    /// Texts to what the UNet attends to, `[N, T, D]`.
-    pub fn encode_texts(&self, texts: &[&str]) -> Result<Tensor> {
-        let rows: Vec<Vec<i64>> = texts.iter().map(|text| self.tokenizer.encode(text)).collect();
-        let ids = Tensor::from_slice(&rows.concat()).view([texts.len() as i64, -1]).f_to_device(self.device)?;
-        let mut ops = Tensors::new(&self.text_encoder).computing_in(self.kind);
-        Ok(tch::no_grad(|| text_encoder(&mut ops, &self.text_encoder_config, &ids)).last_hidden_state)
+    /// How strongly the prompt rules where nobody says: diffusers' default for the kind of model.
+    pub fn own_guidance_scale(&self) -> f64 {
+        if self.unet_config.addition.is_some() { 5.0 } else { 7.5 }
     }
 
     /// From noise `[N, C, h, w]` of unit variance to latents of the same shape, fp32 on the device.
     ///
-    /// `context` `[N, T, D]` is the prompts', `unconditional` `[N, T, D]` that of the negative prompts; without it
-    /// there is no guidance. `step` is called after each of [`Sampler::timesteps`]; its error ends the work.
+    /// `told` is of the N prompts, that of `guidance` of the negative ones, with its scale; without it there is no
+    /// guidance. `step` is called after each of [`Sampler::timesteps`]; its error ends the work.
     pub fn denoise(
         &self,
         sampler: &Sampler,
         noise: &Tensor,
-        context: &Tensor,
-        guidance: Option<(&Tensor, f64)>,
+        told: &Conditioning,
+        guidance: Option<(&Conditioning, f64)>,
         step: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Tensor> {
-        let context = match guidance {
-            Some((unconditional, _)) => Tensor::cat(&[unconditional, context], 0),
-            None => context.shallow_clone(),
+        let told = match guidance {
+            Some((negative, _)) => Conditioning::cat(&[negative, told]),
+            None => Conditioning::cat(&[told]),
         };
-        let rows = context.size()[0];
+        let rows = told.context.size()[0];
         let mut ops = Tensors::new(&self.unet).computing_in(self.kind);
         sampler.run(&noise.f_to_device(self.device)?, &mut |x, t| {
             let x = x.to_kind(self.kind);
             let x = if guidance.is_some() { Tensor::cat(&[&x, &x], 0) } else { x };
             let timestep = Tensor::full(rows, t, (Kind::Float, self.device));
-            let output = unet(&mut ops, &self.unet_config, &x, &timestep, &context).to_kind(Kind::Float);
+            let output = unet(&mut ops, &self.unet_config, &x, &timestep, told.condition()).to_kind(Kind::Float);
             step()?;
             Ok(match guidance {
                 Some((_, scale)) => {
@@ -240,8 +261,10 @@ impl Pipeline {
     /// Latents `[N, C, h, w]` to pictures from 0 to 1, `[N, 3, H, W]`, fp32 on the CPU; one at a time, since the
     /// decoder takes more memory than all the rest.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let latents = latents.f_to_device(self.device)?.f_to_kind(self.kind)? / self.autoencoder_config.scaling_factor;
-        let mut ops = Tensors::new(&self.autoencoder).computing_in(self.kind);
+        let overflows = self.unet_config.addition.is_some() && self.autoencoder_config.force_upcast;
+        let kind = if overflows && self.kind == Kind::Half { Kind::Float } else { self.kind };
+        let latents = latents.f_to_device(self.device)?.f_to_kind(kind)? / self.autoencoder_config.scaling_factor;
+        let mut ops = Tensors::new(&self.autoencoder).computing_in(kind);
         let one = |latents: &Tensor| {
             let image = tch::no_grad(|| decode(&mut ops, &self.autoencoder_config, &latents.unsqueeze(0)));
             (image.to_kind(Kind::Float) / 2.0 + 0.5).clamp(0.0, 1.0).to_device(Device::Cpu)
@@ -290,9 +313,16 @@ impl Pipeline {
         let noise = self.noise(request)?;
         let kind = request.sampler.unwrap_or_else(|| self.own_sampler());
         let sampler = Sampler::new(kind, &self.scheduler_config, request.steps)?;
-        let context = self.encode_texts(&[&request.prompt])?;
-        let guided = request.guidance_scale > 1.0;
-        let unconditional = if guided { Some(self.encode_texts(&[&request.negative_prompt])?) } else { None };
+        let factor = self.autoencoder_config.factor();
+        let sizes = [uncropped(noise.size()[2] * factor, noise.size()[3] * factor)];
+        let encode = |text: &str| encode_texts(&self.text_encoders, &[text], (self.device, self.kind));
+        let prompt = encode(&request.prompt)?;
+        let negative = match request.negative_prompt.as_str() {
+            _ if request.guidance_scale <= 1.0 => None,
+            "" if self.zeros_for_empty_prompt => Some(prompt.map(Tensor::zeros_like)),
+            text => Some(encode(text)?),
+        };
+        let (prompt, negative) = (prompt.with_sizes(&sizes), negative.map(|negative| negative.with_sizes(&sizes)));
 
         let chunks = noise.split(request.batch.max(1) as i64, 0);
         let total = chunks.len() * sampler.timesteps().len();
@@ -301,10 +331,9 @@ impl Pipeline {
         let (mut latents, mut images) = (Vec::new(), Vec::new());
         for chunk in &chunks {
             let rows = chunk.size()[0];
-            let repeated = |context: &Tensor| context.expand([rows, -1, -1], false);
-            let unconditional = unconditional.as_ref().map(repeated);
-            let guidance = unconditional.as_ref().map(|context| (context, request.guidance_scale));
-            let drawn = self.denoise(&sampler, chunk, &repeated(&context), guidance, &mut || {
+            let negative = negative.as_ref().map(|negative| negative.repeated(rows));
+            let guidance = negative.as_ref().map(|negative| (negative, request.guidance_scale));
+            let drawn = self.denoise(&sampler, chunk, &prompt.repeated(rows), guidance, &mut || {
                 done += 1;
                 progress(done, total)
             })?;

@@ -18,6 +18,8 @@ pub struct AutoencoderConfig {
     pub norm_num_groups: i64,
     /// Latents are multiplied by it before they reach the UNet, so that their variance is about one.
     pub scaling_factor: f64,
+    /// Whether it overflows in fp16, as Stable Diffusion XL's own does, so that it is to compute in fp32.
+    pub force_upcast: bool,
     pub mid_block_attention: bool,
     pub quant_conv: bool,
     pub post_quant_conv: bool,
@@ -52,6 +54,7 @@ impl AutoencoderConfig {
             layers_per_block: json.integer("layers_per_block", 1)?,
             norm_num_groups: json.integer("norm_num_groups", 32)?,
             scaling_factor: json.number("scaling_factor", 0.18215)?,
+            force_upcast: json.flag("force_upcast", true)?,
             mid_block_attention: json.flag("mid_block_add_attention", true)?,
             quant_conv: json.flag("use_quant_conv", true)?,
             post_quant_conv: json.flag("use_post_quant_conv", true)?,

@@ -9,29 +9,32 @@ use serde_json::Value;
 use super::Component;
 use super::json::{read_json, read_json_if_there};
 
-/// Checks that `folder` is a diffusers folder of Stable Diffusion 1 or 2.
+/// Checks that `folder` is a diffusers folder of Stable Diffusion 1, 2 or XL, and says whether it has the two text
+/// encoders of the latter.
 ///
 /// # Errors
 /// One line that says what it is instead.
-pub fn check(folder: &Path) -> Result<()> {
+pub fn check(folder: &Path) -> Result<bool> {
     let shown = folder.display();
     if let Some(index) = read_json_if_there(&folder.join("model_index.json"))? {
         let class = index.get("_class_name").and_then(Value::as_str).unwrap_or("a class it does not name");
         let uses = |part: &str| index.pointer(&format!("/{part}/1")).is_some_and(Value::is_string);
         if !uses("unet") {
-            bail!("{shown}/model_index.json is of {class}, which has no `unet`: not a Stable Diffusion 1 or 2");
+            bail!("{shown}/model_index.json is of {class}, which has no `unet`: not a Stable Diffusion 1, 2 or XL");
         }
-        if uses("text_encoder_2") {
-            bail!("{shown}/model_index.json is of {class}, with a `text_encoder_2`: not a Stable Diffusion 1 or 2");
+        if uses("text_encoder_2") && !uses("text_encoder") {
+            bail!("{shown}/model_index.json is of {class} with the second text encoder only: a refiner, not supported");
         }
-    } else if !folder.join("unet").is_dir() {
+        return Ok(uses("text_encoder_2"));
+    }
+    if !folder.join("unet").is_dir() {
         let hint = match folder.join("config.json").is_file() {
             true => " (it looks like one component: give the folder above it)",
             false => "",
         };
         bail!("{shown} is not a diffusers folder: it has neither model_index.json nor unet/{hint}");
     }
-    Ok(())
+    Ok(folder.join("text_encoder_2").is_dir())
 }
 
 /// The safetensors files of a component: one, or the shards of an index. Full precision comes before variants, as
@@ -41,7 +44,7 @@ pub fn weight_files(folder: &Path, component: Component) -> Result<Vec<PathBuf>>
     let mut found: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     found.sort();
     let stems = match component {
-        Component::TextEncoder => ["model", "diffusion_pytorch_model"],
+        Component::TextEncoder | Component::TextEncoder2 => ["model", "diffusion_pytorch_model"],
         _ => ["diffusion_pytorch_model", "model"],
     };
     for stem in stems {

@@ -1,6 +1,6 @@
 //! The configurations of a single-file checkpoint, which has none, from the shapes of its tensors.
 //!
-//! What shapes do not tell is what all of Stable Diffusion 1 or all of 2 have in common. The keys and values are those of
+//! What shapes do not tell is what all of Stable Diffusion 1, all of 2 or all of XL have in common. The keys and values are those of
 //! the models' own `config.json` and `scheduler_config.json`.
 
 use std::collections::BTreeMap;
@@ -15,6 +15,8 @@ pub enum Version {
     One,
     /// OpenCLIP's text encoder, heads of 64 channels.
     Two,
+    /// Both text encoders, heads of 64 channels.
+    Xl,
 }
 
 /// What the UNet predicts.
@@ -78,10 +80,10 @@ pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result
     let keys = ending(".attn2.to_k.weight").context("it has no cross-attention: not a Stable Diffusion")?;
     let heads = match version {
         Version::One => json!(8),
-        Version::Two if channels.iter().all(|channels| channels % 64 == 0) => {
+        _ if channels.iter().all(|channels| channels % 64 == 0) => {
             json!(channels.iter().map(|channels| channels / 64).collect::<Vec<_>>())
         }
-        Version::Two => bail!("its blocks have {channels:?} channels; Stable Diffusion 2 has heads of 64 channels"),
+        _ => bail!("its blocks have {channels:?} channels; Stable Diffusion 2 and XL have heads of 64 channels"),
     };
     let large = (version, prediction) == (Version::Two, Prediction::Velocity);
     let mut config = json!({
@@ -106,7 +108,7 @@ pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result
         "only_cross_attention": false,
         "out_channels": shapes.axis("conv_out.weight", 0)?,
         "resnet_time_scale_shift": "default",
-        "sample_size": if large { 96 } else { 64 },
+        "sample_size": if version == Version::Xl { 128 } else if large { 96 } else { 64 },
         "up_block_types": up,
         // In fp16 the attention of 2.1 overflows.
         "upcast_attention": large,
@@ -114,6 +116,11 @@ pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result
     });
     if depths.iter().any(|&depth| depth != 1) {
         config["transformer_layers_per_block"] = one_or_list(&depths);
+    }
+    if version == Version::Xl {
+        config["addition_embed_type"] = json!("text_time");
+        config["addition_time_embed_dim"] = json!(256);
+        config["projection_class_embeddings_input_dim"] = json!(shapes.axis("add_embedding.linear_1.weight", 1)?);
     }
     Ok(config)
 }
@@ -124,18 +131,24 @@ pub fn autoencoder(shapes: &Shapes, version: Version) -> Result<Value> {
     let channels = (0..blocks)
         .map(|block| shapes.axis(&format!("encoder.down_blocks.{block}.resnets.0.conv2.weight"), 0))
         .collect::<Result<Vec<_>>>()?;
+    let (sample_size, scaling_factor) = match version {
+        Version::One => (512, 0.18215),
+        Version::Two => (768, 0.18215),
+        Version::Xl => (1024, 0.13025),
+    };
     Ok(json!({
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "block_out_channels": channels,
         "down_block_types": vec!["DownEncoderBlock2D"; blocks],
+        "force_upcast": true,
         "in_channels": shapes.axis("encoder.conv_in.weight", 1)?,
         "latent_channels": shapes.axis("decoder.conv_in.weight", 1)?,
         "layers_per_block": shapes.count("encoder.down_blocks.0.resnets."),
         "norm_num_groups": 32,
         "out_channels": shapes.axis("decoder.conv_out.weight", 0)?,
-        "sample_size": if version == Version::One { 512 } else { 768 },
-        "scaling_factor": 0.18215,
+        "sample_size": sample_size,
+        "scaling_factor": scaling_factor,
         "up_block_types": vec!["UpDecoderBlock2D"; blocks],
         "use_post_quant_conv": shapes.has("post_quant_conv."),
         "use_quant_conv": shapes.has("quant_conv."),
@@ -144,18 +157,33 @@ pub fn autoencoder(shapes: &Shapes, version: Version) -> Result<Value> {
 
 /// `text_encoder/config.json`.
 pub fn text_encoder(shapes: &Shapes, version: Version) -> Result<Value> {
+    // OpenAI's or OpenCLIP's; what the latter projects to is not used in Stable Diffusion 2.
+    match version {
+        Version::One | Version::Xl => clip(shapes, "CLIPTextModel", "quick_gelu", None),
+        Version::Two => clip(shapes, "CLIPTextModel", "gelu", Some(512)),
+    }
+}
+
+/// `text_encoder_2/config.json` of Stable Diffusion XL.
+pub fn second_text_encoder(shapes: &Shapes) -> Result<Value> {
+    let projected = shapes.axis("text_projection.weight", 0)?;
+    clip(shapes, "CLIPTextModelWithProjection", "gelu", Some(projected))
+}
+
+/// A text encoder of this class, `projected` to its own width where no other is given.
+fn clip(shapes: &Shapes, class: &str, activation: &str, projected: Option<i64>) -> Result<Value> {
     let tokens = "text_model.embeddings.token_embedding.weight";
     let hidden = shapes.axis(tokens, 1)?;
     if hidden % 64 != 0 {
         bail!("its text encoder has {hidden} channels; Stable Diffusion has heads of 64 channels");
     }
     Ok(json!({
-        "architectures": ["CLIPTextModel"],
+        "architectures": [class],
         "attention_dropout": 0.0,
         "bos_token_id": 0,
         "dropout": 0.0,
         "eos_token_id": 2,
-        "hidden_act": if version == Version::One { "quick_gelu" } else { "gelu" },
+        "hidden_act": activation,
         "hidden_size": hidden,
         "initializer_factor": 1.0,
         "initializer_range": 0.02,
@@ -166,19 +194,21 @@ pub fn text_encoder(shapes: &Shapes, version: Version) -> Result<Value> {
         "num_attention_heads": hidden / 64,
         "num_hidden_layers": shapes.count("text_model.encoder.layers."),
         "pad_token_id": 1,
-        "projection_dim": if version == Version::One { hidden } else { 512 },
+        "projection_dim": projected.unwrap_or(hidden),
         "torch_dtype": "float32",
         "vocab_size": shapes.axis(tokens, 0)?,
     }))
 }
 
 /// `scheduler/scheduler_config.json`.
-pub fn scheduler(prediction: Prediction) -> Value {
-    let (class, prediction) = match prediction {
-        Prediction::Epsilon => ("PNDMScheduler", "epsilon"),
-        Prediction::Velocity => ("DDIMScheduler", "v_prediction"),
+pub fn scheduler(version: Version, prediction: Prediction) -> Value {
+    let class = match (version, prediction) {
+        (Version::Xl, _) => "EulerDiscreteScheduler",
+        (_, Prediction::Epsilon) => "PNDMScheduler",
+        (_, Prediction::Velocity) => "DDIMScheduler",
     };
-    json!({
+    let prediction = if prediction == Prediction::Epsilon { "epsilon" } else { "v_prediction" };
+    let mut config = json!({
         "_class_name": class,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
@@ -190,7 +220,14 @@ pub fn scheduler(prediction: Prediction) -> Value {
         "skip_prk_steps": true,
         "steps_offset": 1,
         "trained_betas": null,
-    })
+    });
+    if version == Version::Xl {
+        // Where the others have nothing, each sampler has its own.
+        for (key, value) in [("timestep_spacing", json!("leading")), ("interpolation_type", json!("linear"))] {
+            config[key] = value;
+        }
+    }
+    config
 }
 
 /// diffusers' form of numbers by block that are often all the same.

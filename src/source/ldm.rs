@@ -15,6 +15,10 @@ const TEXT_ENCODER: &str = "cond_stage_model.transformer.";
 /// The prefix of Stable Diffusion 2's text encoder, which keeps OpenCLIP's names.
 pub const OPEN_CLIP: &str = "cond_stage_model.model.";
 
+const XL_TEXT_ENCODER: &str = "conditioner.embedders.0.transformer.";
+/// The prefix of Stable Diffusion XL's second text encoder, OpenCLIP's ViT-bigG.
+const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
+
 /// How many layers of OpenCLIP's ViT-H Stable Diffusion 2 uses: all but the last of its 24.
 const OPEN_CLIP_LAYERS: usize = 23;
 /// No network has so many blocks or layers; a file that numbers them further is damaged.
@@ -27,6 +31,8 @@ pub enum Meaning {
     Parameter(Component, String),
     /// The parameters of these diffusers names, one upon the other along the first axis.
     Parameters(Component, Vec<String>),
+    /// The parameter of this diffusers name, its two axes the other way round.
+    Transposed(Component, String),
     /// Nothing that a network of diffusers has: moving averages, buffers of the schedule, parts that are not used.
     Nothing,
 }
@@ -69,7 +75,7 @@ impl Layout {
         Self { down, up, decoder_levels }
     }
 
-    /// What the tensor `name` is; `None` when it is nothing that Stable Diffusion 1 or 2 has.
+    /// What the tensor `name` is; `None` when it is nothing that Stable Diffusion 1, 2 or XL has.
     pub fn meaning(&self, name: &str) -> Option<Meaning> {
         let parameter = |component, name: Option<String>| name.map(|name| Meaning::Parameter(component, name));
         if is_ignored(name) {
@@ -78,13 +84,23 @@ impl Layout {
             parameter(Component::Unet, self.unet(rest))
         } else if let Some(rest) = name.strip_prefix(AUTOENCODER) {
             parameter(Component::Autoencoder, self.autoencoder(rest))
-        } else if let Some(rest) = name.strip_prefix(TEXT_ENCODER) {
+        } else if let Some(rest) = [TEXT_ENCODER, XL_TEXT_ENCODER].iter().find_map(|prefix| name.strip_prefix(prefix)) {
             Some(
                 names::today(Component::TextEncoder, rest)
                     .map_or(Meaning::Nothing, |name| Meaning::Parameter(Component::TextEncoder, name)),
             )
         } else if let Some(rest) = name.strip_prefix(OPEN_CLIP) {
-            open_clip(rest)
+            match rest {
+                "text_projection" => Some(Meaning::Nothing),
+                _ => open_clip(rest, Component::TextEncoder, OPEN_CLIP_LAYERS),
+            }
+        } else if let Some(rest) = name.strip_prefix(XL_OPEN_CLIP) {
+            match rest {
+                "text_projection" => {
+                    Some(Meaning::Transposed(Component::TextEncoder2, "text_projection.weight".into()))
+                }
+                _ => open_clip(rest, Component::TextEncoder2, MOST),
+            }
         } else {
             None
         }
@@ -96,6 +112,11 @@ impl Layout {
             "time_embed" => match numbered(rest, "")? {
                 (0, rest) => Some(format!("time_embedding.linear_1.{rest}")),
                 (2, rest) => Some(format!("time_embedding.linear_2.{rest}")),
+                _ => None,
+            },
+            "label_emb" => match numbered(rest, "0.")? {
+                (0, rest) => Some(format!("add_embedding.linear_1.{rest}")),
+                (2, rest) => Some(format!("add_embedding.linear_2.{rest}")),
                 _ => None,
             },
             "input_blocks" => match numbered(rest, "")? {
@@ -216,12 +237,13 @@ fn autoencoder_attention(name: &str) -> Option<String> {
     Some(format!("{layer}.{part}"))
 }
 
-fn open_clip(name: &str) -> Option<Meaning> {
-    let text = |name: String| Some(Meaning::Parameter(Component::TextEncoder, format!("text_model.{name}")));
+/// OpenCLIP's text model; of its layers `used` are.
+fn open_clip(name: &str, component: Component, used: usize) -> Option<Meaning> {
+    let text = |name: String| Some(Meaning::Parameter(component, format!("text_model.{name}")));
     match name {
         "positional_embedding" => return text("embeddings.position_embedding.weight".into()),
         "token_embedding.weight" => return text("embeddings.token_embedding.weight".into()),
-        "text_projection" | "logit_scale" | "attn_mask" => return Some(Meaning::Nothing),
+        "logit_scale" | "attn_mask" => return Some(Meaning::Nothing),
         _ => {}
     }
     if let Some(part) = name.strip_prefix("ln_final.") {
@@ -231,13 +253,13 @@ fn open_clip(name: &str) -> Option<Meaning> {
         return Some(Meaning::Nothing);
     }
     let (layer, rest) = numbered(name, "transformer.resblocks.")?;
-    if layer >= OPEN_CLIP_LAYERS {
+    if layer >= used {
         return Some(Meaning::Nothing);
     }
     let layers = format!("encoder.layers.{layer}");
     if let Some(part) = rest.strip_prefix("attn.in_proj_") {
         let names = ["q", "k", "v"].map(|which| format!("text_model.{layers}.self_attn.{which}_proj.{part}"));
-        return Some(Meaning::Parameters(Component::TextEncoder, names.into()));
+        return Some(Meaning::Parameters(component, names.into()));
     }
     let (part, ending) = rest.rsplit_once('.')?;
     let part = match part {
@@ -253,7 +275,7 @@ fn open_clip(name: &str) -> Option<Meaning> {
 
 /// What training scripts leave in their files and no network of diffusers reads.
 fn is_ignored(name: &str) -> bool {
-    const PREFIXES: [&str; 9] = [
+    const PREFIXES: [&str; 10] = [
         // Moving averages of the UNet's weights; diffusers reads the weights themselves too.
         "model_ema.",
         "first_stage_model.model_ema.",
@@ -265,11 +287,14 @@ fn is_ignored(name: &str) -> bool {
         "alphas_cumprod",
         "log_one_minus_",
         "posterior_",
+        "denoiser.",
         "sqrt_",
     ];
-    const NAMES: [&str; 9] = [
+    const NAMES: [&str; 10] = [
         "betas",
         "global_step",
+        // An empty tensor that says what a Stable Diffusion XL predicts.
+        "v_pred",
         "logvar",
         "lvlb_weights",
         "scale_factor",
@@ -342,16 +367,18 @@ mod tests {
             eprintln!("skipped: no shared data (set PALETTIST_SHARED to its folder)");
             return;
         };
-        for (model, entries) in [("sd15", 1130), ("sd21-base", 1214)] {
+        for (model, entries) in [("sd15", 1130), ("sd21-base", 1214), ("sdxl-base-1.0", 2513)] {
             let bytes = std::fs::read(data.join("sd_configs").join(model).join("ldm_key_map.json")).unwrap();
             let map: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).unwrap();
             assert_eq!(map.len(), entries);
             let layout = Layout::of(map.keys().map(String::as_str));
+            let named = |entry: &serde_json::Value| entry["diffusers"].as_str().unwrap().to_owned();
             for (name, entry) in &map {
                 let component = Component::ALL.into_iter().find(|c| entry["component"] == c.folder()).unwrap();
                 let wanted = match entry.get("diffusers_cat_dim0") {
                     Some(three) => Meaning::Parameters(component, serde_json::from_value(three.clone()).unwrap()),
-                    None => Meaning::Parameter(component, entry["diffusers"].as_str().unwrap().to_owned()),
+                    None if entry["transpose"] == true => Meaning::Transposed(component, named(entry)),
+                    None => Meaning::Parameter(component, named(entry)),
                 };
                 assert_eq!(layout.meaning(name), Some(wanted), "{name}");
             }

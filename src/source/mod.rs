@@ -25,18 +25,22 @@ pub use write::{copy_model, write_component};
 pub enum Component {
     Unet,
     TextEncoder,
+    /// The second one of Stable Diffusion XL.
+    TextEncoder2,
     Autoencoder,
 }
 
 impl Component {
-    /// All of them.
-    pub const ALL: [Component; 3] = [Component::Unet, Component::TextEncoder, Component::Autoencoder];
+    /// All of them; [`Model::components`] tells those of a model.
+    pub const ALL: [Component; 4] =
+        [Component::Unet, Component::TextEncoder, Component::TextEncoder2, Component::Autoencoder];
 
     /// Its folder in a diffusers model.
     pub fn folder(self) -> &'static str {
         match self {
             Component::Unet => "unet",
             Component::TextEncoder => "text_encoder",
+            Component::TextEncoder2 => "text_encoder_2",
             Component::Autoencoder => "vae",
         }
     }
@@ -46,6 +50,7 @@ impl Component {
         match self {
             Component::Unet => "UNet",
             Component::TextEncoder => "text encoder",
+            Component::TextEncoder2 => "second text encoder",
             Component::Autoencoder => "autoencoder",
         }
     }
@@ -53,7 +58,7 @@ impl Component {
     /// The weight file that diffusers and transformers expect in its folder.
     pub fn weight_file(self) -> &'static str {
         match self {
-            Component::TextEncoder => "model.safetensors",
+            Component::TextEncoder | Component::TextEncoder2 => "model.safetensors",
             _ => "diffusion_pytorch_model.safetensors",
         }
     }

@@ -23,6 +23,8 @@ use crate::ops::{Parameter, Weights};
 pub struct Model {
     name: String,
     form: Form,
+    /// Of Stable Diffusion XL, with two text encoders.
+    is_xl: bool,
 }
 
 #[derive(Clone)]
@@ -31,6 +33,11 @@ enum Form {
     Folder(PathBuf),
     /// A single-file checkpoint.
     File(Arc<SingleFile>),
+}
+
+/// The folder of a text encoder's tokenizer.
+fn tokenizer_folder(text_encoder: Component) -> &'static str {
+    if text_encoder == Component::TextEncoder2 { "tokenizer_2" } else { "tokenizer" }
 }
 
 impl Model {
@@ -49,11 +56,12 @@ impl Model {
                 Some(extension) if extension == "safetensors" => file?,
                 _ => file.context("a diffusers folder or a single-file checkpoint (.safetensors) is expected")?,
             };
-            return Ok(Self { name: named(path.file_stem()), form: Form::File(Arc::new(file)) });
+            let is_xl = file.is_xl();
+            return Ok(Self { name: named(path.file_stem()), form: Form::File(Arc::new(file)), is_xl });
         }
         if path.is_dir() {
-            folder::check(path)?;
-            return Ok(Self { name: named(path.file_name()), form: Form::Folder(path.to_owned()) });
+            let is_xl = folder::check(path)?;
+            return Ok(Self { name: named(path.file_name()), form: Form::Folder(path.to_owned()), is_xl });
         }
         let is_file_name = path.extension().is_some_and(|extension| extension == "safetensors" || extension == "ckpt");
         if hub::is_id(model) && !is_file_name {
@@ -63,8 +71,8 @@ impl Model {
                      --exclude '*.ckpt' '*.bin'"
                 )
             })?;
-            folder::check(&folder).with_context(|| format!("the cached snapshot of {model}"))?;
-            return Ok(Self { name: model.to_owned(), form: Form::Folder(folder) });
+            let is_xl = folder::check(&folder).with_context(|| format!("the cached snapshot of {model}"))?;
+            return Ok(Self { name: model.to_owned(), form: Form::Folder(folder), is_xl });
         }
         bail!(
             "{model} does not exist; a diffusers folder is expected (one with unet/, vae/, text_encoder/, tokenizer/), \
@@ -83,6 +91,29 @@ impl Model {
             Form::Folder(folder) => folder,
             Form::File(file) => file.path(),
         }
+    }
+
+    /// Whether it is a Stable Diffusion XL: two text encoders, and a UNet that is told sizes.
+    pub fn is_xl(&self) -> bool {
+        self.is_xl
+    }
+
+    /// The networks that a model of its kind has.
+    pub fn components(&self) -> impl Iterator<Item = Component> + use<> {
+        let is_xl = self.is_xl;
+        Component::ALL.into_iter().filter(move |component| is_xl || *component != Component::TextEncoder2)
+    }
+
+    /// Its text encoders, one or two.
+    pub fn text_encoders(&self) -> impl Iterator<Item = Component> + use<> {
+        self.components().filter(|part| matches!(part, Component::TextEncoder | Component::TextEncoder2))
+    }
+
+    /// Whether an empty negative prompt stands for zeros rather than for the encoded empty text, as
+    /// `force_zeros_for_empty_prompt` of `model_index.json` has it; diffusers' default for Stable Diffusion XL.
+    pub fn zeros_for_empty_prompt(&self) -> Result<bool> {
+        let index = self.index()?.unwrap_or_default();
+        Ok(self.is_xl && index.get("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(true))
     }
 
     /// The component's `config.json` as it stands, or as a single file's shapes tell it.
@@ -118,7 +149,12 @@ impl Model {
 
     /// `text_encoder/config.json`.
     pub fn text_encoder_config(&self) -> Result<TextEncoderConfig> {
-        self.config(Component::TextEncoder, TextEncoderConfig::from_json)
+        self.text_encoder_config_of(Component::TextEncoder)
+    }
+
+    /// `config.json` of one of the [`Model::text_encoders`].
+    pub fn text_encoder_config_of(&self, component: Component) -> Result<TextEncoderConfig> {
+        self.config(component, TextEncoderConfig::from_json)
     }
 
     /// `scheduler/scheduler_config.json`, in which diffusers writes infinities that JSON does not have.
@@ -139,28 +175,41 @@ impl Model {
         }
     }
 
-    /// Writes the folders `tokenizer` and `scheduler` of a diffusers model into `to`.
+    /// Writes the folders `tokenizer`, `tokenizer_2` where there are two, and `scheduler` of a diffusers model into `to`.
     pub(super) fn write_small_folders(&self, to: &Path) -> Result<()> {
         match &self.form {
-            Form::Folder(folder) => ["tokenizer", "scheduler"]
-                .into_iter()
+            Form::Folder(folder) => self
+                .text_encoders()
+                .map(tokenizer_folder)
+                .chain(["scheduler"])
                 .try_for_each(|name| folder::copy_small_files(&folder.join(name), &to.join(name))),
             Form::File(file) => {
                 let scheduler = serde_json::to_string_pretty(&file.scheduler_config())? + "\n";
                 write_bytes(&to.join("scheduler/scheduler_config.json"), scheduler.as_bytes())?;
-                let mut files = file.tokenizer_files()?.into_iter();
-                files.try_for_each(|(name, text)| write_bytes(&to.join("tokenizer").join(name), text.as_bytes()))
+                self.text_encoders().try_for_each(|component| {
+                    let folder = to.join(tokenizer_folder(component));
+                    let mut files = file.tokenizer_files(component)?.into_iter();
+                    files.try_for_each(|(name, text)| write_bytes(&folder.join(name), text.as_bytes()))
+                })
             }
         }
     }
 
-    /// The tokenizer, checked against the text encoder that reads its ids.
+    /// The tokenizer of the first text encoder, see [`Model::tokenizer_of`].
     pub fn tokenizer(&self) -> Result<Tokenizer> {
+        self.tokenizer_of(Component::TextEncoder)
+    }
+
+    /// The tokenizer of one of the [`Model::text_encoders`], checked against the network that reads its ids.
+    pub fn tokenizer_of(&self, component: Component) -> Result<Tokenizer> {
         let (tokenizer, place) = match &self.form {
-            Form::Folder(folder) => (Tokenizer::open(&folder.join("tokenizer"))?, folder.join("tokenizer")),
-            Form::File(file) => (file.tokenizer()?, file.path().to_owned()),
+            Form::Folder(folder) => {
+                let folder = folder.join(tokenizer_folder(component));
+                (Tokenizer::open(&folder)?, folder)
+            }
+            Form::File(file) => (file.tokenizer(component)?, file.path().to_owned()),
         };
-        let config = self.text_encoder_config()?;
+        let config = self.text_encoder_config_of(component)?;
         if tokenizer.vocabulary_size() > config.vocab_size || tokenizer.length() as i64 > config.positions {
             bail!(
                 "{}: {} tokens of texts of {}, but the text encoder knows {} (`vocab_size`) and reads {} \
@@ -180,7 +229,7 @@ impl Model {
         Ok(match component {
             Component::Unet => self.unet_config()?.parameters(),
             Component::Autoencoder => self.autoencoder_config()?.parameters(),
-            Component::TextEncoder => self.text_encoder_config()?.parameters(),
+            Component::TextEncoder | Component::TextEncoder2 => self.text_encoder_config_of(component)?.parameters(),
         })
     }
 
@@ -212,7 +261,13 @@ impl Model {
         for (file, tensors) in files.iter().enumerate() {
             for tensor in tensors.names() {
                 let parameter = names::today(component, &tensor);
-                places.extend(parameter.map(|parameter| Place { parameter, file, tensor, part: None }));
+                places.extend(parameter.map(|parameter| Place {
+                    parameter,
+                    file,
+                    tensor,
+                    part: None,
+                    transposed: false,
+                }));
             }
         }
         Stored::new(component, Origin::ConfigJson, &parameters, files, places)

@@ -10,7 +10,9 @@ use super::Component;
 pub fn today(component: Component, name: &str) -> Option<String> {
     match component {
         Component::Unet => Some(name.to_owned()),
-        Component::TextEncoder => {
+        // What the second one is projected by lies beside its `text_model`.
+        Component::TextEncoder2 if name.starts_with("text_projection.") => Some(name.to_owned()),
+        Component::TextEncoder | Component::TextEncoder2 => {
             let bare = name.strip_prefix("text_model.").unwrap_or(name);
             (bare != "embeddings.position_ids").then(|| format!("text_model.{bare}"))
         }

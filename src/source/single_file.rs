@@ -1,4 +1,4 @@
-//! Single-file checkpoints: Stable Diffusion 1 and 2 in one `.safetensors` file with latent-diffusion's names.
+//! Single-file checkpoints: Stable Diffusion 1, 2 and XL in one `.safetensors` file with latent-diffusion's names.
 //!
 //! Opening one reads its header alone. Its tensors' shapes tell its configurations ([`inferred`]), its text encoder tells
 //! which tokenizer it takes; what it predicts may stand in its metadata, and is assumed where it does not.
@@ -32,27 +32,31 @@ impl SingleFile {
     ///
     /// # Errors
     /// One line: damaged, a pickle, another kind of model (named), without a UNet, with a tensor (named) that is nothing
-    /// that Stable Diffusion 1 or 2 has.
+    /// that Stable Diffusion 1, 2 or XL has.
     pub fn open(path: &Path) -> Result<Self> {
         let file = Arc::new(TensorFile::open(path)?);
         let shown = path.display();
         let names = file.names();
         if let Some(other) = other_kind(&file, &names) {
-            bail!("{shown} is {other}; a single file is one of Stable Diffusion 1 or 2 here");
+            bail!("{shown} is {other}; a single file is one of Stable Diffusion 1, 2 or XL here");
         }
         let layout = Layout::of(names.iter().map(String::as_str));
         let mut places: BTreeMap<Component, Vec<Place>> = BTreeMap::new();
         for tensor in &names {
-            let (component, parameters) = match layout.meaning(tensor) {
-                Some(Meaning::Parameter(component, name)) => (component, vec![name]),
-                Some(Meaning::Parameters(component, names)) => (component, names),
+            let (component, parameters, transposed) = match layout.meaning(tensor) {
+                Some(Meaning::Parameter(component, name)) => (component, vec![name], false),
+                Some(Meaning::Parameters(component, names)) => (component, names, false),
+                Some(Meaning::Transposed(component, name)) => (component, vec![name], rank(&file, tensor) == 2),
                 Some(Meaning::Nothing) => continue,
-                None => bail!("{shown} has the tensor `{tensor}`, which is nothing that Stable Diffusion 1 or 2 has"),
+                None => {
+                    bail!("{shown} has the tensor `{tensor}`, which is nothing that Stable Diffusion 1, 2 or XL has")
+                }
             };
             let parts = parameters.len() as i64;
             for (part, parameter) in (0..).zip(parameters) {
                 let part = (parts > 1).then_some((part, parts));
-                places.entry(component).or_default().push(Place { parameter, file: 0, tensor: tensor.clone(), part });
+                let tensor = tensor.clone();
+                places.entry(component).or_default().push(Place { parameter, file: 0, tensor, part, transposed });
             }
         }
         let Some(unet) = places.get(&Component::Unet) else {
@@ -60,6 +64,7 @@ impl SingleFile {
         };
         let linear = |place: &Place| place.tensor.ends_with(".proj_in.weight") && rank(&file, &place.tensor) == 2;
         let version = match places.get(&Component::TextEncoder) {
+            _ if unet.iter().any(|place| place.parameter.starts_with("add_embedding.")) => Version::Xl,
             Some(text) if text.iter().any(|place| place.tensor.starts_with(OPEN_CLIP)) => Version::Two,
             // Without a text encoder the UNet tells: only that of Stable Diffusion 2 has linear projections.
             None if unet.iter().any(linear) => Version::Two,
@@ -82,6 +87,7 @@ impl SingleFile {
         let config = match component {
             Component::Unet => inferred::unet(&shapes, self.version, self.prediction),
             Component::TextEncoder => inferred::text_encoder(&shapes, self.version),
+            Component::TextEncoder2 => inferred::second_text_encoder(&shapes),
             Component::Autoencoder => inferred::autoencoder(&shapes, self.version),
         };
         config.with_context(|| self.path().display().to_string())
@@ -89,23 +95,29 @@ impl SingleFile {
 
     /// `scheduler_config.json`.
     pub fn scheduler_config(&self) -> Value {
-        inferred::scheduler(self.prediction)
+        inferred::scheduler(self.version, self.prediction)
     }
 
-    /// CLIP's own tokenizer, which every Stable Diffusion 1 and 2 has.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Tokenizer::clip(self.padding())
+    /// Whether it is a Stable Diffusion XL.
+    pub fn is_xl(&self) -> bool {
+        self.version == Version::Xl
     }
 
-    /// Names and contents of the files of the folder `tokenizer` that a diffusers model would have.
-    pub fn tokenizer_files(&self) -> Result<[(&'static str, String); 4]> {
-        Clip::new()?.files(self.padding())
+    /// CLIP's own tokenizer, which every Stable Diffusion has, as this text encoder takes it.
+    pub fn tokenizer(&self, text_encoder: Component) -> Result<Tokenizer> {
+        Tokenizer::clip(self.padding(text_encoder))
     }
 
-    fn padding(&self) -> &'static str {
-        match self.version {
-            Version::One => clip::END,
-            Version::Two => clip::EXCLAMATION_MARK,
+    /// Names and contents of the files of the tokenizer's folder that a diffusers model would have.
+    pub fn tokenizer_files(&self, text_encoder: Component) -> Result<[(&'static str, String); 4]> {
+        Clip::new()?.files(self.padding(text_encoder))
+    }
+
+    fn padding(&self, text_encoder: Component) -> &'static str {
+        // OpenCLIP fills up with the token of id 0, OpenAI's CLIP with the end.
+        match (self.version, text_encoder) {
+            (Version::Two, _) | (_, Component::TextEncoder2) => clip::EXCLAMATION_MARK,
+            _ => clip::END,
         }
     }
 
@@ -122,7 +134,9 @@ impl SingleFile {
                 component.title(),
                 match component {
                     Component::Unet => "model.diffusion_model.",
+                    Component::TextEncoder if self.is_xl() => "conditioner.embedders.0.",
                     Component::TextEncoder => "cond_stage_model.",
+                    Component::TextEncoder2 => "conditioner.embedders.1.",
                     Component::Autoencoder => "first_stage_model.",
                 },
             );
@@ -137,7 +151,7 @@ fn rank(file: &TensorFile, name: &str) -> usize {
 }
 
 /// What the UNet predicts: what the metadata say (modelspec, which kohya's scripts and others write); else the noise in
-/// Stable Diffusion 1; in 2, as diffusers' `from_single_file` decides, the noise after the 875,000 steps of 2-base and the
+/// Stable Diffusion 1, and in XL without the tensor `v_pred`; in 2, as diffusers' `from_single_file` decides, the noise after the 875,000 steps of 2-base and the
 /// velocity otherwise.
 fn prediction(file: &TensorFile, version: Version) -> Result<Prediction> {
     const KEY: &str = "modelspec.prediction_type";
@@ -148,7 +162,8 @@ fn prediction(file: &TensorFile, version: Version) -> Result<Prediction> {
         Some(other) => {
             bail!("{shown}: its metadata has `{KEY}`: \"{other}\", which is not supported (epsilon or v is)")
         }
-        None if version == Version::One => return Ok(Prediction::Epsilon),
+        None if version == Version::Xl && file.shape("v_pred").is_some() => return Ok(Prediction::Velocity),
+        None if version != Version::Two => return Ok(Prediction::Epsilon),
         None => {}
     }
     let steps = match file.shape("global_step") {
@@ -169,7 +184,7 @@ fn prediction(file: &TensorFile, version: Version) -> Result<Prediction> {
     Ok(prediction)
 }
 
-/// What a file is that is no Stable Diffusion 1 or 2.
+/// What a file is that is no Stable Diffusion 1, 2 or XL.
 fn other_kind(file: &TensorFile, names: &[String]) -> Option<&'static str> {
     let starts = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
     // With the prefix of whole checkpoints or without.
@@ -179,11 +194,9 @@ fn other_kind(file: &TensorFile, names: &[String]) -> Option<&'static str> {
         (file.metadata().contains_key("palettist.palettes"), "a palettized checkpoint, which --palettes takes"),
         (unet("joint_blocks."), "a Stable Diffusion 3"),
         (unet("double_blocks.") || unet("single_blocks."), "a Flux"),
-        (starts("conditioner.embedders.1."), "a Stable Diffusion XL"),
         (starts("conditioner.embedders.0.model."), "a Stable Diffusion XL refiner"),
         (has("model.diffusion_model.label_emb.weight"), "a Stable Diffusion x4 upscaler"),
         (starts("embedder.model."), "a Stable Diffusion 2 unCLIP"),
-        (starts("conditioner.") || starts("model.diffusion_model.label_emb."), "a Stable Diffusion XL"),
         (starts("control_model."), "a ControlNet"),
         (starts("lora_") || names.iter().any(|name| name.contains(".lora_")), "a LoRA, not a model"),
         (starts("encoder.down") || starts("decoder.up"), "an autoencoder alone"),

@@ -21,6 +21,8 @@ pub struct Place {
     pub tensor: String,
     /// Of a tensor of several parameters, one upon the other along the first axis: which, and of how many.
     pub part: Option<(i64, i64)>,
+    /// Whether the file has a matrix of two axes the other way round.
+    pub transposed: bool,
 }
 
 impl Place {
@@ -29,6 +31,9 @@ impl Place {
         let mut shape = file.shape(&self.tensor).unwrap_or_default();
         if let (Some((_, parts)), Some(rows)) = (self.part, shape.first_mut()) {
             *rows /= parts;
+        }
+        if self.transposed {
+            shape.reverse();
         }
         names::today_shape(component, &self.parameter, &shape)
     }
@@ -130,6 +135,7 @@ impl Stored {
             None => file.tensor(&place.tensor)?,
             Some((part, _)) => file.rows(&place.tensor, part * shape[0], shape[0])?,
         };
+        let tensor = if place.transposed { tensor.f_transpose(0, 1)?.f_contiguous()? } else { tensor };
         tensor
             .f_view(shape.as_slice())
             .and_then(|tensor| tensor.f_to_kind(kind))

@@ -43,7 +43,7 @@ pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], ki
     }
     write_atomically(to, |part| {
         fs::create_dir(part).with_context(|| format!("cannot create {}", to.display()))?;
-        for component in Component::ALL {
+        for component in from.components() {
             let read;
             let weights = match replace.iter().find(|(replaced, _)| *replaced == component) {
                 Some((_, weights)) => *weights,
@@ -64,7 +64,8 @@ pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], ki
 /// transformers 5 loads a text encoder as the type that its config.json names, while diffusers loads everything else as
 /// fp32 unless it is told otherwise: with fp32 here the two agree, whatever the files hold.
 fn loaded_as_fp32(component: Component, mut config: Value) -> Value {
-    if let (Component::TextEncoder, Some(config)) = (component, config.as_object_mut()) {
+    let is_text = matches!(component, Component::TextEncoder | Component::TextEncoder2);
+    if let (true, Some(config)) = (is_text, config.as_object_mut()) {
         // `dtype` since transformers 5.
         for key in ["torch_dtype", "dtype"] {
             if let Some(value) = config.get_mut(key) {
@@ -75,25 +76,33 @@ fn loaded_as_fp32(component: Component, mut config: Value) -> Value {
     config
 }
 
-/// The model's own index without what is not copied; a plain Stable Diffusion's when it has none.
+/// The model's own index without what is not copied; that of a plain Stable Diffusion of its kind when it has none.
 fn index(from: &Model) -> Result<Value> {
     let mut index = from.index()?.unwrap_or_else(|| json!({}));
     let scheduler = from.scheduler_config()?.get("_class_name").cloned().unwrap_or_else(|| json!("PNDMScheduler"));
-    let entries = [
-        ("_class_name", json!("StableDiffusionPipeline")),
+    let class = if from.is_xl() { "StableDiffusionXLPipeline" } else { "StableDiffusionPipeline" };
+    let mut entries = vec![
+        ("_class_name", json!(class)),
         ("scheduler", json!(["diffusers", scheduler])),
         ("text_encoder", json!(["transformers", "CLIPTextModel"])),
         ("tokenizer", json!(["transformers", "CLIPTokenizer"])),
         ("unet", json!(["diffusers", "UNet2DConditionModel"])),
         ("vae", json!(["diffusers", "AutoencoderKL"])),
     ];
+    if from.is_xl() {
+        entries.push(("text_encoder_2", json!(["transformers", "CLIPTextModelWithProjection"])));
+        entries.push(("tokenizer_2", json!(["transformers", "CLIPTokenizer"])));
+    }
     let index_object = index.as_object_mut().context("model_index.json is not an object")?;
     for (key, value) in entries {
         index_object.entry(key).or_insert(value);
     }
-    for key in ["safety_checker", "feature_extractor", "image_encoder"] {
+    for key in ["feature_extractor", "image_encoder"] {
         index_object.insert(key.into(), json!([null, null]));
     }
-    index_object.insert("requires_safety_checker".into(), json!(false));
+    if !from.is_xl() {
+        index_object.insert("safety_checker".into(), json!([null, null]));
+        index_object.insert("requires_safety_checker".into(), json!(false));
+    }
     Ok(index)
 }

@@ -11,6 +11,7 @@ use super::prompts::Sampler;
 use super::trained::Networks;
 use super::validate::Validation;
 use crate::config::Config;
+use crate::diffusion::condition::SizeIds;
 use crate::diffusion::{NoiseSchedule, Prediction};
 use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::{Tensors, Weights};
@@ -36,10 +37,11 @@ pub struct Denoise {
     pub sampler: Sampler,
 }
 
-/// A batch: latents `[B, 4, h, w]`, captions, weight of each example's loss.
+/// A batch: latents `[B, 4, h, w]`, captions, sizes, weight of each example's loss.
 struct Batch {
     latents: Tensor,
     captions: Vec<String>,
+    sizes: Vec<SizeIds>,
     weights: Vec<f32>,
 }
 
@@ -48,21 +50,23 @@ impl Denoise {
         let seed = self.config.seed;
         let size = self.config.train.train_batch_size;
         let mut random = generator(seed, Purpose::Augment, index);
-        let (mut moments, mut captions, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut moments, mut captions, mut sizes, mut weights) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let sets = [Some((&self.examples, 1.0)), self.class.as_ref().map(|(examples, weight)| (examples, *weight))];
         for (place, (examples, weight)) in sets.into_iter().flatten().enumerate() {
             // The class has an order of its own: a set of another size would otherwise pair the same pictures.
             let order = seed.wrapping_add(place as u64);
             for chosen in crate::data::order::batch_indices(order, index, size, examples.len()) {
                 let flip = examples.flipped && random.next_u32() & 1 == 1;
-                moments.push(examples.moments[chosen + if flip { examples.len() } else { 0 }].shallow_clone());
+                let place = chosen + if flip { examples.len() } else { 0 };
+                moments.push(examples.moments[place].shallow_clone());
+                sizes.push(examples.sizes[place]);
                 let dropped = uniform(&mut random) < self.config.data.caption_dropout_rate;
                 captions.push(if dropped { String::new() } else { examples.captions[chosen].clone() });
                 weights.push(weight as f32);
             }
         }
         let moments = Tensor::stack(&moments, 0).to_device(self.device);
-        Batch { latents: draw_latents(&moments, self.scaling_factor, seed, index), captions, weights }
+        Batch { latents: draw_latents(&moments, self.scaling_factor, seed, index), captions, sizes, weights }
     }
 
     /// Weight of each example's loss by min-SNR-γ (Hang et al. 2023, 3.4): min(SNR, γ)/SNR for ε, /(SNR + 1) for v.
@@ -84,7 +88,7 @@ impl Denoise {
 
 impl Objective for Denoise {
     fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
-        let Batch { latents, captions, mut weights } = self.batch(index);
+        let Batch { latents, captions, sizes, mut weights } = self.batch(index);
         let seed = self.config.seed;
         let size = latents.size();
         let mut random = generator(seed, Purpose::Noise, index);
@@ -108,10 +112,10 @@ impl Objective for Denoise {
         let recomputes = self.config.train.gradient_checkpointing;
         let learning = |weights| Tensors::new(weights).computing_in(self.kind).recomputing(recomputes);
         let text_encoder = networks.get(&Component::TextEncoder).map(learning);
-        let context = self.texts.embed(&captions, text_encoder)?.to_kind(self.kind);
+        let told = self.texts.embed(&captions, &sizes, text_encoder)?.to_kind(self.kind);
 
         let mut student = learning(networks.get(&Component::Unet).context("the UNet does not train")?);
-        let output = unet(&mut student, &self.unet, &noised, &timesteps, &context).to_kind(Kind::Float);
+        let output = unet(&mut student, &self.unet, &noised, &timesteps, told.condition()).to_kind(Kind::Float);
         let mean = |difference: Tensor| {
             let each = difference.square().mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
             (each * &weights).mean(Kind::Float)
@@ -121,7 +125,8 @@ impl Objective for Denoise {
         let Some(teacher) = &self.teacher else { return Ok(Loss { total: task, parts }) };
         let taught = tch::no_grad(|| {
             let mut teacher = Tensors::new(teacher).computing_in(self.kind);
-            unet(&mut teacher, &self.unet, &noised, &timesteps, &context.detach()).to_kind(Kind::Float)
+            let told = told.map(Tensor::detach);
+            unet(&mut teacher, &self.unet, &noised, &timesteps, told.condition()).to_kind(Kind::Float)
         });
         let distilled = mean(output - taught);
         parts.push(("loss/distill", distilled.detach()));
@@ -134,7 +139,9 @@ impl Objective for Denoise {
         let texts = networks.get(&Component::TextEncoder).map(|weights| Tensors::new(weights).computing_in(self.kind));
         let weights = networks.get(&Component::Unet).context("the UNet does not train")?;
         validation
-            .loss(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, texts.clone()))
+            .loss(weights, &self.unet, &self.schedule, |captions, sizes| {
+                self.texts.embed(captions, sizes, texts.clone())
+            })
             .map(Some)
     }
 

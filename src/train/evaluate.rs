@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::examples::{Encoder, Texts};
-use super::setup::transform;
+use super::setup::{check_conditions, transform};
 use super::validate::Validation;
 use crate::config::Config;
 use crate::data::{Cache, CaptionOptions, Key, read_folder};
@@ -41,14 +41,8 @@ impl Evaluation {
         let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;
         let encoder = Encoder::new(&autoencoder, &weights, device, &cache)?;
         let examples = encoder.encode(&pictures, &|index| transform(config, index), false, &mut |_, _| {})?;
-        let text_weights = model.weights(Component::TextEncoder, Kind::Float, device)?;
-        let texts = Texts::new(
-            examples.captions.iter(),
-            &model.tokenizer()?,
-            model.text_encoder_config()?,
-            Some((&text_weights, &cache)),
-            device,
-        )?;
+        check_conditions(model)?;
+        let texts = Texts::new(examples.captions.iter(), model, Some(&cache), device)?;
         let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
         let validation = Validation::new(
             &examples,
@@ -71,7 +65,8 @@ impl Evaluation {
     /// # Errors
     /// A caption can't be embedded.
     pub fn loss(&self, weights: &Weights) -> Result<f64> {
-        self.validation.loss(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, None))
+        self.validation
+            .loss(weights, &self.unet, &self.schedule, |captions, sizes| self.texts.embed(captions, sizes, None))
     }
 
     /// Gives `see` what the UNet with these fp32 weights predicts and what it should, a batch at a time.
@@ -79,7 +74,13 @@ impl Evaluation {
     /// # Errors
     /// A caption can't be embedded; those of `see`.
     pub fn outputs(&self, weights: &Weights, see: &mut dyn FnMut(&Tensor, &Tensor) -> Result<()>) -> Result<()> {
-        self.validation.outputs(weights, &self.unet, &self.schedule, |captions| self.texts.embed(captions, None), see)
+        self.validation.outputs(
+            weights,
+            &self.unet,
+            &self.schedule,
+            |captions, sizes| self.texts.embed(captions, sizes, None),
+            see,
+        )
     }
 
     /// The key of all that goes into the UNet and should come out.
@@ -87,6 +88,6 @@ impl Evaluation {
     /// # Errors
     /// A caption can't be embedded.
     pub fn key(&self) -> Result<Key> {
-        self.validation.key(&self.schedule, |captions| self.texts.embed(captions, None))
+        self.validation.key(&self.schedule, |captions, sizes| self.texts.embed(captions, sizes, None))
     }
 }

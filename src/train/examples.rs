@@ -6,17 +6,20 @@ use std::collections::HashMap;
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use crate::data::{Cache, Key, Sample, Transform, hash_weights, load_picture};
+use crate::data::{Cache, Key, Sample, Transform, hash_weights, load_picture, picture_size};
+use crate::diffusion::condition::{Conditioning, SizeIds};
 use crate::networks::autoencoder::{AutoencoderConfig, encode};
-use crate::networks::text_encoder::{TextEncoderConfig, text_encoder};
+use crate::networks::text_encoder::{TextEncoderConfig, TextOutput, text_encoder};
 use crate::ops::{Tensors, Weights};
-use crate::source::Tokenizer;
+use crate::source::{Component, Model};
 use crate::torch::random::{Purpose, generator, normal};
 
 /// Pictures with captions, as the UNet's training sees them.
 pub struct Examples {
     /// `[2·latent, h, w]` (mean, log-variance) for each picture, then, when `flipped`, for each mirrored one.
     pub moments: Vec<Tensor>,
+    /// Sizes and crop of each of these.
+    pub sizes: Vec<SizeIds>,
     /// One for each picture.
     pub captions: Vec<String>,
     pub flipped: bool,
@@ -64,7 +67,7 @@ impl<'a> Encoder<'a> {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Examples> {
         let _guard = tch::no_grad_guard();
-        let mut moments = Vec::new();
+        let (mut moments, mut sizes) = (Vec::new(), Vec::new());
         let total = samples.len() * if flip { 2 } else { 1 };
         for flipped in if flip { vec![false, true] } else { vec![false] } {
             for (index, sample) in samples.iter().enumerate() {
@@ -77,11 +80,13 @@ impl<'a> Encoder<'a> {
                     Ok(moments.squeeze_dim(0).to_kind(Kind::Float))
                 })?;
                 moments.push(tensor);
+                let (width, height) = picture_size(&sample.path)?;
+                sizes.push(transform.size_ids(width, height));
                 progress(moments.len(), total);
             }
         }
         let captions = samples.iter().map(|sample| sample.caption.clone()).collect();
-        Ok(Examples { moments, captions, flipped: flip })
+        Ok(Examples { moments, sizes, captions, flipped: flip })
     }
 }
 
@@ -99,70 +104,109 @@ pub fn mean_latents(moments: &Tensor, scaling_factor: f64) -> Tensor {
     moments.chunk(2, 1).swap_remove(0) * scaling_factor
 }
 
-/// Captions to embeddings.
+/// Captions to what the UNet is told of them.
 pub struct Texts {
-    config: TextEncoderConfig,
+    configs: Vec<TextEncoderConfig>,
     device: Device,
-    ids: HashMap<String, Vec<i64>>,
-    /// Embeddings `[T, D]` of a text encoder that does not change.
-    embeddings: HashMap<String, Tensor>,
+    /// For each text encoder.
+    ids: HashMap<String, Vec<Vec<i64>>>,
+    /// Of text encoders that do not change, one caption each.
+    embeddings: HashMap<String, Conditioning>,
 }
 
 impl Texts {
-    /// Tokenizes every caption (and the empty one), and embeds it, through the cache, when `frozen` gives a text encoder
-    /// that stays as it is.
+    /// Tokenizes every caption (and the empty one), and embeds it, through the cache, when `frozen` gives one: text
+    /// encoders then stay as the model has them.
     ///
     /// # Errors
-    /// The cache can't be written; [`super::Stopped`].
+    /// The model's text encoders can't be read; the cache can't be written; [`super::Stopped`].
     pub fn new<'c>(
         captions: impl Iterator<Item = &'c String>,
-        tokenizer: &Tokenizer,
-        config: TextEncoderConfig,
-        frozen: Option<(&Weights, &Cache)>,
+        model: &Model,
+        frozen: Option<&Cache>,
         device: Device,
     ) -> Result<Self> {
-        let mut texts = Self { config, device, ids: HashMap::new(), embeddings: HashMap::new() };
+        let (mut configs, mut tokenizers) = (Vec::new(), Vec::new());
+        for component in model.text_encoders() {
+            configs.push(model.text_encoder_config_of(component)?);
+            tokenizers.push(model.tokenizer_of(component)?);
+        }
+        let mut texts = Self { configs, device, ids: HashMap::new(), embeddings: HashMap::new() };
         for caption in captions.map(String::as_str).chain([""]) {
-            if texts.ids.contains_key(caption) {
-                continue;
+            if !texts.ids.contains_key(caption) {
+                let ids = tokenizers.iter().map(|tokenizer| tokenizer.encode(caption)).collect();
+                texts.ids.insert(caption.to_owned(), ids);
             }
-            let ids = tokenizer.encode(caption);
-            texts.ids.insert(caption.to_owned(), ids);
         }
-        if let Some((weights, cache)) = frozen {
-            let _guard = tch::no_grad_guard();
-            let network = hash_weights(weights)?;
-            let mut all: Vec<String> = texts.ids.keys().cloned().collect();
-            all.sort();
-            for caption in all {
+        let Some(cache) = frozen else { return Ok(texts) };
+        let _guard = tch::no_grad_guard();
+        let mut all: Vec<String> = texts.ids.keys().cloned().collect();
+        all.sort();
+        // One text encoder at a time is read, used and dropped.
+        let mut outputs: Vec<Vec<TextOutput<Tensor>>> = all.iter().map(|_| Vec::new()).collect();
+        for (place, component) in model.text_encoders().enumerate() {
+            let weights = model.weights(component, Kind::Float, device)?;
+            let network = hash_weights(&weights)?;
+            for (caption, outputs) in all.iter().zip(&mut outputs) {
                 super::go_on()?;
-                let ids: Vec<u8> = texts.ids[&caption].iter().flat_map(|id| id.to_le_bytes()).collect();
-                let key = Key::of(&[b"text", &ids, network.bytes()]);
-                let embedded = cache.get_or_make(&key, || {
-                    Ok(texts.encode(std::slice::from_ref(&caption), Tensors::new(weights))?.squeeze_dim(0))
-                })?;
-                texts.embeddings.insert(caption, embedded.to_device(device));
+                outputs.push(texts.through_cache(caption, (place, component), &weights, &network, cache)?);
             }
         }
+        texts.embeddings = all.into_iter().zip(outputs.into_iter().map(Conditioning::of_texts)).collect();
         Ok(texts)
     }
 
-    /// Captions → `[B, T, D]`, by `text_encoder` when that learns, else from memory.
+    /// What a text encoder, the model's `place`-th, gives for a caption. Only what the UNet is told is kept: of a plain
+    /// Stable Diffusion the last hidden state, of XL the last but one and, of its second text encoder, the pooled one.
+    fn through_cache(
+        &self,
+        caption: &str,
+        (place, component): (usize, Component),
+        weights: &Weights,
+        network: &Key,
+        cache: &Cache,
+    ) -> Result<TextOutput<Tensor>> {
+        let ids: Vec<u8> = self.ids[caption][place].iter().flat_map(|id| id.to_le_bytes()).collect();
+        let mut made: Option<TextOutput<Tensor>> = None;
+        let mut kept = |what: &[u8], part: fn(&TextOutput<Tensor>) -> &Tensor| {
+            let key = Key::of(&[what, &ids, network.bytes()]);
+            let tensor = cache.get_or_make(&key, || {
+                if made.is_none() {
+                    made = Some(self.encode(&[caption.to_owned()], place, Tensors::new(weights))?);
+                }
+                Ok(part(made.as_ref().context("no text was encoded")?).squeeze_dim(0))
+            })?;
+            anyhow::Ok(tensor.to_device(self.device).unsqueeze(0))
+        };
+        let is_xl = self.configs.len() > 1;
+        let none = || Tensor::zeros([1, 0], (Kind::Float, self.device));
+        Ok(TextOutput {
+            last_hidden_state: if is_xl { none() } else { kept(b"text", |output| &output.last_hidden_state)? },
+            penultimate: if is_xl { kept(b"text, penultimate", |output| &output.penultimate)? } else { none() },
+            pooled: match component {
+                Component::TextEncoder2 => kept(b"text, pooled", |output| &output.pooled)?,
+                _ => none(),
+            },
+        })
+    }
+
+    /// Captions → what the UNet is told of them, by `text_encoder` when the one that the model has learns, else from
+    /// memory; `sizes` are the pictures'.
     ///
     /// # Errors
     /// A caption that was not given to [`Texts::new`].
-    pub fn embed(&self, captions: &[String], text_encoder: Option<Tensors>) -> Result<Tensor> {
+    pub fn embed(&self, captions: &[String], sizes: &[SizeIds], text_encoder: Option<Tensors>) -> Result<Conditioning> {
         if let Some(ops) = text_encoder {
-            return self.encode(captions, ops);
+            return Ok(Conditioning::of_texts(vec![self.encode(captions, 0, ops)?]).with_sizes(sizes));
         }
-        let found: Option<Vec<&Tensor>> = captions.iter().map(|caption| self.embeddings.get(caption)).collect();
-        Ok(Tensor::stack(&found.context("a caption was not embedded")?, 0))
+        let found: Option<Vec<&Conditioning>> = captions.iter().map(|caption| self.embeddings.get(caption)).collect();
+        Ok(Conditioning::cat(&found.context("a caption was not embedded")?).with_sizes(sizes))
     }
 
-    fn encode(&self, captions: &[String], mut ops: Tensors) -> Result<Tensor> {
+    fn encode(&self, captions: &[String], place: usize, mut ops: Tensors) -> Result<TextOutput<Tensor>> {
         let ids: Option<Vec<Tensor>> =
-            captions.iter().map(|caption| self.ids.get(caption).map(|ids| Tensor::from_slice(ids))).collect();
+            captions.iter().map(|caption| self.ids.get(caption).map(|ids| Tensor::from_slice(&ids[place]))).collect();
         let ids = Tensor::stack(&ids.context("a caption was not tokenized")?, 0).to_device(self.device);
-        Ok(text_encoder(&mut ops, &self.config, &ids).last_hidden_state)
+        Ok(text_encoder(&mut ops, &self.configs[place], &ids))
     }
 }

@@ -37,6 +37,7 @@ use self::optimizer::AdamW;
 use self::output::OutputDir;
 pub use self::output::is_occupied;
 use self::reporter::Reporter;
+pub use self::setup::supports;
 use self::trained::{Slot, Trained};
 use crate::config::{Config, DeviceChoice, MixedPrecision};
 use crate::source::Component;

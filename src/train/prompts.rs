@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::trained::Networks;
 use crate::config::{self, Config};
-use crate::diffusion::SamplerKind;
 use crate::diffusion::pipeline::{Noise, Pipeline, Request, pipeline_config};
+use crate::diffusion::{SamplerKind, TextEncoder};
 use crate::ops::Weights;
 use crate::source::{Component, Model};
 
@@ -18,14 +18,17 @@ pub type Sampler = Box<dyn FnMut(&Networks) -> Result<Vec<Tensor>>>;
 pub fn sampler(config: &Config, model: &Model, (device, kind): (Device, Kind)) -> Sampler {
     let (sample, model, side) = (config.sample.clone(), model.clone(), config.data.resolution);
     Box::new(move |networks| {
-        let text_encoder = match networks.get(&Component::TextEncoder) {
-            Some(weights) => shared(weights),
-            None => model.weights(Component::TextEncoder, kind, device)?,
+        let text_encoder = |component: Component| match networks.get(&component) {
+            None => TextEncoder::load(&model, component, kind, device),
+            Some(weights) => Ok(TextEncoder {
+                tokenizer: model.tokenizer_of(component)?,
+                config: model.text_encoder_config_of(component)?,
+                weights: shared(weights),
+            }),
         };
         let pipeline = Pipeline {
-            tokenizer: model.tokenizer()?,
-            text_encoder_config: model.text_encoder_config()?,
-            text_encoder,
+            text_encoders: model.text_encoders().map(text_encoder).collect::<Result<_>>()?,
+            zeros_for_empty_prompt: model.zeros_for_empty_prompt()?,
             unet_config: model.unet_config()?,
             unet: shared(networks.get(&Component::Unet).context("the UNet does not train")?),
             autoencoder_config: model.autoencoder_config()?,

@@ -1,6 +1,6 @@
 //! From a config to what the loop needs: networks, data, teacher.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::denoise::Denoise;
@@ -14,6 +14,7 @@ use super::{class_images, prompts};
 use crate::config::{Config, Mode, Recipe, TrainedComponent};
 use crate::data::{Cache, CaptionOptions, Crop, Sample, Transform, dreambooth, load_picture, read_folder};
 use crate::diffusion::NoiseSchedule;
+use crate::diffusion::pipeline::check_texts;
 use crate::ops::{Parameter, Weights};
 use crate::report::Progress;
 use crate::source::{Component, Model};
@@ -115,7 +116,33 @@ pub fn transform(config: &Config, index: usize) -> Transform {
     Transform { crop: Crop::At(uniform(&mut random), uniform(&mut random)), ..centered }
 }
 
+/// Checks that this kind of model can be trained as `config` wants it.
+///
+/// # Errors
+/// What it asks for that does not go with the model.
+pub fn supports(config: &Config, model: &Model) -> Result<()> {
+    if model.is_xl() && config.train.train_text_encoder {
+        bail!(
+            "train.train_text_encoder = true, and {} is a Stable Diffusion XL, whose two text encoders are not trained here; \
+             set it to false",
+            model.path().display()
+        );
+    }
+    match config.train.component {
+        TrainedComponent::Unet => check_conditions(model),
+        TrainedComponent::Autoencoder => Ok(()),
+    }
+}
+
+/// Checks that the UNet is told what the text encoders say.
+pub fn check_conditions(model: &Model) -> Result<()> {
+    let configs = model.text_encoders().map(|component| model.text_encoder_config_of(component));
+    check_texts(&model.unet_config()?, configs.collect::<Result<Vec<_>>>()?.iter())
+        .with_context(|| model.path().display().to_string())
+}
+
 fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
+    supports(config, &model)?;
     if !config.model.train_from_scratch {
         // Before the long work: what is wrong with the file is told at once.
         model.check(Component::Unet)?;
@@ -131,22 +158,17 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
 
     // One network at a time is read, used and dropped; what learns, which is the most, comes last.
     let mut networks = Vec::new();
-    let mut frozen_text = None;
     if config.train.train_text_encoder {
         let (weights, parameters) = initial(config, &model, Component::TextEncoder)?;
         networks.push((Component::TextEncoder, weights, parameters));
-    } else {
-        frozen_text = Some(model.weights(Component::TextEncoder, Kind::Float, device)?);
     }
     let captions = [Some(&examples), class.as_ref().map(|(examples, _)| examples), validation.as_ref()];
     let texts = Texts::new(
         captions.into_iter().flatten().flat_map(|examples| &examples.captions),
-        &model.tokenizer()?,
-        model.text_encoder_config()?,
-        frozen_text.as_ref().map(|weights| (weights, &cache)),
+        &model,
+        Some(&cache).filter(|_| !config.train.train_text_encoder),
         device,
     )?;
-    drop(frozen_text);
     let validation = validation.map(|examples| {
         let batch = config.train.train_batch_size;
         let sizes = (batch, batch * config.validation.batches);

@@ -6,7 +6,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::examples::{Examples, mean_latents};
 use crate::data::{Key, hash_weights};
-use crate::diffusion::NoiseSchedule;
+use crate::diffusion::condition::SizeIds;
+use crate::diffusion::{Conditioning, NoiseSchedule};
 use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::{Tensors, Weights};
 use crate::torch::random::{Purpose, generator, normal};
@@ -16,6 +17,7 @@ pub struct Validation {
     /// Scaled latents `[N, 4, h, w]`.
     latents: Tensor,
     captions: Vec<String>,
+    sizes: Vec<SizeIds>,
     noise: Tensor,
     timesteps: Tensor,
     batch: i64,
@@ -45,6 +47,7 @@ impl Validation {
         Self {
             latents,
             captions: chosen.iter().map(|&i| examples.captions[i].clone()).collect(),
+            sizes: chosen.iter().map(|&i| examples.sizes[i]).collect(),
             noise,
             timesteps: Tensor::from_slice(&timesteps).to_device(device),
             batch: batch as i64,
@@ -66,7 +69,7 @@ impl Validation {
         weights: &Weights,
         config: &UnetConfig,
         schedule: &NoiseSchedule,
-        embed: impl Fn(&[String]) -> Result<Tensor>,
+        embed: impl Fn(&[String], &[SizeIds]) -> Result<Conditioning>,
     ) -> Result<f64> {
         let mut total = 0.0;
         self.outputs(weights, config, schedule, embed, &mut |output, target| {
@@ -85,7 +88,7 @@ impl Validation {
         weights: &Weights,
         config: &UnetConfig,
         schedule: &NoiseSchedule,
-        embed: impl Fn(&[String]) -> Result<Tensor>,
+        embed: impl Fn(&[String], &[SizeIds]) -> Result<Conditioning>,
         see: &mut dyn FnMut(&Tensor, &Tensor) -> Result<()>,
     ) -> Result<()> {
         let _guard = tch::no_grad_guard();
@@ -95,10 +98,11 @@ impl Validation {
             let size = self.batch.min(count - start);
             let part = |t: &Tensor| t.narrow(0, start, size);
             let (latents, noise, timesteps) = (part(&self.latents), part(&self.noise), part(&self.timesteps));
-            let context = embed(&self.captions[start as usize..(start + size) as usize])?.to_kind(self.kind);
+            let range = start as usize..(start + size) as usize;
+            let told = embed(&self.captions[range.clone()], &self.sizes[range])?.to_kind(self.kind);
             let noised = schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
-            let output =
-                unet(&mut Tensors::new(weights).computing_in(self.kind), config, &noised, &timesteps, &context);
+            let mut ops = Tensors::new(weights).computing_in(self.kind);
+            let output = unet(&mut ops, config, &noised, &timesteps, told.condition());
             see(&output.to_kind(Kind::Float), &schedule.target(&latents, &noise, &timesteps))?;
         }
         Ok(())
@@ -108,12 +112,20 @@ impl Validation {
     ///
     /// # Errors
     /// A caption can't be embedded.
-    pub fn key(&self, schedule: &NoiseSchedule, embed: impl Fn(&[String]) -> Result<Tensor>) -> Result<Key> {
+    pub fn key(
+        &self,
+        schedule: &NoiseSchedule,
+        embed: impl Fn(&[String], &[SizeIds]) -> Result<Conditioning>,
+    ) -> Result<Key> {
         let mut inputs = Weights::new();
         inputs.insert("noised".into(), schedule.add_noise(&self.latents, &self.noise, &self.timesteps));
         inputs.insert("target".into(), schedule.target(&self.latents, &self.noise, &self.timesteps));
         inputs.insert("timesteps".into(), self.timesteps.shallow_clone());
-        inputs.insert("context".into(), embed(&self.captions)?);
+        let Conditioning { context, text_embeds, time_ids } = embed(&self.captions, &self.sizes)?;
+        inputs.insert("context".into(), context);
+        for (name, tensor) in [("text_embeds", text_embeds), ("time_ids", time_ids)] {
+            inputs.extend(tensor.map(|tensor| (name.to_owned(), tensor)));
+        }
         hash_weights(&inputs)
     }
 }

@@ -58,7 +58,7 @@ fn single_file(version: u8) -> (tempfile::TempDir, PathBuf, BTreeMap<String, Ten
 }
 
 fn assert_same(model: &Model, weights: &[Weights; 3]) {
-    for (component, wanted) in Component::ALL.into_iter().zip(weights) {
+    for (component, wanted) in model.components().zip(weights) {
         let found = model.weights(component, Kind::Half, CPU).unwrap();
         assert_eq!(found.len(), wanted.len());
         for (name, tensor) in wanted {
@@ -84,7 +84,7 @@ fn a_single_file_is_the_same_model_as_the_folder_written_from_it() {
         copy_model(&model, &to, &[], Kind::Half).unwrap();
         let copy = open(&to);
         assert_same(&copy, &weights);
-        for component in Component::ALL {
+        for component in model.components() {
             let mut config = model.config_json(component).unwrap();
             if component == Component::TextEncoder {
                 config["torch_dtype"] = json!("float32");
@@ -156,13 +156,13 @@ fn what_is_damaged_missing_or_strange_gets_one_line() {
     assert_says(strange("model.diffusion_model.strange.weight"), &["`model.diffusion_model.strange.weight`"]);
     assert_says(strange("something"), &["broken.safetensors", "`something`"]);
     for (name, kind) in [
-        ("conditioner.embedders.1.model.ln_final.bias", "a Stable Diffusion XL"),
+        ("conditioner.embedders.0.model.ln_final.bias", "a Stable Diffusion XL refiner"),
         ("model.diffusion_model.joint_blocks.0.x", "a Stable Diffusion 3"),
         ("double_blocks.0.img_attn.proj.bias", "a Flux"),
         ("control_model.time_embed.0.bias", "a ControlNet"),
         ("lora_unet_down.alpha", "a LoRA"),
     ] {
-        assert_says(strange(name), &["broken.safetensors", kind, "Stable Diffusion 1 or 2"]);
+        assert_says(strange(name), &["broken.safetensors", kind, "Stable Diffusion 1, 2 or XL"]);
     }
     assert_says(changed(&|_| (), &[("palettist.palettes", "1")]), &["palettized checkpoint", "--palettes"]);
     assert_says(changed(&|_| (), &[("modelspec.prediction_type", "x0")]), &["modelspec.prediction_type", "x0"]);
@@ -228,7 +228,7 @@ fn real_architectures_have_their_real_configurations() {
         let shapes = keys.as_object().unwrap().iter().map(|(name, entry)| (name.clone(), shape(entry))).collect();
         sparse_file(&path, &shapes, step, metadata);
         let single = open(&path);
-        for component in Component::ALL {
+        for component in single.components() {
             single.check(component).unwrap();
             let real = read(&configs.join(model).join(component.folder()).join("config.json"));
             assert_says_what(&real, &single.config_json(component).unwrap());
@@ -245,13 +245,38 @@ fn real_architectures_have_their_real_configurations() {
     }
 
     let keys = read(&configs.join("sdxl-base-1.0/ldm_key_map.json"));
-    sparse_file(
-        &path,
-        &keys.as_object().unwrap().keys().map(|name| (name.clone(), vec![1])).collect(),
-        None,
-        json!({}),
-    );
-    assert_says(Model::open(path.to_str().unwrap()), &["sparse.safetensors is a Stable Diffusion XL"]);
+    let shape = |entry: &Value| serde_json::from_value(entry["shape"].clone()).unwrap();
+    let mut shapes: BTreeMap<String, Vec<i64>> =
+        keys.as_object().unwrap().iter().map(|(name, entry)| (name.clone(), shape(entry))).collect();
+    sparse_file(&path, &shapes, None, json!({}));
+    let single = open(&path);
+    assert!(single.is_xl());
+    let real = |name: &str| read(&configs.join("sdxl-base-1.0").join(name).join("config.json"));
+    for component in single.components() {
+        single.check(component).unwrap();
+    }
+    assert_eq!(single.unet_config().unwrap(), UnetConfig::from_json(&real("unet")).unwrap());
+    assert_eq!(single.autoencoder_config().unwrap(), AutoencoderConfig::from_json(&real("vae")).unwrap());
+    for component in single.text_encoders() {
+        assert_says_what(&real(component.folder()), &with_type(single.config_json(component).unwrap(), "float16"));
+    }
+    let scheduler = single.scheduler_config().unwrap();
+    for key in ["_class_name", "timestep_spacing", "prediction_type", "beta_start", "beta_end", "beta_schedule"] {
+        assert_eq!(scheduler[key], read(&configs.join("sdxl-base-1.0/scheduler/scheduler_config.json"))[key], "{key}");
+    }
+    shapes.insert("v_pred".into(), vec![0]);
+    sparse_file(&path, &shapes, None, json!({}));
+    assert_eq!(open(&path).scheduler_config().unwrap()["prediction_type"], "v_prediction");
+    shapes.retain(|name, _| !name.starts_with("conditioner.embedders.0."));
+    shapes.insert("conditioner.embedders.0.model.ln_final.bias".into(), vec![1]);
+    sparse_file(&path, &shapes, None, json!({}));
+    assert_says(Model::open(path.to_str().unwrap()), &["sparse.safetensors is a Stable Diffusion XL refiner"]);
+}
+
+/// With the type that the weights of the published one have.
+fn with_type(mut config: Value, kind: &str) -> Value {
+    config["torch_dtype"] = kind.into();
+    config
 }
 
 #[test]
