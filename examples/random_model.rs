@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use palettist::ops::{Initial, Parameter, Weights};
-use palettist::source::{Component, Model, write_component};
+use palettist::source::{Model, write_component};
 use tch::{Device, Kind, Tensor};
 
 fn main() -> Result<()> {

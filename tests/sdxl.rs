@@ -7,8 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use palettist::coreml::read::{Feature, Package, Precision, evaluate, psnr};
 use palettist::diffusion::{Noise, Pipeline, Request, SamplerKind};
 use palettist::networks::text_encoder::TextEncoderConfig;
+use palettist::networks::unet::{Added, Condition, unet};
+use palettist::ops::Tensors;
 use palettist::report::pictures;
 use palettist::source::files::TensorFile;
 use palettist::source::{Component, Model, copy_model};
@@ -227,8 +230,6 @@ log_every = 1
 [validation]
 every_n_steps = 4
 batches = 1
-[export]
-coreml = false
 "#
     );
     fs::write(folder.join("tiny.toml"), text).unwrap();
@@ -248,6 +249,8 @@ fn it_trains_and_palettizes() {
     assert!(losses.len() == 4 && losses.iter().all(|loss| loss.is_finite() && *loss > 0.0), "{metrics}");
     let trained = Model::open(path.join("run/model").to_str().unwrap()).unwrap();
     assert!(trained.is_xl());
+    let package = Package::open(&path.join("run/coreml/Stable_Diffusion_version_tiny_unet.mlpackage")).unwrap();
+    assert!(package.weights().unwrap().iter().any(|weight| weight.palettes.is_some()));
     let [before, after] = [&model(), &trained].map(|m| m.weights(Component::Unet, Kind::Float, Device::Cpu).unwrap());
     // What only Stable Diffusion XL has learns too.
     for name in ["add_embedding.linear_1.bias", "down_blocks.2.attentions.0.transformer_blocks.1.norm1.weight"] {
@@ -261,6 +264,59 @@ fn it_trains_and_palettizes() {
     let report: Value = serde_json::from_str(&succeed(path, &arguments)).unwrap();
     let [float, palettized] = ["float", "palettized"].map(|which| report[which].as_f64().unwrap());
     assert!(float.is_finite() && (palettized - float).abs() > 1e-6, "{report}");
+}
+
+/// The name and the type of each input or output.
+fn declared(features: &[Feature]) -> Vec<String> {
+    features.iter().map(|feature| format!("{} {}", feature.name, feature.kind)).collect()
+}
+
+#[test]
+fn its_unets_package_keeps_the_contract_and_computes_what_the_network_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let model_path = fixture("model").display().to_string();
+    for target in ["iOS16", "iOS18"] {
+        let out = folder.path().join(target);
+        let arguments = ["export", &model_path, "-o", out.to_str().unwrap(), "--min-deployment-target", target];
+        let said = succeed(folder.path(), &arguments);
+        let package = Package::open(Path::new(said.trim())).unwrap();
+        let inputs = [
+            "sample FLOAT16[2, 4, 8, 8]",
+            "timestep FLOAT16[2]",
+            "encoder_hidden_states FLOAT16[2, 20, 1, 77]",
+            "time_ids FLOAT16[2, 6]",
+            "text_embeds FLOAT16[2, 10]",
+        ];
+        assert_eq!(declared(package.inputs()), inputs);
+        assert_eq!(declared(package.outputs()), ["noise_pred FLOAT32[2, 4, 8, 8]"]);
+
+        let (model, _guard) = (model(), tch::no_grad_guard());
+        let (config, weights) =
+            (model.unet_config().unwrap(), model.weights(Component::Unet, Kind::Float, Device::Cpu).unwrap());
+        tch::manual_seed(3);
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Half, Device::Cpu)).to_kind(Kind::Float);
+        let (sample, context, text) = (random(&[2, 4, 8, 8]), random(&[2, 77, 20]), random(&[2, 10]));
+        let sizes = Tensor::from_slice(&[1024f32, 1024., 0., 0., 1024., 1024., 333., 500., 17., 256., 512., 640.]);
+        let sizes = sizes.view([2, 6]);
+        for timestep in [1.0, 501.0, 981.0] {
+            let timesteps = Tensor::full([2], timestep, (Kind::Float, Device::Cpu));
+            let added = Some(Added { text_embeds: &text, time_ids: &sizes });
+            let condition = Condition { added, ..Condition::from(&context) };
+            let wanted = unet(&mut Tensors::new(&weights), &config, &sample, &timesteps, condition);
+            let given = [
+                ("sample", sample.shallow_clone()),
+                ("timestep", timesteps),
+                ("encoder_hidden_states", context.transpose(1, 2).unsqueeze(2)),
+                ("time_ids", sizes.shallow_clone()),
+                ("text_embeds", text.shallow_clone()),
+            ];
+            let given = given.map(|(name, tensor)| (name.to_owned(), tensor)).into();
+            let [single, half] = [Precision::Float32, Precision::Float16]
+                .map(|precision| psnr(&wanted, &evaluate(&package, &given, precision).unwrap()["noise_pred"]));
+            println!("{target}, timestep {timestep}: {single:.1} dB, {half:.1} dB in 16 bits");
+            assert!(single > 100.0 && half > 50.0, "{target}, timestep {timestep}: {single} dB, {half} dB");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! | in | `sample` | fp16 | `[B, 4, h, w]` |
 //! | in | `timestep` | fp16 | `[B]` |
 //! | in | `encoder_hidden_states` | fp16 | `[B, D, 1, 77]` |
+//! | in, for SDXL | `time_ids` | fp16 | `[B, 6]` |
+//! | in, for SDXL | `text_embeds` | fp16 | `[B, P]` |
 //! | out | `noise_pred` | fp32 | `[B, 4, h, w]` |
 
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use super::interface::{Destination, Input, Interface, Output, Weighted, write};
 pub use super::metadata::PackageMetadata;
 use super::program::Target;
 use super::weights::WeightSource;
-use crate::networks::unet::{UnetConfig, unet};
+use crate::networks::unet::{Added, Addition, Condition, TIME_IDS, UnetConfig, unet};
 
 /// Tokens of a prompt, as all CLIP text encoders pad it.
 pub const PROMPT_TOKENS: i64 = 77;
@@ -67,7 +69,7 @@ pub fn export_unet(
     let UnetOptions { batch, height, width, target, attention, overwrite } = *options;
     ensure!(batch > 0, "a package for a batch of {batch} cannot be made: 2 or 1");
     ensure!(height > 0 && width > 0, "a package for latents of {height}×{width} cannot be made");
-    let interface = Interface {
+    let mut interface = Interface {
         component: "unet".into(),
         about: "The UNet of Stable Diffusion, which takes noise out of latents step by step, guided by a prompt. See \
                 https://arxiv.org/abs/2112.10752."
@@ -91,6 +93,13 @@ pub fn export_unet(
         ],
         outputs: vec![Output::new("noise_pred", "The predicted noise, of the same shape as the latents")],
     };
+    if let Some(Addition { text_width, .. }) = config.addition {
+        let sizes =
+            "Sizes in pixels: height and width of the original, top and left of the crop, height and width wanted";
+        interface.inputs.push(Input::half("time_ids", sizes, &[batch, TIME_IDS]));
+        let text = "The prompt as the second text encoder sums it up";
+        interface.inputs.push(Input::half("text_embeds", text, &[batch, text_width]));
+    }
     // The contract that the package keeps, by the version of Apple's package that states it.
     let mut metadata = metadata.clone();
     metadata.user_defined.insert("com.github.apple.ml-stable-diffusion.version".to_owned(), "1.1.0".to_owned());
@@ -98,6 +107,8 @@ pub fn export_unet(
     let weighted = Weighted { weights, parameters: config.parameters().len(), progress };
     write(destination, &interface, weighted, |ops, inputs| {
         ops.attend_as(attention);
-        vec![unet(ops, config, &inputs[0], &inputs[1], &inputs[2])]
+        let added = config.addition.map(|_| Added { time_ids: &inputs[3], text_embeds: &inputs[4] });
+        let condition = Condition { added, ..Condition::from(&inputs[2]) };
+        vec![unet(ops, config, &inputs[0], &inputs[1], condition)]
     })
 }

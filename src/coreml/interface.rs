@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use super::lower::{MilOps, MilValue, in_memory};
+use super::lower::{MilOps, MilValue, as_input};
 use super::metadata::PackageMetadata;
 use super::package::write_package;
 use super::program::{ProgramBuilder, Target, Var};
@@ -30,7 +30,7 @@ pub struct Input {
 /// What an input holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputKind {
-    /// fp16, laid out as [`MilOps`] lays values out: `[B, T, C]` is `[B, C, 1, T]`.
+    /// fp16, laid out as [`MilOps::input`] takes it: `[B, T, C]` is `[B, C, 1, T]`.
     Half,
     /// Token ids, fp32 for historical reasons.
     TokenIds,
@@ -144,7 +144,7 @@ pub fn write(
 
 fn described(input: &Input) -> FeatureDescription {
     match input.kind {
-        InputKind::Half => feature(&input.name, &input.about, array_type::FLOAT16, &in_memory(&input.shape)),
+        InputKind::Half => feature(&input.name, &input.about, array_type::FLOAT16, &as_input(&input.shape)),
         InputKind::TokenIds => feature(&input.name, &input.about, array_type::FLOAT32, &input.shape),
     }
 }

@@ -34,6 +34,11 @@ pub(super) fn in_memory(shape: &[i64]) -> Vec<i64> {
     }
 }
 
+/// How an input is given: as it lies in memory, but vectors as they are.
+pub(super) fn as_input(shape: &[i64]) -> Vec<i64> {
+    if shape.len() == 2 { shape.to_vec() } else { in_memory(shape) }
+}
+
 /// Appends operations to a program.
 ///
 /// The vocabulary cannot fail, files can: the first error is kept, the rest of the walk appends nothing, and
@@ -66,9 +71,14 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
         self.attention = attention;
     }
 
-    /// An input of the program in fp16; `shape` is the network's (`[B, C, H, W]`, `[B, T, C]` or `[B]`).
+    /// An input of the program in fp16; `shape` is the network's (`[B, C, H, W]`, `[B, T, C]`, `[B, C]` or `[B]`). It is
+    /// given as [`as_input`] says.
     pub fn input(&mut self, name: &str, shape: &[i64]) -> MilValue {
-        let var = self.program.input(name, FLOAT16, &in_memory(shape));
+        let (given, memory) = (as_input(shape), in_memory(shape));
+        let mut var = self.program.input(name, FLOAT16, &given);
+        if given != memory {
+            var = self.reshape(&format!("{name}_as_channels"), &var, memory);
+        }
         MilValue { var, shape: shape.to_vec() }
     }
 
@@ -338,7 +348,8 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
         self.value(shape, |ops, out| Ok(ops.reshape("image", &x.var, out)))
     }
     fn timestep_embedding(&mut self, t: &MilValue, dim: i64, flip_sin_to_cos: bool, freq_shift: f64) -> MilValue {
-        self.value(vec![t.shape[0], dim], |ops, out| ops.sinusoids(&t.var, dim, flip_sin_to_cos, freq_shift, out))
+        let width = t.shape[1..].iter().product::<i64>() * dim;
+        self.value(vec![t.shape[0], width], |ops, out| ops.sinusoids(&t.var, dim, flip_sin_to_cos, freq_shift, out))
     }
     fn embedding(&mut self, ids: &MilValue, name: &str, rows: i64, width: i64) -> MilValue {
         let shape = vec![ids.shape[0], ids.shape[1], width];

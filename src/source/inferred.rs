@@ -1,7 +1,7 @@
 //! The configurations of a single-file checkpoint, which has none, from the shapes of its tensors.
 //!
-//! What shapes do not tell is what all of Stable Diffusion 1, all of 2 or all of XL have in common. The keys and values are those of
-//! the models' own `config.json` and `scheduler_config.json`.
+//! What shapes do not tell is what all of Stable Diffusion 1, all of 2 or all of XL have in common. The keys and values
+//! are those of the models' own `config.json` and `scheduler_config.json`.
 
 use std::collections::BTreeMap;
 

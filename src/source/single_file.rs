@@ -151,8 +151,8 @@ fn rank(file: &TensorFile, name: &str) -> usize {
 }
 
 /// What the UNet predicts: what the metadata say (modelspec, which kohya's scripts and others write); else the noise in
-/// Stable Diffusion 1, and in XL without the tensor `v_pred`; in 2, as diffusers' `from_single_file` decides, the noise after the 875,000 steps of 2-base and the
-/// velocity otherwise.
+/// Stable Diffusion 1, and in XL without the tensor `v_pred`; in 2, as diffusers' `from_single_file` decides, the noise
+/// after the 875,000 steps of 2-base and the velocity otherwise.
 fn prediction(file: &TensorFile, version: Version) -> Result<Prediction> {
     const KEY: &str = "modelspec.prediction_type";
     let shown = file.path().display();
