@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use common::checker;
 use palettist::coreml::read::{Feature, Package, Precision, evaluate, psnr};
 use palettist::diffusion::{Noise, Pipeline, Request, SamplerKind};
 use palettist::networks::text_encoder::TextEncoderConfig;
@@ -289,6 +290,7 @@ fn its_unets_package_keeps_the_contract_and_computes_what_the_network_does() {
         ];
         assert_eq!(declared(package.inputs()), inputs);
         assert_eq!(declared(package.outputs()), ["noise_pred FLOAT32[2, 4, 8, 8]"]);
+        check_independently(said.trim());
 
         let (model, _guard) = (model(), tch::no_grad_guard());
         let (config, weights) =
@@ -317,6 +319,75 @@ fn its_unets_package_keeps_the_contract_and_computes_what_the_network_does() {
             assert!(single > 100.0 && half > 50.0, "{target}, timestep {timestep}: {single} dB, {half} dB");
         }
     }
+}
+
+/// Has the independent checker validate a package, where there is one: its structure, coremltools' loader, the types that
+/// it infers.
+fn check_independently(package: &str) {
+    let Some((python, tools)) = checker() else { return };
+    let checked = Command::new(python).arg(tools.join("mlpackage_eval.py")).arg(package).output().unwrap();
+    assert!(checked.status.success(), "{package}: {}", String::from_utf8_lossy(&checked.stdout));
+}
+
+/// The other packages: those of the contract's tables. Its autoencoder takes and computes fp32, but for the decoder of
+/// one that does not overflow in fp16.
+#[test]
+fn its_other_packages_keep_the_contract_and_compute_what_the_networks_do() {
+    let folder = copy();
+    let path = folder.path().to_str().unwrap().to_owned();
+    let tables = |numbers: &str| {
+        [
+            (
+                "text_encoder",
+                ["input_ids FLOAT32[1, 77]".to_owned()],
+                vec!["hidden_embeds FLOAT32[1, 77, 8]", "pooled_outputs FLOAT32[1, 8]"],
+            ),
+            (
+                "text_encoder_2",
+                ["input_ids FLOAT32[1, 77]".to_owned()],
+                vec!["hidden_embeds FLOAT32[1, 77, 12]", "pooled_outputs FLOAT32[1, 10]"],
+            ),
+            ("vae_decoder", [format!("z {numbers}[1, 4, 8, 8]")], vec!["image FLOAT32[1, 3, 64, 64]"]),
+            ("vae_encoder", ["x FLOAT32[1, 3, 64, 64]".to_owned()], vec!["latent FLOAT32[1, 8, 8, 8]"]),
+        ]
+    };
+    for (numbers, target) in [("FLOAT32", "iOS16"), ("FLOAT16", "iOS18")] {
+        if numbers == "FLOAT16" {
+            let file = folder.path().join("vae/config.json");
+            let mut config = json(&file);
+            config["force_upcast"] = false.into();
+            fs::write(file, config.to_string()).unwrap();
+        }
+        let (out, tables) = (folder.path().join(numbers), tables(numbers));
+        let names = tables.each_ref().map(|(name, ..)| *name).join(",");
+        let flags = ["--component", &names, "--min-deployment-target", target];
+        let said = succeed(folder.path(), &[&["export", &path, "-o", out.to_str().unwrap()][..], &flags].concat());
+        assert_eq!(said.lines().count(), tables.len());
+        for (package, (component, inputs, outputs)) in said.lines().zip(tables) {
+            assert!(package.ends_with(&format!("_{component}.mlpackage")), "{package}");
+            let read = Package::open(Path::new(package)).unwrap();
+            assert_eq!(
+                (declared(read.inputs()), declared(read.outputs())),
+                (inputs.into(), outputs.iter().map(|s| s.to_string()).collect())
+            );
+            let said = succeed(folder.path(), &["verify", package, "--against", &path, "--min-psnr", "50"]);
+            println!("{said}");
+            let rows: Vec<&str> = said.lines().filter(|line| line.ends_with(" dB")).collect();
+            assert!(!rows.is_empty(), "{said}");
+            for row in rows {
+                let words: Vec<&str> = row.split_whitespace().rev().collect();
+                let [half, single] = [words[1], words[3]].map(|number| number.parse::<f64>().unwrap());
+                assert!(single > 100.0, "{row}");
+                // In fp32 there is nothing to round to 16 bits.
+                assert!(half >= single - 0.1 || !inputs_are_single(&read) || component.starts_with("text"), "{row}");
+            }
+            check_independently(package);
+        }
+    }
+}
+
+fn inputs_are_single(package: &Package) -> bool {
+    declared(package.inputs()).iter().all(|input| input.contains("FLOAT32"))
 }
 
 #[test]

@@ -7,7 +7,9 @@ use tch::{Device, Kind};
 
 use super::{Usage, must_be_new, print};
 use crate::coreml::attention::AttentionImplementation;
-use crate::coreml::components::{Part, export_text_encoder, export_vae_decoder, export_vae_encoder};
+use crate::coreml::components::{
+    Attended, Part, autoencoder_numbers, export_text_encoder, export_vae_decoder, export_vae_encoder,
+};
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use crate::coreml::interface::{Destination, Weighted};
 use crate::coreml::program::Target;
@@ -31,7 +33,8 @@ pub struct Args {
     /// coreml: packages; diffusers: a folder with the palettes' values in plain fp16 weights
     #[arg(long, default_value = "coreml", value_parser = ["coreml", "diffusers"])]
     format: String,
-    /// Which networks, with commas between: unet, text_encoder, vae_decoder, vae_encoder; or all
+    /// Which networks, with commas between: unet, text_encoder, text_encoder_2 (of Stable Diffusion XL), vae_decoder,
+    /// vae_encoder; or all that the model has
     #[arg(long, default_value = "unet", value_delimiter = ',', value_name = "NAMES")]
     component: Vec<String>,
     /// How the UNet's attention is spelt: ORIGINAL for the GPU, SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries at a time:
@@ -55,10 +58,10 @@ pub struct Args {
     model_version: Option<String>,
 }
 
-/// What `--component` asks for, each once and in the order in which packages are written.
-fn parts(names: &[String]) -> Result<Vec<Part>, Usage> {
+/// What `--component` asks for, each once and in the order in which packages are written; `None` for all.
+fn parts(names: &[String]) -> Result<Option<Vec<Part>>, Usage> {
     if names.iter().any(|name| name == "all") {
-        return Ok(Part::ALL.to_vec());
+        return Ok(None);
     }
     let mut parts = Vec::new();
     for name in names {
@@ -66,12 +69,13 @@ fn parts(names: &[String]) -> Result<Vec<Part>, Usage> {
     }
     parts.sort();
     parts.dedup();
-    Ok(parts)
+    Ok(Some(parts))
 }
 
 pub fn run(args: Args) -> Result<()> {
     let parts = parts(&args.component)?;
     let model = Model::open(&args.model)?;
+    let parts = parts.unwrap_or_else(|| Part::of(&model));
     let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
     if args.format == "diffusers" {
         let weights = unet_weights(&model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
@@ -145,9 +149,15 @@ impl Job<'_> {
         } else {
             let weighted = Weighted { weights, parameters, progress: &mut progress };
             match part {
-                Part::TextEncoder => export_text_encoder(&model.text_encoder_config()?, weighted, destination)?,
-                Part::VaeDecoder => export_vae_decoder(&model.autoencoder_config()?, size, weighted, destination)?,
-                _ => export_vae_encoder(&model.autoencoder_config()?, size, weighted, destination)?,
+                Part::VaeDecoder | Part::VaeEncoder => {
+                    let write = if part == Part::VaeDecoder { export_vae_decoder } else { export_vae_encoder };
+                    let numbers = autoencoder_numbers(part, model)?;
+                    write(&model.autoencoder_config()?, numbers, size, weighted, destination)?
+                }
+                _ => {
+                    let config = model.text_encoder_config_of(part.component())?;
+                    export_text_encoder(part, Attended::of(model), &config, weighted, destination)?
+                }
             }
         };
         bar.finish();

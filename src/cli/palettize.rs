@@ -133,7 +133,9 @@ pub fn run(args: Args) -> Result<()> {
         };
         return Err(Usage(message).into());
     }
-    let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
+    // A weight at a time, so that only palettes are in memory.
+    let stored = model.stored(Component::Unet)?;
+    let weights = stored.names().map(|name| Ok((name.to_owned(), stored.tensor(name, Kind::Half, Device::Cpu)?)));
     let recipe = command(&form, &args);
     let metadata = BTreeMap::from([(SOURCE_MODEL.to_string(), args.model.clone()), (RECIPE.to_string(), recipe)]);
 
@@ -145,7 +147,7 @@ pub fn run(args: Args) -> Result<()> {
         let count = done.1.len() as u64;
         done.0.update(count, &[]);
     };
-    let checkpoint = post_training::palettize(weights.into_iter().map(Ok), &forms, metadata, &note)
+    let checkpoint = post_training::palettize(weights, &forms, metadata, &note)
         .with_context(|| format!("palettizing the UNet of {}", args.model))?;
     let (progress, layers) = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     progress.finish();

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::print;
-use crate::coreml::components::Part;
+use crate::coreml::components::{Attended, Part};
 use crate::coreml::read::{Package, Precision};
 use crate::coreml::verify::{Report, Settings, part_of, verify_one_input, verify_text_encoder, verify_unet};
 use crate::diffusion::pipeline::unet_weights;
@@ -15,7 +15,7 @@ use crate::networks::text_encoder::text_encoder;
 use crate::networks::unet::unet;
 use crate::ops::Tensors;
 use crate::palette::PalettizedCheckpoint;
-use crate::source::Model;
+use crate::source::{Component, Model};
 
 /// Reads packages back from disk, checks them, runs them, and compares them with the network
 #[derive(clap::Args)]
@@ -67,7 +67,14 @@ pub fn run(args: Args) -> Result<()> {
 pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoint>) -> Result<Report> {
     let package = Package::open(path)?;
     let settings = Settings::default();
-    let part = part_of(&package)?;
+    let mut part = part_of(&package)?;
+    if part == Part::TextEncoder && model.is_xl() {
+        // Two networks have these inputs and outputs; the first output has as many channels as one of them.
+        let channels = package.outputs().first().and_then(|output| output.kind.shape.last());
+        if channels == Some(&model.text_encoder_config_of(Component::TextEncoder2)?.hidden_size) {
+            part = Part::TextEncoder2;
+        }
+    }
     let own = |component| model.weights(component, Kind::Float, Device::Cpu);
     let named = |outputs: Vec<(&str, Tensor)>| Ok(outputs.into_iter().map(|(name, x)| (name.to_owned(), x)).collect());
     match part {
@@ -79,13 +86,12 @@ pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoin
             };
             verify_unet(path, &mut network, &settings)
         }
-        Part::TextEncoder => {
-            let config = model.text_encoder_config()?;
+        Part::TextEncoder | Part::TextEncoder2 => {
+            let config = model.text_encoder_config_of(part.component())?;
             let weights = own(part.component())?;
             let end = if config.eos_token_id == 2 { config.vocab_size - 1 } else { config.eos_token_id };
             let mut network = |ids: &Tensor| {
-                let output = text_encoder(&mut Tensors::new(&weights), &config, ids);
-                named(vec![("last_hidden_state", output.last_hidden_state), ("pooled_outputs", output.pooled)])
+                named(Attended::of(model).outputs(text_encoder(&mut Tensors::new(&weights), &config, ids)).into())
             };
             verify_text_encoder(&package, (config.vocab_size, end), &mut network, &settings)
         }

@@ -1,10 +1,14 @@
-//! Exports the networks beside the UNet: text encoder, and the two halves of the autoencoder.
+//! Exports the networks beside the UNet: text encoders, and the two halves of the autoencoder.
 //!
 //! | package | in | out (fp32) |
 //! |---|---|---|
 //! | `text_encoder` | `input_ids` `[1, 77]`, fp32 | `last_hidden_state` `[1, 77, H]`, `pooled_outputs` `[1, H]` |
+//! | SDXL's two, the second being `text_encoder_2` | the same | `hidden_embeds`, of the last layer but one; as above |
 //! | `vae_decoder` | `z` `[1, 4, h, w]`, fp16 | `image` `[1, 3, 8h, 8w]`, −1…1 |
 //! | `vae_encoder` | `x` `[1, 3, 8h, 8w]`, fp16, −1…1 | `latent` `[1, 8, h, w]`: means, then logarithms of variances |
+//!
+//! Stable Diffusion XL's autoencoder overflows in fp16: its halves take fp32 and compute in it, the decoder but for an
+//! autoencoder that was made not to overflow.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,7 +19,7 @@ use anyhow::{Result, bail, ensure};
 use super::export::PROMPT_TOKENS;
 use super::interface::{Destination, Input, InputKind, Interface, Output, Weighted, write};
 use crate::networks::autoencoder::{AutoencoderConfig, decode, encode};
-use crate::networks::text_encoder::{TextEncoderConfig, text_encoder};
+use crate::networks::text_encoder::{TextEncoderConfig, TextOutput, text_encoder};
 use crate::ops::Parameter;
 use crate::source::{Component, Model};
 
@@ -24,19 +28,27 @@ use crate::source::{Component, Model};
 pub enum Part {
     Unet,
     TextEncoder,
+    /// Stable Diffusion XL's second.
+    TextEncoder2,
     VaeDecoder,
     VaeEncoder,
 }
 
 impl Part {
-    /// All of them.
-    pub const ALL: [Part; 4] = [Part::Unet, Part::TextEncoder, Part::VaeDecoder, Part::VaeEncoder];
+    /// All of them; [`Part::of`] tells those of a model.
+    pub const ALL: [Part; 5] = [Part::Unet, Part::TextEncoder, Part::TextEncoder2, Part::VaeDecoder, Part::VaeEncoder];
+
+    /// Those that a model of its kind has.
+    pub fn of(model: &Model) -> Vec<Part> {
+        Part::ALL.into_iter().filter(|part| model.components().any(|component| component == part.component())).collect()
+    }
 
     /// Its name on the command line, and the last part of its package's name.
     pub fn name(self) -> &'static str {
         match self {
             Part::Unet => "unet",
             Part::TextEncoder => "text_encoder",
+            Part::TextEncoder2 => "text_encoder_2",
             Part::VaeDecoder => "vae_decoder",
             Part::VaeEncoder => "vae_encoder",
         }
@@ -47,6 +59,7 @@ impl Part {
         match self {
             Part::Unet => Component::Unet,
             Part::TextEncoder => Component::TextEncoder,
+            Part::TextEncoder2 => Component::TextEncoder2,
             Part::VaeDecoder | Part::VaeEncoder => Component::Autoencoder,
         }
     }
@@ -55,7 +68,7 @@ impl Part {
     pub fn parameters(self, model: &Model) -> Result<Vec<Parameter>> {
         Ok(match self {
             Part::Unet => model.unet_config()?.parameters(),
-            Part::TextEncoder => model.text_encoder_config()?.parameters(),
+            Part::TextEncoder | Part::TextEncoder2 => model.text_encoder_config_of(self.component())?.parameters(),
             Part::VaeDecoder => model.autoencoder_config()?.decoder_parameters(),
             Part::VaeEncoder => model.autoencoder_config()?.encoder_parameters(),
         })
@@ -79,17 +92,52 @@ impl fmt::Display for Part {
     }
 }
 
-/// Writes a text encoder.
+/// What a UNet attends to of a text encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attended {
+    /// What the last layer gives, normed: Stable Diffusion 1 and 2.
+    Last,
+    /// What the last layer but one gives: Stable Diffusion XL.
+    Penultimate,
+}
+
+impl Attended {
+    /// Of the UNet of a model.
+    pub fn of(model: &Model) -> Self {
+        if model.is_xl() { Self::Penultimate } else { Self::Last }
+    }
+
+    /// The name of the output.
+    pub fn output(self) -> &'static str {
+        match self {
+            Self::Last => "last_hidden_state",
+            Self::Penultimate => "hidden_embeds",
+        }
+    }
+
+    /// What there is of it, with the names of the outputs.
+    pub fn outputs<V>(self, output: TextOutput<V>) -> [(&'static str, V); 2] {
+        let attended = match self {
+            Self::Last => output.last_hidden_state,
+            Self::Penultimate => output.penultimate,
+        };
+        [(self.output(), attended), ("pooled_outputs", output.pooled)]
+    }
+}
+
+/// Writes a text encoder, `part` of its model.
 ///
 /// # Errors
 /// Those of [`write`]; an encoder for shorter texts than [`PROMPT_TOKENS`].
 pub fn export_text_encoder(
+    part: Part,
+    attended: Attended,
     config: &TextEncoderConfig,
     weighted: Weighted,
     destination: Destination,
 ) -> Result<PathBuf> {
     let interface = Interface {
-        component: Part::TextEncoder.name().into(),
+        component: part.name().into(),
         about: "The text encoder of Stable Diffusion (CLIP's), which turns the tokens of a prompt into what the UNet \
                 attends to. See https://arxiv.org/abs/2103.00020."
             .into(),
@@ -100,22 +148,31 @@ pub fn export_text_encoder(
             shape: vec![1, PROMPT_TOKENS],
         }],
         outputs: vec![
-            Output::new("last_hidden_state", "A vector for each token: what the UNet attends to, before transposing"),
+            Output::new(attended.output(), "A vector for each token: what the UNet attends to, before transposing"),
             Output::new("pooled_outputs", "The vector at the end of the text"),
         ],
     };
     write(destination, &interface, weighted, |ops, inputs| {
         let output = text_encoder(ops, config, &inputs[0]);
-        vec![output.last_hidden_state, output.pooled]
+        attended.outputs(output).map(|(_, value)| value).into()
     })
 }
 
-/// Writes the half of an autoencoder that makes pictures of latents of `height × width`.
+/// What the halves of a model's autoencoder take and compute in, as Apple's converter has it. It converts every encoder
+/// of Stable Diffusion XL in fp32, and its decoder unless that is another one, made not to overflow.
+pub fn autoencoder_numbers(part: Part, model: &Model) -> Result<InputKind> {
+    let single = model.is_xl() && (part == Part::VaeEncoder || model.autoencoder_config()?.force_upcast);
+    Ok(if single { InputKind::Single } else { InputKind::Half })
+}
+
+/// Writes the half of an autoencoder that makes pictures of latents of `height × width`; `numbers` as
+/// [`autoencoder_numbers`] has it.
 ///
 /// # Errors
 /// Those of [`write`]; a size that cannot be exported.
 pub fn export_vae_decoder(
     config: &AutoencoderConfig,
+    numbers: InputKind,
     (height, width): (i64, i64),
     weighted: Weighted,
     destination: Destination,
@@ -126,7 +183,8 @@ pub fn export_vae_decoder(
         about: "The decoder of Stable Diffusion's autoencoder, which turns latents into a picture. See \
                 https://arxiv.org/abs/2112.10752."
             .into(),
-        inputs: vec![Input::half(
+        inputs: vec![Input::of(
+            numbers,
             "z",
             "The latents without noise, divided by the scaling factor: 1, channels, height, width",
             &[1, config.latent_channels, height, width],
@@ -136,12 +194,14 @@ pub fn export_vae_decoder(
     write(destination, &interface, weighted, |ops, inputs| vec![decode(ops, config, &inputs[0])])
 }
 
-/// Writes the half of an autoencoder that makes latents of `height × width` of pictures.
+/// Writes the half of an autoencoder that makes latents of `height × width` of pictures; `numbers` as
+/// [`autoencoder_numbers`] has it.
 ///
 /// # Errors
 /// Those of [`write`]; a size that cannot be exported.
 pub fn export_vae_encoder(
     config: &AutoencoderConfig,
+    numbers: InputKind,
     (height, width): (i64, i64),
     weighted: Weighted,
     destination: Destination,
@@ -153,7 +213,8 @@ pub fn export_vae_encoder(
         about: "The encoder of Stable Diffusion's autoencoder, which turns a picture into latents. See \
                 https://arxiv.org/abs/2112.10752."
             .into(),
-        inputs: vec![Input::half(
+        inputs: vec![Input::of(
+            numbers,
             "x",
             "The picture, from -1 to 1: 1, channels, height, width",
             &[1, config.in_channels, factor * height, factor * width],

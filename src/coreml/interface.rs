@@ -32,11 +32,18 @@ pub struct Input {
 pub enum InputKind {
     /// fp16, laid out as [`MilOps::input`] takes it: `[B, T, C]` is `[B, C, 1, T]`.
     Half,
+    /// The same in fp32, and so is then all that the package computes.
+    Single,
     /// Token ids, fp32 for historical reasons.
     TokenIds,
 }
 
 impl Input {
+    /// An input of numbers.
+    pub fn of(kind: InputKind, name: &str, about: &str, shape: &[i64]) -> Self {
+        Self { name: name.into(), about: about.into(), kind, shape: shape.into() }
+    }
+
     /// An fp16 input.
     pub fn half(name: &str, about: &str, shape: &[i64]) -> Self {
         Self { name: name.into(), about: about.into(), kind: InputKind::Half, shape: shape.into() }
@@ -108,11 +115,14 @@ pub fn write(
     };
     write_package(&path, overwrite, |file| {
         let mut ops = MilOps::new(ProgramBuilder::new(target, file), weights, &mut written);
+        if interface.inputs.iter().any(|input| input.kind == InputKind::Single) {
+            ops.compute_in_fp32();
+        }
         let inputs: Vec<MilValue> = interface
             .inputs
             .iter()
             .map(|input| match input.kind {
-                InputKind::Half => ops.input(&input.name, &input.shape),
+                InputKind::Half | InputKind::Single => ops.input(&input.name, &input.shape),
                 InputKind::TokenIds => ops.token_ids(&input.name, &input.shape),
             })
             .collect();
@@ -145,6 +155,7 @@ pub fn write(
 fn described(input: &Input) -> FeatureDescription {
     match input.kind {
         InputKind::Half => feature(&input.name, &input.about, array_type::FLOAT16, &as_input(&input.shape)),
+        InputKind::Single => feature(&input.name, &input.about, array_type::FLOAT32, &as_input(&input.shape)),
         InputKind::TokenIds => feature(&input.name, &input.about, array_type::FLOAT32, &input.shape),
     }
 }

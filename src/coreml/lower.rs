@@ -3,7 +3,8 @@
 //! Layouts are those of Apple's own conversion: images `[B, C, H, W]`, tokens `[B, C, 1, T]` and vectors
 //! `[B, C, 1, 1]`, so that channels are always the second axis, every linear layer is a 1×1 convolution, the step from
 //! an image to its tokens is a reshape, and the text comes as the contract wants it, `[B, C, 1, 77]`. Values are fp16,
-//! except for the sinusoids of the timestep: `t · f` in fp16 has steps of half a radian at t = 1000.
+//! except for the sinusoids of the timestep: `t · f` in fp16 has steps of half a radian at t = 1000. A network that
+//! overflows in fp16 can be written in fp32 as a whole ([`MilOps::compute_in_fp32`]).
 //!
 //! Weights are asked for one at a time and go to the file at once.
 
@@ -48,6 +49,8 @@ pub struct MilOps<'a, W> {
     weights: &'a dyn WeightSource,
     written: &'a mut dyn FnMut(),
     attention: AttentionImplementation,
+    /// What values are: fp16 or fp32.
+    pub(super) element: i32,
     /// The mask of causal attention, which all layers share.
     pub(super) causal_mask: Option<Var>,
     error: Option<anyhow::Error>,
@@ -61,6 +64,7 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
             weights,
             written,
             attention: AttentionImplementation::default(),
+            element: FLOAT16,
             causal_mask: None,
             error: None,
         }
@@ -71,11 +75,24 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
         self.attention = attention;
     }
 
-    /// An input of the program in fp16; `shape` is the network's (`[B, C, H, W]`, `[B, T, C]`, `[B, C]` or `[B]`). It is
+    /// Inputs, weights and all values are fp32 from here on. Palettes, which hold fp16, cannot be written then.
+    pub fn compute_in_fp32(&mut self) {
+        self.element = FLOAT32;
+    }
+
+    /// A number among the values.
+    pub(super) fn number(&self, value: f64) -> Parameter<'static> {
+        match self.element {
+            FLOAT32 => Parameter::Float(value as f32),
+            _ => Parameter::Half(f16::from_f64(value)),
+        }
+    }
+
+    /// An input of the program; `shape` is the network's (`[B, C, H, W]`, `[B, T, C]`, `[B, C]` or `[B]`). It is
     /// given as [`as_input`] says.
     pub fn input(&mut self, name: &str, shape: &[i64]) -> MilValue {
         let (given, memory) = (as_input(shape), in_memory(shape));
-        let mut var = self.program.input(name, FLOAT16, &given);
+        let mut var = self.program.input(name, self.element, &given);
         if given != memory {
             var = self.reshape(&format!("{name}_as_channels"), &var, memory);
         }
@@ -137,11 +154,14 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
                 Err(error) => self.error = Some(error),
             }
         }
-        MilValue { var: Var { name: String::new(), shape: memory, element: FLOAT16 }, shape }
+        MilValue { var: Var { name: String::new(), shape: memory, element: self.element }, shape }
     }
 
     /// The constant of the parameter `name`, which the network declares with `declared` and which lies as `memory`.
     pub(super) fn parameter(&mut self, name: &str, declared: &[i64], memory: &[i64]) -> Result<Var> {
+        if self.element == FLOAT32 {
+            return self.single(name, declared, memory);
+        }
         match self.weight(name, declared)? {
             Weight::Dense { values, .. } => self.constant(name, &values, memory),
             Weight::Palette(palette) => {
@@ -164,7 +184,21 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
         Ok(weight)
     }
 
-    /// The parameter `name` as a plain constant.
+    /// The parameter `name` as a plain fp32 constant.
+    fn single(&mut self, name: &str, declared: &[i64], memory: &[i64]) -> Result<Var> {
+        let (shape, values) = self.weights.single(name)?;
+        ensure!(shape == declared, "`{name}` has shape {shape:?}, and the network wants {declared:?}");
+        if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            bail!("`{name}` holds {value}");
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let var = self.program.tensor(name, FLOAT32, memory, &bytes);
+        let var = var.with_context(|| format!("cannot export `{name}`"))?;
+        (self.written)();
+        Ok(var)
+    }
+
+    /// The parameter `name` as a plain fp16 constant.
     pub(super) fn constant(&mut self, name: &str, values: &[f16], memory: &[i64]) -> Result<Var> {
         if let Some(value) = values.iter().find(|value| !value.is_finite()) {
             bail!("`{name}` holds {value} in fp16, the type of the package: its values must stay below 65504");
@@ -202,7 +236,7 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
             ("groups", Parameter::Int(1)),
         ];
         parameters.extend(bias.as_ref().map(|bias| ("bias", Parameter::Var(bias))));
-        Ok(self.program.op("conv", name, &parameters, FLOAT16, out))
+        Ok(self.program.op("conv", name, &parameters, x.element, out))
     }
 
     pub(super) fn unary(&mut self, kind: &str, name: &str, x: &Var) -> Var {
@@ -283,9 +317,9 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
                 ("axes", Parameter::Ints(&[1])),
                 ("gamma", Parameter::Var(&gamma)),
                 ("beta", Parameter::Var(&beta)),
-                ("epsilon", Parameter::Half(f16::from_f64(eps))),
+                ("epsilon", ops.number(eps)),
             ];
-            Ok(ops.program.op("layer_norm", name, &parameters, FLOAT16, out))
+            Ok(ops.program.op("layer_norm", name, &parameters, x.var.element, out))
         })
     }
     fn attention(&mut self, q: &MilValue, k: &MilValue, v: &MilValue, heads: i64, mask: Mask) -> MilValue {
@@ -334,9 +368,9 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
                 ("x", Parameter::Var(&x.var)),
                 ("pad", Parameter::Ints(&[0, 0, 0, 0, 0, 1, 0, 1])),
                 ("mode", Parameter::Text("constant")),
-                ("constant_val", Parameter::Half(f16::ZERO)),
+                ("constant_val", ops.number(0.0)),
             ];
-            Ok(ops.program.op("pad", "padded", &parameters, FLOAT16, out))
+            Ok(ops.program.op("pad", "padded", &parameters, x.var.element, out))
         })
     }
     fn image_to_tokens(&mut self, x: &MilValue) -> MilValue {

@@ -26,7 +26,7 @@ impl<W: Write + Seek> MilOps<'_, W> {
         let centered = self.binary("sub", &part("centered"), &grouped, Parameter::Var(&mean));
         let squared = self.unary("square", &part("squared"), &centered);
         let variance = mean_of(self, &part("variance"), &squared);
-        let variance = self.binary("add", &part("variance_eps"), &variance, Parameter::Half(f16::from_f64(eps)));
+        let variance = self.binary("add", &part("variance_eps"), &variance, self.number(eps));
         let deviation = self.unary("sqrt", &part("deviation"), &variance);
         let normalized = self.binary("real_div", &part("normalized"), &centered, Parameter::Var(&deviation));
         self.reshape(&part("ungrouped"), &normalized, x.shape.clone())
@@ -34,6 +34,10 @@ impl<W: Write + Seek> MilOps<'_, W> {
 
     /// `q` and `k` of which the products are those of the given ones times `factor`: see [`half_factors`].
     pub(super) fn scaled_pair(&mut self, q: &Var, k: &Var, factor: f64) -> (Var, Var) {
+        if q.element == FLOAT32 {
+            let factor = Parameter::Float(factor as f32);
+            return (self.binary("mul", "query_scaled", q, factor), k.clone());
+        }
         let (first, second) = half_factors(factor);
         let q = self.binary("mul", "query_scaled", q, Parameter::Half(first));
         if second == f16::ONE {
@@ -57,7 +61,7 @@ impl<W: Write + Seek> MilOps<'_, W> {
                 ("transpose_x", Parameter::Bool(!transpose_y)),
                 ("transpose_y", Parameter::Bool(transpose_y)),
             ];
-            ops.program.op("matmul", hint, &parameters, FLOAT16, shape)
+            ops.program.op("matmul", hint, &parameters, x.element, shape)
         };
         let mut scores = matmul(self, "attention_scores", &q, &k, false, vec![batch, heads, tokens, sources]);
         if mask == Mask::Causal {
@@ -66,7 +70,8 @@ impl<W: Write + Seek> MilOps<'_, W> {
             scores = self.binary("add", "attention_masked", &scores, Parameter::Var(&mask));
         }
         let parameters = [("x", Parameter::Var(&scores)), ("axis", Parameter::Int(3))];
-        let weights = self.program.op("softmax", "attention_weights", &parameters, FLOAT16, scores.shape.clone());
+        let weights =
+            self.program.op("softmax", "attention_weights", &parameters, scores.element, scores.shape.clone());
         let mixed = matmul(self, "attention_values", &v, &weights, true, vec![batch, heads, size, tokens]);
         Ok(self.reshape("attention", &mixed, out))
     }
@@ -112,7 +117,7 @@ impl<W: Write + Seek> MilOps<'_, W> {
         if embedding.shape != out {
             embedding = self.reshape("time_sinusoids_in_a_row", &embedding, out);
         }
-        Ok(self.cast("time_sinusoids_to_fp16", &embedding, FLOAT16))
+        Ok(if self.element == FLOAT32 { embedding } else { self.cast("time_sinusoids_to_fp16", &embedding, FLOAT16) })
     }
 
     pub(super) fn enlarge(&mut self, x: &Var, out: Vec<i64>) -> Result<Var> {
@@ -129,14 +134,14 @@ impl<W: Write + Seek> MilOps<'_, W> {
             ("scale_factor_height", Parameter::Float(factor.0 as f32)),
             ("scale_factor_width", Parameter::Float(factor.1 as f32)),
         ];
-        let large = self.program.op("upsample_nearest_neighbor", "upsample", &parameters, FLOAT16, enlarged.clone());
+        let large = self.program.op("upsample_nearest_neighbor", "upsample", &parameters, x.element, enlarged.clone());
         if enlarged == out {
             return Ok(large);
         }
         let end: Vec<i32> = out.iter().map(|&size| size as i32).collect();
         let parameters =
             [("x", Parameter::Var(&large)), ("begin", Parameter::Ints(&[0, 0, 0, 0])), ("size", Parameter::Ints(&end))];
-        Ok(self.program.op("slice_by_size", "upsample_cropped", &parameters, FLOAT16, out))
+        Ok(self.program.op("slice_by_size", "upsample_cropped", &parameters, x.element, out))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use half::f16;
 use tch::{Device, Kind, Tensor};
 
@@ -25,11 +25,23 @@ pub trait WeightSource {
     /// # Errors
     /// When there is none.
     fn weight(&self, name: &str) -> Result<Weight<'_>>;
+
+    /// The plain values of the parameter of this diffusers name in fp32, row-major, and its shape.
+    ///
+    /// # Errors
+    /// When there is none, or only as a palette.
+    fn single(&self, name: &str) -> Result<(Vec<i64>, Vec<f32>)> {
+        bail!("`{name}` is not there as plain fp32 values")
+    }
 }
 
 impl WeightSource for Weights {
     fn weight(&self, name: &str) -> Result<Weight<'_>> {
         dense(self.get(name).with_context(|| format!("the weights lack `{name}`"))?)
+    }
+
+    fn single(&self, name: &str) -> Result<(Vec<i64>, Vec<f32>)> {
+        single(self.get(name).with_context(|| format!("the weights lack `{name}`"))?)
     }
 }
 
@@ -37,6 +49,10 @@ impl WeightSource for Weights {
 impl WeightSource for Stored {
     fn weight(&self, name: &str) -> Result<Weight<'_>> {
         dense(&self.tensor(name, Kind::Half, Device::Cpu)?)
+    }
+
+    fn single(&self, name: &str) -> Result<(Vec<i64>, Vec<f32>)> {
+        single(&self.tensor(name, Kind::Float, Device::Cpu)?)
     }
 }
 
@@ -57,4 +73,12 @@ pub fn dense<'a>(tensor: &Tensor) -> Result<Weight<'a>> {
     let count = values.len();
     tensor.f_copy_data(&mut values, count)?;
     Ok(Weight::Dense { shape, values })
+}
+
+fn single(tensor: &Tensor) -> Result<(Vec<i64>, Vec<f32>)> {
+    let (shape, tensor) = (tensor.size(), tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?);
+    let mut values = vec![0.0; tensor.numel()];
+    let count = values.len();
+    tensor.f_copy_data(&mut values, count)?;
+    Ok((shape, values))
 }

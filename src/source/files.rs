@@ -235,8 +235,9 @@ impl TensorFile {
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let (kind, bytes) = (self.kind(name)?, self.bytes(name)?);
         let shape = self.shape(name).unwrap_or_default();
-        Tensor::f_from_data_size(bytes, &shape, kind)
-            .with_context(|| format!("{}: tensor `{name}`", self.path.display()))
+        let tensor = Tensor::f_from_data_size(bytes, &shape, kind);
+        self.let_go(bytes);
+        tensor.with_context(|| format!("{}: tensor `{name}`", self.path.display()))
     }
 
     /// Copies rows of a tensor, `count` along its first axis, to the CPU as they are stored.
@@ -252,8 +253,23 @@ impl TensorFile {
             bail!("{}: tensor `{name}` has no rows {from} to {}", self.path.display(), from + count);
         };
         *first = count;
-        Tensor::f_from_data_size(rows, &shape, kind)
-            .with_context(|| format!("{}: tensor `{name}`", self.path.display()))
+        let tensor = Tensor::f_from_data_size(rows, &shape, kind);
+        self.let_go(rows);
+        tensor.with_context(|| format!("{}: tensor `{name}`", self.path.display()))
+    }
+
+    /// Tells the system that these bytes of the map, copied now, are not needed soon: they stay in its cache of the file,
+    /// and no longer count as this process's memory. Reading a model tensor by tensor then takes the memory of one.
+    fn let_go(&self, bytes: &[u8]) {
+        #[cfg(unix)]
+        {
+            let offset = bytes.as_ptr() as usize - self.map.as_ptr() as usize;
+            // SAFETY: the map is of a file and read-only: a page that is read again has the file's bytes again.
+            // Failing costs memory only.
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
     }
 
     fn info(&self, name: &str) -> Result<&safetensors::tensor::TensorInfo> {
