@@ -17,9 +17,6 @@ use super::{Form, Frozen, LutDtype, Palette, first_of_equals, fit, kmeans, midpo
 use crate::ops::Weights;
 use crate::torch::slices;
 
-/// How often entries are updated in one step (coremltools' default).
-pub const ITERATIONS: usize = 3;
-
 /// What the backward pass of one [`soften`] needs: the weight itself (shared, not copied) and the table.
 #[derive(Debug)]
 pub struct Soften {
@@ -139,31 +136,30 @@ impl DkmLayer {
     /// When a weight is not finite or beyond the range of f16, `form` is not one for it, or holds vectors, which are not
     /// trained; names the layer.
     pub fn new(name: &str, form: Form, weight: &Tensor) -> Result<Self> {
-        Self::start(name, form, weight).with_context(|| format!("parameter {name}"))
-    }
-
-    fn start(name: &str, form: Form, weight: &Tensor) -> Result<Self> {
-        trainable(&form)?;
-        let _guard = tch::no_grad_guard();
-        let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
-        let scales = if form.per_channel_scale { channel_scales(&weight, form)? } else { Vec::new() };
-        let rows = Rows::new(&form, &weight.size(), &scales, weight.device())?;
-        let laid_out = rows.of_weight(&weight)?;
-        let (mut centroids, mut kmeans_mse, mut power) = (Vec::new(), Vec::new(), 0.0);
-        for group in 0..rows.groups() {
-            let histogram = Histogram::of(&laid_out.f_get(group as i64)?, Code::F16)?;
-            let best: Vec<f64> = kmeans::entries(&histogram, form.bits).iter().map(|e| e.to_f64()).collect();
-            kmeans_mse.push(histogram.error(&best));
-            power += histogram.error(&[0.0]) / rows.groups() as f64;
-            centroids.extend(best);
-        }
-        Ok(Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power })
+        let make = || {
+            trainable(&form)?;
+            let _guard = tch::no_grad_guard();
+            let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
+            let scales = if form.per_channel_scale { channel_scales(&weight, form)? } else { Vec::new() };
+            let rows = Rows::new(&form, &weight.size(), &scales, weight.device())?;
+            let laid_out = rows.of_weight(&weight)?;
+            let (mut centroids, mut kmeans_mse, mut power) = (Vec::new(), Vec::new(), 0.0);
+            for group in 0..rows.groups() {
+                let histogram = Histogram::of(&laid_out.f_get(group as i64)?, Code::F16)?;
+                let best: Vec<f64> = kmeans::entries(&histogram, form.bits).iter().map(|e| e.to_f64()).collect();
+                kmeans_mse.push(histogram.error(&best));
+                power += histogram.error(&[0.0]) / rows.groups() as f64;
+                centroids.extend(best);
+            }
+            anyhow::Ok(Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power })
+        };
+        make().with_context(|| format!("parameter {name}"))
     }
 
     /// τ of a group = ρ · the error of its k-means: with it attention is as soft in every layer, whatever the scale of
     /// its weights. A group that a table holds exactly gets a small positive one.
     pub fn temperature(&self, group: usize, rho: f64) -> f64 {
-        temperature(rho, self.kmeans_mse[group], self.power)
+        (rho * self.kmeans_mse[group]).max(1e-8 * self.power).max(1e-20)
     }
 
     /// Mean squared error of the rows over their mean square, before training.
@@ -184,34 +180,29 @@ impl DkmLayer {
         code: Code,
         soft: &mut Tensor,
     ) -> Result<SoftenRows> {
-        self.soften_rows(weight, rho, iterations, code, soft).with_context(|| format!("parameter {}", self.name))
-    }
-
-    fn soften_rows(
-        &mut self,
-        weight: &Tensor,
-        rho: f64,
-        iterations: usize,
-        code: Code,
-        soft: &mut Tensor,
-    ) -> Result<SoftenRows> {
-        let _guard = tch::no_grad_guard();
-        check(weight, soft)?;
-        let plain = self.rows.are_plain();
-        let rows = self.rows.of_weight(&weight.f_detach()?)?;
-        let softened = if plain { rows_of(soft, rows.size())? } else { rows.f_empty_like()? };
-        let mut groups = Vec::with_capacity(self.rows.groups());
-        for (group, entries) in self.centroids.chunks_mut(1 << self.form.bits).enumerate() {
-            let tau = temperature(rho, self.kmeans_mse[group], self.power);
-            let (row, mut soft) = (rows.f_get(group as i64)?, softened.f_get(group as i64)?);
-            let (new, state) = soften(&row, entries, tau, iterations, code, &mut soft)?;
-            entries.copy_from_slice(&new);
-            groups.push(state);
-        }
-        if !plain {
-            soft.f_copy_(&self.rows.weight(&softened)?)?;
-        }
-        Ok(SoftenRows { rows: self.rows.clone(), groups })
+        let mut softened = || {
+            let _guard = tch::no_grad_guard();
+            check(weight, soft)?;
+            let plain = self.rows.are_plain();
+            let rows = self.rows.of_weight(&weight.f_detach()?)?;
+            // The same memory as `soft`, or some of its own.
+            let softened = if plain { soft.f_view(rows.size().as_slice())? } else { rows.f_empty_like()? };
+            let entries = 1 << self.form.bits;
+            let mut groups = Vec::with_capacity(self.rows.groups());
+            for group in 0..self.rows.groups() {
+                let (row, mut soft) = (rows.f_get(group as i64)?, softened.f_get(group as i64)?);
+                let tau = self.temperature(group, rho);
+                let entries = &mut self.centroids[group * entries..][..entries];
+                let (new, state) = self::soften(&row, entries, tau, iterations, code, &mut soft)?;
+                entries.copy_from_slice(&new);
+                groups.push(state);
+            }
+            if !plain {
+                soft.f_copy_(&self.rows.weight(&softened)?)?;
+            }
+            anyhow::Ok(SoftenRows { rows: self.rows.clone(), groups })
+        };
+        softened().with_context(|| format!("parameter {}", self.name))
     }
 
     /// The palette of the current centroids as it would be stored, each table ascending: each weight (f32) takes its
@@ -285,10 +276,6 @@ impl PartialEq for DkmLayer {
     }
 }
 
-fn temperature(rho: f64, kmeans_mse: f64, power: f64) -> f64 {
-    (rho * kmeans_mse).max(1e-8 * power).max(1e-20)
-}
-
 /// Refuses forms that are made without training only.
 pub fn trainable(form: &Form) -> Result<()> {
     if let Some((field, message)) = form.problem() {
@@ -316,11 +303,6 @@ fn channel_scales(weight: &Tensor, form: Form) -> Result<Vec<f64>> {
     let halves = weight.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
     let fit = fit(slices::halves(&halves)?, &weight.size(), &Form { lut_dtype: LutDtype::F16, ..form })?;
     Ok(fit.palette.scales.iter().map(|scale| scale.to_f64()).collect())
-}
-
-/// The same memory as rows.
-fn rows_of(soft: &Tensor, size: Vec<i64>) -> Result<Tensor> {
-    Ok(soft.f_view(size.as_slice())?)
 }
 
 /// The index of the nearest of `entries` (ascending) for each element of `weight`; of two equally near, the lower.
