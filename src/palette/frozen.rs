@@ -38,6 +38,11 @@ impl Stored {
         }
     }
 
+    /// What is stored for `entries` (`[G, K]`): numbers of f16.
+    fn rounded(&self, entries: &[f64]) -> Vec<f64> {
+        entries.iter().enumerate().map(|(place, &entry)| self.round(place >> self.bits, entry).to_f64()).collect()
+    }
+
     /// The values of `entries` (`[G, K]`) once stored, in units of a channel's scale where there is one.
     pub fn values(&self, entries: &[f64]) -> Vec<f64> {
         let value = |(place, &entry): (usize, &f64)| {
@@ -104,27 +109,40 @@ impl Frozen {
     /// libtorch's (no memory), or when `dense` has another shape.
     pub fn dense(&self, dense: &mut Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        if self.form.per_channel_scale {
-            // Entries meet their channel's scale: the palette knows how.
-            let exact = self.palette()?.tensor(Kind::Float, dense.device())?;
-            dense.f_copy_(&exact)?;
-            return Ok(());
-        }
-        let values: Vec<f32> = self.stored.values(&self.entries()?).iter().map(|&v| v as f32).collect();
-        if dense.device() != Device::Cpu {
-            let table = Tensor::f_from_slice(&values)?.f_to_device(dense.device())?;
-            let looked_up = table.f_index_select(0, &self.places()?)?;
-            dense.f_copy_(&self.rows.in_shape(&looked_up)?)?;
-            return Ok(());
-        }
-        if self.rows.are_plain() {
+        let entries = self.entries()?;
+        // Where channels have scales, what is stored meets them after the look-up.
+        let scales = if self.form.per_channel_scale { self.scales()? } else { Vec::new() };
+        let values = if scales.is_empty() { self.stored.values(&entries) } else { self.stored.rounded(&entries) };
+        let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+        let looked_up = if dense.device() != Device::Cpu {
+            Tensor::f_from_slice(&values)?.f_to_device(dense.device())?.f_index_select(0, &self.places()?)?
+        } else if self.rows.are_plain() {
             ensure!(dense.numel() == self.indices.numel(), "{:?} is not the shape of {}", dense.size(), self.name);
             return self.look_up(&values, dense);
+        } else {
+            let mut rows = Tensor::f_empty(self.indices.size(), (Kind::Float, Device::Cpu))?;
+            self.look_up(&values, &mut rows)?;
+            rows
+        };
+        dense.f_copy_(&self.rows.in_shape(&looked_up)?)?;
+        if !scales.is_empty() {
+            // As Core ML computes it: the exact product, which f32 holds, rounded once to f16.
+            let scales: Vec<f32> = scales.iter().map(|scale| scale.to_f32()).collect();
+            let _ = dense.f_mul_(&self.rows.by_channel(&scales)?.f_to_device(dense.device())?)?;
+            dense.f_copy_(&dense.f_to_kind(Kind::Half)?)?;
         }
-        let mut rows = Tensor::f_empty(self.indices.size(), (Kind::Float, Device::Cpu))?;
-        self.look_up(&values, &mut rows)?;
-        dense.f_copy_(&self.rows.in_shape(&rows)?)?;
         Ok(())
+    }
+
+    /// The scales that are stored: none, one a table, or one a channel.
+    fn scales(&self) -> Result<Vec<f16>> {
+        let of_channels = self.rows.scales()?;
+        let units = &self.stored.units;
+        if of_channels.is_empty() {
+            return Ok(units.iter().map(|&unit| f16::from_f64(unit)).collect());
+        }
+        let unit = |channel: usize| units.get(channel * units.len() / of_channels.len()).unwrap_or(&1.0);
+        Ok(of_channels.iter().enumerate().map(|(c, scale)| f16::from_f64(scale * unit(c))).collect())
     }
 
     fn look_up(&self, values: &[f32], to: &mut Tensor) -> Result<()> {
@@ -182,19 +200,10 @@ impl Frozen {
     /// When an entry is not finite in f16; names the layer.
     pub fn palette(&self) -> Result<Palette> {
         let make = || {
-            let entries = self.entries()?;
-            let entries = entries.iter().enumerate().map(|(place, &e)| self.stored.round(place >> self.form.bits, e));
+            let entries = self.stored.rounded(&self.entries()?).into_iter().map(f16::from_f64).collect();
             let indices = self.rows.in_shape(&self.indices)?;
             let indices = Vec::<u8>::try_from(indices.f_view(-1)?.f_to_device(Device::Cpu)?)?;
-            let of_channels = self.rows.scales()?;
-            let units = &self.stored.units;
-            let scales: Vec<f16> = if of_channels.is_empty() {
-                units.iter().map(|&unit| f16::from_f64(unit)).collect()
-            } else {
-                let unit = |channel: usize| units.get(channel * units.len() / of_channels.len()).unwrap_or(&1.0);
-                of_channels.iter().enumerate().map(|(c, scale)| f16::from_f64(scale * unit(c))).collect()
-            };
-            Palette::with_form(self.form, self.rows.shape().to_vec(), indices, entries.collect(), scales)
+            Palette::with_form(self.form, self.rows.shape().to_vec(), indices, entries, self.scales()?)
         };
         make().with_context(|| format!("parameter {}", self.name))
     }

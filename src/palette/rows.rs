@@ -27,16 +27,13 @@ impl Rows {
         super::check_form(form, shape)?;
         let expected = if form.per_channel_scale { shape[0] as usize } else { 0 };
         ensure!(scales.len() == expected, "{} scales are not those of {expected} channels", scales.len());
-        let scales = if scales.is_empty() {
-            None
-        } else {
-            let mut size = vec![1; shape.len()];
-            size[0] = shape[0];
-            let scales: Vec<f32> = scales.iter().map(|&scale| scale as f32).collect();
-            Some(Tensor::f_from_slice(&scales)?.f_view(size.as_slice())?.f_to_device(device)?)
-        };
         let groups = form.groups(shape) as i64;
-        Ok(Self { shape: shape.to_vec(), groups, swapped: form.axis == 1 && groups > 1, scales })
+        let mut rows = Self { shape: shape.to_vec(), groups, swapped: form.axis == 1 && groups > 1, scales: None };
+        if !scales.is_empty() {
+            let scales: Vec<f32> = scales.iter().map(|&scale| scale as f32).collect();
+            rows.scales = Some(rows.by_channel(&scales)?.f_to_device(device)?);
+        }
+        Ok(rows)
     }
 
     /// Of the weight.
@@ -118,6 +115,16 @@ impl Rows {
         let values = if self.swapped { values.f_transpose(0, 1)? } else { values };
         let length = super::elements(&self.shape)? as i64 / self.groups;
         Ok(values.f_contiguous()?.f_view([self.groups, length])?)
+    }
+
+    /// One number for each output channel, of a shape that multiplies the weight.
+    ///
+    /// # Errors
+    /// When there are not as many.
+    pub fn by_channel(&self, values: &[f32]) -> Result<Tensor> {
+        let mut size = vec![1; self.shape.len()];
+        size[0] = self.shape[0];
+        Ok(Tensor::f_from_slice(values)?.f_view(size.as_slice())?)
     }
 
     /// The scales, exactly those that were given, in f64.

@@ -22,7 +22,6 @@ pub fn layer(settings: &Palettize, parameter: &Parameter, weight: &Tensor) -> Re
         phase: Phase::Soft(layer),
         iterations: settings.kmeans_max_iter,
         network: weight.empty_like(),
-        shape: parameter.shape.clone(),
         relative_error: start,
     }))
 }
@@ -38,7 +37,6 @@ pub struct LayerPalette {
     iterations: usize,
     /// What the network sees, fp32: written anew in each step, in the same memory.
     network: Tensor,
-    shape: Vec<i64>,
     /// Squared error of the hard palette over the sum of squares of the master weight, as of the last step.
     pub relative_error: f64,
 }
@@ -137,11 +135,12 @@ impl LayerPalette {
             Phase::Soft(layer) => (layer.name.clone(), layer.form),
             Phase::Frozen(frozen) => (frozen.name.clone(), frozen.form),
         };
+        let shape = self.network.size();
         if !frozen {
-            self.phase = Phase::Soft(DkmLayer::restore(&name, form, &self.shape, tensors, device)?);
+            self.phase = Phase::Soft(DkmLayer::restore(&name, form, &shape, tensors, device)?);
             return Ok(None);
         }
-        let frozen = Frozen::restore(&name, form, &self.shape, tensors, device)?;
+        let frozen = Frozen::restore(&name, form, &shape, tensors, device)?;
         let entries = frozen.entries.shallow_clone();
         self.phase = Phase::Frozen(frozen);
         Ok(Some(entries))
