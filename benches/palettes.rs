@@ -15,7 +15,6 @@ use std::process::Command;
 use measure::{Cost, least};
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Parameter;
-use palettist::palette::codes::Code;
 use palettist::palette::{DkmLayer, Form, soften};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -46,8 +45,7 @@ impl Layer {
 
     fn step(&mut self, place: usize) {
         let layer = &self.palettes[place];
-        let code = if layer.form.bits <= 2 { Code::Bf16 } else { Code::F16 };
-        let tau = layer.temperature(0, TEMPERATURE);
+        let (tau, code) = (layer.temperature(0, TEMPERATURE), layer.code());
         let (_, state) = soften(&self.weight, &layer.centroids, tau, ITERATIONS, code, &mut self.soft).expect("finite");
         state.backward(&mut self.gradient).expect("of the same shape");
     }

@@ -130,38 +130,55 @@ fn a_run_killed_and_resumed_ends_with_the_same_bytes() {
     assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "each step is in metrics.jsonl once");
 }
 
-/// Groups of channels, scales of channels and 8-bit entries are trained, resumed, exported for iOS 18 and verified.
-#[test]
-fn palettes_of_groups_and_scales_are_trained_and_packed() {
+/// Trains palettes of another form, killed and resumed, packs and verifies them. The checkpoint.
+fn trained_resumed_and_packed(form: &[&str]) -> PalettizedCheckpoint {
     let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let config = config(whole.path());
-    let form = [
-        config.to_str().unwrap(),
-        "palettize.granularity=per_grouped_channel",
-        "palettize.group_size=8",
-        "palettize.enable_per_channel_scale=true",
-        "palettize.lut_dtype=i8",
-        "train.train_text_encoder=false",
-        "sample.sample_every_n_steps=0",
-    ];
-    let train = |folder: &Path| program(folder, &[&["train"], form.as_slice()].concat());
-    succeed(train(whole.path()).output().unwrap());
-    let mut child = train(broken.path()).stderr(Stdio::null()).spawn().unwrap();
-    wait_for(&mut child, "step-000004", || broken.path().join("run/checkpoints/step-000004").is_dir());
-    child.kill().unwrap();
-    child.wait().unwrap();
-    succeed(train(broken.path()).output().unwrap());
+    let few = ["train.train_text_encoder=false", "sample.sample_every_n_steps=0"];
+    let arguments = [&["train", config.to_str().unwrap()], form, &few].concat();
+    succeed(run(whole.path(), &arguments));
+    for step in ["step-000004", "step-000010"] {
+        let mut child = program(broken.path(), &arguments).stderr(Stdio::null()).spawn().unwrap();
+        wait_for(&mut child, step, || broken.path().join("run/checkpoints").join(step).is_dir());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    succeed(run(broken.path(), &arguments));
     let file = "run/tiny.palettes.safetensors";
     let [a, b] = [&whole, &broken].map(|folder| fs::read(folder.path().join(file)).unwrap());
     assert!(a == b, "the resumed run differs");
 
-    let checkpoint = PalettizedCheckpoint::read(&whole.path().join(file)).unwrap();
-    let grouped = checkpoint.palettes.values().filter(|palette| palette.form.group_size == Some(8)).count();
-    assert!(grouped > 0 && grouped == checkpoint.palettes.len(), "{grouped} of {}", checkpoint.palettes.len());
-    assert!(checkpoint.palettes.values().all(|palette| palette.scales.len() == palette.shape[0] as usize));
     let package = fs::read_dir(whole.path().join("run/coreml")).unwrap().next().unwrap().unwrap().path();
     let [package, model] = [package, whole.path().join("run/model")].map(|path| path.to_str().unwrap().to_owned());
     succeed(run(whole.path(), &["verify", &package, "--against", &model, "--min-psnr", "50"]));
+    PalettizedCheckpoint::read(&whole.path().join(file)).unwrap()
+}
+
+/// Groups of channels, scales of channels and 8-bit entries are trained, resumed, exported for iOS 18 and verified.
+#[test]
+fn palettes_of_groups_and_scales_are_trained_and_packed() {
+    let checkpoint = trained_resumed_and_packed(&[
+        "palettize.granularity=per_grouped_channel",
+        "palettize.group_size=8",
+        "palettize.enable_per_channel_scale=true",
+        "palettize.lut_dtype=i8",
+    ]);
+    let grouped = checkpoint.palettes.values().filter(|palette| palette.form.group_size == Some(8)).count();
+    assert!(grouped > 0 && grouped == checkpoint.palettes.len(), "{grouped} of {}", checkpoint.palettes.len());
+    assert!(checkpoint.palettes.values().all(|palette| palette.scales.len() == palette.shape[0] as usize));
+}
+
+/// So are palettes of vectors.
+#[test]
+fn palettes_of_vectors_are_trained_and_packed() {
+    for form in [
+        ["palettize.cluster_dim=2", "palettize.n_bits=4", "palettize.group_axis=1"],
+        ["palettize.cluster_dim=4", "palettize.n_bits=8", "palettize.lut_dtype=i8"],
+    ] {
+        let checkpoint = trained_resumed_and_packed(&form);
+        let vectors = checkpoint.palettes.values().filter(|palette| palette.form.cluster_dim > 1).count();
+        assert!(vectors > 0 && vectors == checkpoint.palettes.len(), "{vectors} of {}", checkpoint.palettes.len());
+    }
 }
 
 #[test]

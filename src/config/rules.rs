@@ -221,13 +221,6 @@ fn palettize(config: &Config, rules: &mut Rules) {
             other => other,
         };
         rules.must(!palettize.enabled, &format!("palettize.{key}"), message);
-    } else {
-        rules.must(
-            !palettize.enabled || palettize.cluster_dim == 1,
-            "palettize.cluster_dim",
-            "is not trained yet: this version trains palettes of numbers; `palettist palettize` makes palettes of vectors \
-             without training",
-        );
     }
     if let Some(what) = palettize.needs_ios18() {
         let target = config.export.min_deployment_target;

@@ -180,13 +180,12 @@ fn palettes_know_what_they_need() {
         assert!(found.iter().any(|problem| problem.contains(expected)), "{found:?}");
         assert!(parse(&with(&format!("enabled = false\n{lines}")), "dog.toml", &[]).is_ok());
     }
-    // What is not trained.
-    let found = problems(&with("cluster_dim = 2"), &[]);
-    assert!(
-        found.len() == 1 && found[0].starts_with("dog.toml:8:1: `palettize.cluster_dim` is not trained"),
-        "{found:?}"
-    );
-    for lines in ["granularity = \"per_grouped_channel\"", "enable_per_channel_scale = true", "lut_dtype = \"i8\""] {
+    for lines in [
+        "granularity = \"per_grouped_channel\"",
+        "enable_per_channel_scale = true",
+        "lut_dtype = \"i8\"",
+        "cluster_dim = 2",
+    ] {
         let config = parse(&with(lines), "dog.toml", &[]).unwrap();
         assert_eq!(config.export.min_deployment_target, DeploymentTarget::Ios18, "{lines}");
     }

@@ -1,5 +1,5 @@
 //! Differentiable k-means of a weight tensor, softened for training: one table of numbers ([`soften`]), or one for each
-//! group of channels, with or without a scale for each channel ([`DkmLayer`]).
+//! group of channels, of numbers or of vectors, with or without a scale for each channel ([`DkmLayer`]).
 //!
 //! A master weight w becomes a soft weight ŵ with [`soften`]; the network runs on ŵ as a leaf, and
 //! [`Soften::backward`] turns ∂L/∂ŵ into ∂L/∂w. Both take a few passes over the weights ([`super::codes`]) around a
@@ -9,9 +9,11 @@ use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
+use super::cells::Frame;
 use super::codes::{self, Code, Histogram};
 use super::frozen::Stored;
 use super::rows::Rows;
+use super::soften_vectors::SoftenVectors;
 use super::table::Table;
 use super::{Form, Frozen, LutDtype, Palette, first_of_equals, fit, kmeans, midpoints, piece};
 use crate::ops::Weights;
@@ -86,7 +88,32 @@ impl Soften {
 /// What the backward pass of one step of a layer needs: that of each of its groups.
 pub struct SoftenRows {
     rows: Rows,
-    groups: Vec<Soften>,
+    groups: Vec<Group>,
+}
+
+/// One table's, of entries that hold 1, 2 or 4 weights.
+enum Group {
+    One(Soften),
+    Two(SoftenVectors<2>),
+    Four(SoftenVectors<4>),
+}
+
+impl Group {
+    fn backward(&self, gradient: &mut Tensor) -> Result<()> {
+        match self {
+            Group::One(state) => state.backward(gradient),
+            Group::Two(state) => state.backward(gradient),
+            Group::Four(state) => state.backward(gradient),
+        }
+    }
+
+    fn hard_error(&self) -> f64 {
+        match self {
+            Group::One(state) => state.hard_error(),
+            Group::Two(state) => state.hard_error(),
+            Group::Four(state) => state.hard_error(),
+        }
+    }
 }
 
 impl SoftenRows {
@@ -109,21 +136,21 @@ impl SoftenRows {
 
     /// Mean squared error of the rows if palettes were made of the new centroids now.
     pub fn hard_error(&self) -> f64 {
-        let sum: f64 = self.groups.iter().map(Soften::hard_error).sum();
+        let sum: f64 = self.groups.iter().map(Group::hard_error).sum();
         sum / self.groups.len().max(1) as f64
     }
 }
 
-/// The palette of one layer while it is learnt. K = 2^bits entries for each of its G groups of channels.
+/// The palette of one layer while it is learnt. K = 2^bits entries of d weights for each of its G groups of channels.
 #[derive(Clone, Debug)]
 pub struct DkmLayer {
     /// The parameter's diffusers name.
     pub name: String,
     pub form: Form,
     rows: Rows,
-    /// `[G, K]`; each step starts from those that the last one left.
+    /// `[G, K, d]`; each step starts from those that the last one left.
     pub centroids: Vec<f64>,
-    /// Mean squared error of the best table of each group's weights as training began: the unit of temperature.
+    /// Mean squared error, a weight, of the best table of each group's weights as training began: the unit of temperature.
     pub kmeans_mse: Vec<f64>,
     /// Mean square of the rows then.
     pub power: f64,
@@ -133,16 +160,29 @@ impl DkmLayer {
     /// Starts at the best palette of `weight` (f32) without training.
     ///
     /// # Errors
-    /// When a weight is not finite or beyond the range of f16, `form` is not one for it, or holds vectors, which are not
-    /// trained; names the layer.
+    /// When a weight is not finite or beyond the range of f16, or `form` is not one for it; names the layer.
     pub fn new(name: &str, form: Form, weight: &Tensor) -> Result<Self> {
         let make = || {
-            trainable(&form)?;
             let _guard = tch::no_grad_guard();
             let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
-            let scales = if form.per_channel_scale { channel_scales(&weight, form)? } else { Vec::new() };
+            let scales = if form.per_channel_scale {
+                // They are kept: what training moves is the table.
+                best(&weight, form)?.scales.iter().map(|scale| scale.to_f64()).collect()
+            } else {
+                Vec::new()
+            };
             let rows = Rows::new(&form, &weight.size(), &scales, weight.device())?;
             let laid_out = rows.of_weight(&weight)?;
+            if form.cluster_dim > 1 {
+                let palette = best(&weight, form)?;
+                let dense = rows.of_weight(&palette.tensor(Kind::Float, weight.device())?)?;
+                let mean = |squares: Tensor, dim: Option<i64>| squares.f_mean_dim(dim, false, Kind::Double);
+                let errors = mean(laid_out.f_sub(&dense)?.f_square()?, Some(1))?;
+                let kmeans_mse = Vec::<f64>::try_from(errors.f_to_device(Device::Cpu)?)?;
+                let power = laid_out.f_square()?.f_mean(Kind::Double)?.f_double_value(&[])?;
+                let centroids = palette.entries.iter().map(|e| e.to_f64()).collect();
+                return anyhow::Ok(Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power });
+            }
             let (mut centroids, mut kmeans_mse, mut power) = (Vec::new(), Vec::new(), 0.0);
             for group in 0..rows.groups() {
                 let histogram = Histogram::of(&laid_out.f_get(group as i64)?, Code::F16)?;
@@ -154,6 +194,12 @@ impl DkmLayer {
             anyhow::Ok(Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power })
         };
         make().with_context(|| format!("parameter {name}"))
+    }
+
+    /// The code through which weights are seen while they train: few entries need few bins, and a group of channels has
+    /// few weights for many.
+    pub fn code(&self) -> Code {
+        if self.form.bits <= 2 || self.form.group_size.is_some() { Code::Bf16 } else { Code::F16 }
     }
 
     /// τ of a group = ρ · the error of its k-means: with it attention is as soft in every layer, whatever the scale of
@@ -187,13 +233,20 @@ impl DkmLayer {
             let rows = self.rows.of_weight(&weight.f_detach()?)?;
             // The same memory as `soft`, or some of its own.
             let softened = if plain { soft.f_view(rows.size().as_slice())? } else { rows.f_empty_like()? };
-            let entries = 1 << self.form.bits;
+            let (table, inner) = (self.form.table(), self.rows.inner());
             let mut groups = Vec::with_capacity(self.rows.groups());
             for group in 0..self.rows.groups() {
                 let (row, mut soft) = (rows.f_get(group as i64)?, softened.f_get(group as i64)?);
                 let tau = self.temperature(group, rho);
-                let entries = &mut self.centroids[group * entries..][..entries];
-                let (new, state) = self::soften(&row, entries, tau, iterations, code, &mut soft)?;
+                let entries = &mut self.centroids[group * table..][..table];
+                let (new, state) = match self.form.cluster_dim {
+                    1 => self::soften(&row, entries, tau, iterations, code, &mut soft)
+                        .map(|(new, state)| (new, Group::One(state)))?,
+                    2 => SoftenVectors::new(row, inner, entries, tau, iterations, &mut soft)
+                        .map(|(new, state)| (new, Group::Two(state)))?,
+                    _ => SoftenVectors::new(row, inner, entries, tau, iterations, &mut soft)
+                        .map(|(new, state)| (new, Group::Four(state)))?,
+                };
                 entries.copy_from_slice(&new);
                 groups.push(state);
             }
@@ -205,7 +258,7 @@ impl DkmLayer {
         softened().with_context(|| format!("parameter {}", self.name))
     }
 
-    /// The palette of the current centroids as it would be stored, each table ascending: each weight (f32) takes its
+    /// The palette of the current centroids as it would be stored, each table of numbers ascending: each weight (f32) takes its
     /// nearest.
     ///
     /// # Errors
@@ -223,11 +276,19 @@ impl DkmLayer {
             let _guard = tch::no_grad_guard();
             let rows = self.rows.of_weight(&weight.f_detach()?.f_to_kind(Kind::Float)?)?;
             let mut entries = self.centroids.clone();
-            entries.chunks_mut(1 << self.form.bits).for_each(|table| table.sort_by(f64::total_cmp));
+            let (table, inner) = (self.form.table(), self.rows.inner());
+            if self.form.cluster_dim == 1 {
+                entries.chunks_mut(table).for_each(|table| table.sort_by(f64::total_cmp));
+            }
             let stored = Stored::new(&self.form, &entries);
             let mut indices = Vec::with_capacity(rows.numel());
-            for (group, table) in stored.values(&entries).chunks(1 << self.form.bits).enumerate() {
-                indices.extend(nearest(&rows.f_get(group as i64)?, table)?);
+            for (group, table) in stored.values(&entries).chunks(table).enumerate() {
+                let row = rows.f_get(group as i64)?.f_to_device(Device::Cpu)?;
+                indices.extend(match self.form.cluster_dim {
+                    1 => nearest(&row, table)?,
+                    2 => nearest_vectors::<2>(&row, inner, table)?,
+                    _ => nearest_vectors::<4>(&row, inner, table)?,
+                });
             }
             Frozen::new(&self.name, self.form, self.rows.clone(), stored, &indices, &entries, weight.device())
         };
@@ -251,10 +312,9 @@ impl DkmLayer {
     /// # Errors
     /// When one is missing or not as expected; names it.
     pub fn restore(name: &str, form: Form, shape: &[i64], tensors: &Weights, device: Device) -> Result<Self> {
-        trainable(&form)?;
         super::check_form(&form, shape).with_context(|| format!("parameter {name}"))?;
         let groups = form.groups(shape);
-        let centroids = saved(tensors, name, "centroids", groups << form.bits)?;
+        let centroids = saved(tensors, name, "centroids", groups * form.table())?;
         let unit = saved(tensors, name, "kmeans", groups + 1)?;
         let scales =
             if form.per_channel_scale { saved(tensors, name, "scales", shape[0] as usize)? } else { Vec::new() };
@@ -276,15 +336,6 @@ impl PartialEq for DkmLayer {
     }
 }
 
-/// Refuses forms that are made without training only.
-pub fn trainable(form: &Form) -> Result<()> {
-    if let Some((field, message)) = form.problem() {
-        anyhow::bail!("{field} {message}");
-    }
-    ensure!(form.cluster_dim == 1, "cluster_dim is {}: palettes of vectors are not trained yet", form.cluster_dim);
-    Ok(())
-}
-
 /// The numbers that a saved state has under a name.
 pub(super) fn saved(tensors: &Weights, name: &str, part: &str, length: usize) -> Result<Vec<f64>> {
     let key = format!("{name}.{part}");
@@ -298,11 +349,17 @@ pub(super) fn saved(tensors: &Weights, name: &str, part: &str, length: usize) ->
     Ok(Vec::<f64>::try_from(tensor.f_to_device(Device::Cpu)?)?)
 }
 
-/// The scales of the best palette without training. They are kept: what training moves is the table.
-fn channel_scales(weight: &Tensor, form: Form) -> Result<Vec<f64>> {
+/// The best palette without training, its entries in f16.
+fn best(weight: &Tensor, form: Form) -> Result<Palette> {
     let halves = weight.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
-    let fit = fit(slices::halves(&halves)?, &weight.size(), &Form { lut_dtype: LutDtype::F16, ..form })?;
-    Ok(fit.palette.scales.iter().map(|scale| scale.to_f64()).collect())
+    Ok(fit(slices::halves(&halves)?, &weight.size(), &Form { lut_dtype: LutDtype::F16, ..form })?.palette)
+}
+
+/// The index of the nearest of `entries` (`[K, D]`) for each vector of `row`, whose numbers are `inner` apart.
+fn nearest_vectors<const D: usize>(row: &Tensor, inner: usize, entries: &[f64]) -> Result<Vec<u8>> {
+    let origins = entries.chunks_exact(D).map(|entry| std::array::from_fn(|d| entry[d])).collect();
+    let labels = Frame::<D> { inner, scale: 1.0, origins }.labels(slices::floats(row)?);
+    labels.context("some of its values are infinite or not numbers")
 }
 
 /// The index of the nearest of `entries` (ascending) for each element of `weight`; of two equally near, the lower.

@@ -113,6 +113,11 @@ impl Form {
         }
     }
 
+    /// How many numbers a table holds.
+    pub fn table(&self) -> usize {
+        self.cluster_dim << self.bits
+    }
+
     /// How many tables a weight of `shape` has, if it fits ([`Self::misfit`]).
     pub fn groups(&self, shape: &[i64]) -> usize {
         self.group_size.map_or(1, |size| shape[self.axis] as usize / size)
@@ -131,7 +136,7 @@ impl Form {
     pub fn stored_bits(&self, shape: &[i64]) -> u64 {
         let elements = shape.iter().product::<i64>() as u64;
         let indices = (elements / self.cluster_dim as u64 * u64::from(self.bits)).next_multiple_of(8);
-        let entries = (self.groups(shape) * self.cluster_dim) as u64 * (1 << self.bits);
+        let entries = (self.groups(shape) * self.table()) as u64;
         let entry = if self.lut_dtype == LutDtype::I8 { 8 } else { 16 };
         indices + entries * entry + self.scales(shape) as u64 * 16
     }

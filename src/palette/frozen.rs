@@ -13,21 +13,22 @@ use crate::torch::slices;
 /// How the entries of a layer are rounded where they are stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
-    bits: u32,
+    /// Numbers of a table.
+    table: usize,
     /// For integers of 8 bits, what each table's are multiplied by, as f16 holds it.
     units: Vec<f64>,
 }
 
 impl Stored {
-    /// For tables of `entries` (`[G, K]`): integers reach up to the largest of a table.
+    /// For tables of `entries` (`[G, K, d]`): integers reach up to the largest of a table.
     pub fn new(form: &Form, entries: &[f64]) -> Self {
         let unit = |table: &[f64]| {
             let largest = table.iter().fold(0f64, |m, e| m.max(e.abs()));
             Some(f16::from_f64(largest / 127.0)).filter(|u| u.is_normal()).unwrap_or(f16::MIN_POSITIVE).to_f64()
         };
         let integers = form.lut_dtype == LutDtype::I8;
-        let units = if integers { entries.chunks(1 << form.bits).map(unit).collect() } else { Vec::new() };
-        Self { bits: form.bits, units }
+        let units = if integers { entries.chunks(form.table()).map(unit).collect() } else { Vec::new() };
+        Self { table: form.table(), units }
     }
 
     /// What is stored for an entry of table `group`: itself in f16, or an integer.
@@ -38,15 +39,15 @@ impl Stored {
         }
     }
 
-    /// What is stored for `entries` (`[G, K]`): numbers of f16.
+    /// What is stored for `entries` (`[G, K, d]`): numbers of f16.
     fn rounded(&self, entries: &[f64]) -> Vec<f64> {
-        entries.iter().enumerate().map(|(place, &entry)| self.round(place >> self.bits, entry).to_f64()).collect()
+        entries.iter().enumerate().map(|(place, &entry)| self.round(place / self.table, entry).to_f64()).collect()
     }
 
-    /// The values of `entries` (`[G, K]`) once stored, in units of a channel's scale where there is one.
+    /// The values of `entries` (`[G, K, d]`) once stored, in units of a channel's scale where there is one.
     pub fn values(&self, entries: &[f64]) -> Vec<f64> {
         let value = |(place, &entry): (usize, &f64)| {
-            let group = place >> self.bits;
+            let group = place / self.table;
             let stored = self.round(group, entry).to_f64();
             // As Core ML computes it, unless a channel's scale comes in between: f16 of the product.
             self.units.get(group).map_or(stored, |unit| f16::from_f64(stored * unit).to_f64())
@@ -63,15 +64,15 @@ pub struct Frozen {
     pub form: Form,
     rows: Rows,
     stored: Stored,
-    /// `[G, elements / G]` u8.
+    /// `[G, elements / G / d]` u8.
     indices: Tensor,
-    /// `[G · 2^bits]` f32: what an optimizer may change, in place. The network sees them rounded as they will be stored;
+    /// `[G · 2^bits · d]` f32: what an optimizer may change, in place. The network sees them rounded as they will be stored;
     /// gradients pass that rounding as if it were not there.
     pub entries: Tensor,
 }
 
 impl Frozen {
-    /// `indices` (in the order of `rows`) and `entries` (`[G, 2^bits]`), on `device`.
+    /// `indices` (in the order of `rows`) and `entries` (`[G, 2^bits, d]`), on `device`.
     ///
     /// # Errors
     /// libtorch's (no memory, no such device).
@@ -117,10 +118,10 @@ impl Frozen {
         let looked_up = if dense.device() != Device::Cpu {
             Tensor::f_from_slice(&values)?.f_to_device(dense.device())?.f_index_select(0, &self.places()?)?
         } else if self.rows.are_plain() {
-            ensure!(dense.numel() == self.indices.numel(), "{:?} is not the shape of {}", dense.size(), self.name);
+            ensure!(dense.size() == self.rows.shape(), "{:?} is not the shape of {}", dense.size(), self.name);
             return self.look_up(&values, dense);
         } else {
-            let mut rows = Tensor::f_empty(self.indices.size(), (Kind::Float, Device::Cpu))?;
+            let mut rows = Tensor::f_empty([dense.numel() as i64], (Kind::Float, Device::Cpu))?;
             self.look_up(&values, &mut rows)?;
             rows
         };
@@ -147,26 +148,38 @@ impl Frozen {
 
     fn look_up(&self, values: &[f32], to: &mut Tensor) -> Result<()> {
         let (indices, to) = (slices::bytes(&self.indices)?, slices::floats_mut(to)?);
-        let length = (indices.len() / self.rows.groups().max(1)).max(1);
-        for ((to, indices), table) in
-            to.chunks_mut(length).zip(indices.chunks(length)).zip(values.chunks(1 << self.form.bits))
-        {
-            let size = piece(indices.len());
-            to.par_chunks_mut(size).zip(indices.par_chunks(size)).for_each(|(to, indices)| {
-                to.iter_mut().zip(indices).for_each(|(to, &index)| *to = table[index as usize]);
+        let (length, dim) = ((indices.len() / self.rows.groups().max(1)).max(1), self.form.cluster_dim);
+        let groups = to.chunks_mut(length * dim).zip(indices.chunks(length)).zip(values.chunks(self.form.table()));
+        for ((to, indices), table) in groups {
+            let size = self.run(indices.len());
+            to.par_chunks_mut(size * dim).zip(indices.par_chunks(size)).for_each(|(to, indices)| {
+                for (place, to) in to.chunks_mut(indices.len().max(1)).enumerate() {
+                    to.iter_mut().zip(indices).for_each(|(to, &index)| *to = table[index as usize * dim + place]);
+                }
             });
         }
         Ok(())
     }
 
-    /// Where each element's entry is in all of `entries`: `[elements]` Int, in the order of rows.
-    fn places(&self) -> Result<Tensor> {
-        let groups = self.rows.groups() as i64;
-        let first = Tensor::f_arange(groups, (Kind::Int, self.indices.device()))? * (1i64 << self.form.bits);
-        Ok(self.indices.f_to_kind(Kind::Int)?.f_add(&first.f_view([groups, 1])?)?.f_view(-1)?)
+    /// So many indices, one after the other, stand for as many weights, or where entries hold d weights for d such runs.
+    fn run(&self, indices: usize) -> usize {
+        if self.form.cluster_dim > 1 { self.rows.inner().max(1) } else { piece(indices) }
     }
 
-    /// ∂L/∂entries (`[G · 2^bits]` f32) from `upstream`, ∂L/∂weight: for each entry the sum over its members.
+    /// Where each element's number is in all of `entries`: `[elements]` Int, in the order of rows.
+    fn places(&self) -> Result<Tensor> {
+        let (groups, device) = (self.rows.groups() as i64, self.indices.device());
+        let dim = self.form.cluster_dim as i64;
+        let first = Tensor::f_arange(groups, (Kind::Int, device))? * (1i64 << self.form.bits);
+        let entries = self.indices.f_to_kind(Kind::Int)?.f_add(&first.f_view([groups, 1])?)?;
+        if dim == 1 {
+            return Ok(entries.f_view(-1)?);
+        }
+        let runs = entries.f_view([-1, 1, self.rows.inner() as i64])?.f_mul_scalar(dim)?;
+        Ok(runs.f_add(&Tensor::f_arange(dim, (Kind::Int, device))?.f_view([1, dim, 1])?)?.f_view(-1)?)
+    }
+
+    /// ∂L/∂entries (`[G · 2^bits · d]` f32) from `upstream`, ∂L/∂weight: for each entry the sum over its members.
     ///
     /// # Errors
     /// When `upstream` has another shape or is on another device.
@@ -181,16 +194,20 @@ impl Frozen {
             self.indices.device()
         );
         let rows = self.rows.of_gradient(&upstream).with_context(|| format!("parameter {}: a gradient", self.name))?;
-        let count = 1usize << self.form.bits;
+        let (table, dim) = (self.form.table(), self.form.cluster_dim);
         if upstream.device() != Device::Cpu {
-            let sums = self.places()?.f_bincount(Some(&rows.f_view(-1)?), (self.rows.groups() * count) as i64)?;
+            let sums = self.places()?.f_bincount(Some(&rows.f_view(-1)?), (self.rows.groups() * table) as i64)?;
             return Ok(sums.f_to_kind(Kind::Float)?);
         }
         let (values, indices) = (slices::floats(&rows)?, slices::bytes(&self.indices)?);
         let length = (indices.len() / self.rows.groups().max(1)).max(1);
-        let mut sums = vec![0f32; self.rows.groups() * count];
-        let groups = values.chunks(length).zip(indices.chunks(length)).zip(sums.chunks_mut(count));
-        groups.for_each(|((values, indices), sums)| add_up(values, indices, sums));
+        let mut sums = vec![0f32; self.rows.groups() * table];
+        let groups = values.chunks(length * dim).zip(indices.chunks(length)).zip(sums.chunks_mut(table));
+        groups.for_each(|((values, indices), sums)| match dim {
+            1 => add_up::<1>(values, indices, self.run(indices.len()), sums),
+            2 => add_up::<2>(values, indices, self.run(indices.len()), sums),
+            _ => add_up::<4>(values, indices, self.run(indices.len()), sums),
+        });
         Ok(Tensor::f_from_slice(&sums)?)
     }
 
@@ -201,7 +218,7 @@ impl Frozen {
     pub fn palette(&self) -> Result<Palette> {
         let make = || {
             let entries = self.stored.rounded(&self.entries()?).into_iter().map(f16::from_f64).collect();
-            let indices = self.rows.in_shape(&self.indices)?;
+            let indices = self.rows.indices_in_shape(&self.indices)?;
             let indices = Vec::<u8>::try_from(indices.f_view(-1)?.f_to_device(Device::Cpu)?)?;
             Palette::with_form(self.form, self.rows.shape().to_vec(), indices, entries, self.scales()?)
         };
@@ -239,9 +256,8 @@ impl Frozen {
             );
             Ok(tensor.f_detach()?.f_to_device(device)?.f_to_dtype(kind, false, true)?)
         };
-        super::dkm::trainable(&form)?;
         super::check_form(&form, shape).with_context(|| format!("parameter {name}"))?;
-        let (groups, elements) = (form.groups(shape), super::elements(shape)? as i64);
+        let (groups, indices) = (form.groups(shape), (super::elements(shape)? / form.cluster_dim) as i64);
         let numbers = |wanted: bool, part: &str, length: usize| {
             if wanted { super::dkm::saved(tensors, name, part, length) } else { Ok(Vec::new()) }
         };
@@ -251,10 +267,10 @@ impl Frozen {
             name: name.to_string(),
             form,
             rows: Rows::new(&form, shape, &scales, device)?,
-            stored: Stored { bits: form.bits, units },
-            indices: get("assignments", Kind::Uint8, elements)?
-                .f_view([groups as i64, elements / groups.max(1) as i64])?,
-            entries: get("entries", Kind::Float, (groups << form.bits) as i64)?,
+            stored: Stored { table: form.table(), units },
+            indices: get("assignments", Kind::Uint8, indices)?
+                .f_view([groups as i64, indices / groups.max(1) as i64])?,
+            entries: get("entries", Kind::Float, (groups * form.table()) as i64)?,
         };
         // Assignments past the entries are found here, not when the weight is looked up.
         frozen.palette()?;
@@ -262,22 +278,27 @@ impl Frozen {
     }
 }
 
-/// Adds each value to the sum of its index.
-fn add_up(values: &[f32], indices: &[u8], to: &mut [f32]) {
-    let size = piece(indices.len());
-    let pieces: Vec<Vec<f64>> = values
-        .par_chunks(size)
-        .zip(indices.par_chunks(size))
-        .map(|(values, indices)| {
-            // Neighbours often share an entry: four sums each, so that additions need not wait for each other.
-            let mut sums = vec![[0f64; 4]; to.len()];
-            for (place, (&value, &index)) in values.iter().zip(indices).enumerate() {
-                sums[index as usize][place % 4] += value as f64;
+/// Adds each value to the sum of its place in its entry: of `run` indices at a time, D runs of values.
+fn add_up<const D: usize>(values: &[f32], indices: &[u8], run: usize, to: &mut [f32]) {
+    // Neighbours often share an entry: four sums each, so that additions need not wait for each other.
+    let none = || vec![[0f64; 4]; to.len()];
+    let add = |mut sums: Vec<[f64; 4]>, (values, indices): (&[f32], &[u8])| {
+        for (place, values) in values.chunks(indices.len().max(1)).enumerate() {
+            for (turn, (&value, &index)) in values.iter().zip(indices).enumerate() {
+                sums[index as usize * D + place][turn % 4] += value as f64;
             }
-            sums.iter().map(|s| (s[0] + s[1]) + (s[2] + s[3])).collect()
-        })
+        }
+        sums
+    };
+    // Whole runs, as many as make a piece: merged in order, whatever the number of threads.
+    let size = piece(indices.len()).next_multiple_of(run);
+    let pieces: Vec<Vec<[f64; 4]>> = values
+        .par_chunks(size * D)
+        .zip(indices.par_chunks(size))
+        .map(|(values, indices)| values.chunks(run * D).zip(indices.chunks(run)).fold(none(), add))
         .collect();
     for (j, to) in to.iter_mut().enumerate() {
-        *to = pieces.iter().map(|piece| piece[j]).sum::<f64>() as f32;
+        let sum = |piece: &Vec<[f64; 4]>| (piece[j][0] + piece[j][1]) + (piece[j][2] + piece[j][3]);
+        *to = pieces.iter().map(sum).sum::<f64>() as f32;
     }
 }

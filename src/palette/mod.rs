@@ -10,6 +10,10 @@
 //! | `bins`, `scaled`, `vectors`, `nearest` | its parts |
 //! | [`table`] | differentiable k-means on a histogram, forward and backward |
 //! | `attention` | its arithmetic, a block of bins at a time |
+//! | `soften_vectors`, `vector_table` | the same for entries of several weights |
+//! | `cells` | such points of weights, sorted by where they lie |
+//! | `vector_passes`, `vector_attention` | what each of them costs |
+//! | `vector_operators` | the same through libtorch's operators, for GPUs |
 //! | [`dkm`] | differentiable k-means of a weight, and of a layer while it is trained |
 //! | `rows` | a weight laid out for clustering: one row a group of channels |
 //! | [`frozen`] | a layer with fixed assignments, its entries trained |
@@ -21,6 +25,7 @@
 pub mod allocate;
 mod attention;
 mod bins;
+mod cells;
 pub mod checkpoint;
 pub mod codes;
 pub mod dkm;
@@ -34,7 +39,12 @@ mod passes;
 pub mod post_training;
 mod rows;
 mod scaled;
+mod soften_vectors;
 pub mod table;
+mod vector_attention;
+mod vector_operators;
+mod vector_passes;
+mod vector_table;
 mod vectors;
 
 use std::borrow::Cow;
@@ -92,7 +102,7 @@ impl Palette {
         scales: Vec<f16>,
     ) -> Result<Self> {
         check_form(&form, &shape)?;
-        let (count, table, groups) = (elements(&shape)?, form.cluster_dim << form.bits, form.groups(&shape));
+        let (count, table, groups) = (elements(&shape)?, form.table(), form.groups(&shape));
         ensure!(
             groups.checked_mul(table) == Some(entries.len()),
             "a palette of {} bits for a weight of shape {shape:?} has {groups} × {table} entries, not {}",
@@ -137,7 +147,7 @@ impl Palette {
         if self.scales.is_empty() {
             return (groups, Cow::Borrowed(&self.entries));
         }
-        let (blocks, table) = (self.scales.len(), self.form.cluster_dim << self.form.bits);
+        let (blocks, table) = (self.scales.len(), self.form.table());
         let of_block = |(block, scale): (usize, &f16)| {
             let group = block * groups / blocks;
             let scale = scale.to_f32();

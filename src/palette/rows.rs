@@ -12,8 +12,10 @@ pub struct Rows {
     /// Of the weight.
     shape: Vec<i64>,
     groups: i64,
-    /// Groups are of input channels: those come first in rows.
+    /// Groups or vectors are of input channels: those come first in rows.
     swapped: bool,
+    /// Weights of an entry: neighbours along the channels that come first.
+    dim: i64,
     /// f32, one an output channel, of a shape that multiplies the weight.
     scales: Option<Tensor>,
 }
@@ -28,7 +30,8 @@ impl Rows {
         let expected = if form.per_channel_scale { shape[0] as usize } else { 0 };
         ensure!(scales.len() == expected, "{} scales are not those of {expected} channels", scales.len());
         let groups = form.groups(shape) as i64;
-        let mut rows = Self { shape: shape.to_vec(), groups, swapped: form.axis == 1 && groups > 1, scales: None };
+        let (swapped, dim) = (form.axis == 1, form.cluster_dim as i64);
+        let mut rows = Self { shape: shape.to_vec(), groups, swapped, dim, scales: None };
         if !scales.is_empty() {
             let scales: Vec<f32> = scales.iter().map(|&scale| scale as f32).collect();
             rows.scales = Some(rows.by_channel(&scales)?.f_to_device(device)?);
@@ -44,6 +47,12 @@ impl Rows {
     /// How many rows there are.
     pub fn groups(&self) -> usize {
         self.groups as usize
+    }
+
+    /// How far apart in a row the weights of an entry are, and how many entries follow each other.
+    pub fn inner(&self) -> usize {
+        let channels = if self.dim > 1 { self.shape[usize::from(self.swapped)] } else { 1 };
+        (self.shape.iter().product::<i64>() / channels) as usize
     }
 
     /// Whether rows are the weight itself in another shape: then both share their memory.
@@ -102,10 +111,26 @@ impl Rows {
     /// # Errors
     /// When they are not as many or as long.
     pub fn in_shape(&self, rows: &Tensor) -> Result<Tensor> {
-        if !self.swapped {
-            return Ok(rows.f_view(self.shape.as_slice())?);
+        self.put_in(rows, &self.shape)
+    }
+
+    /// Something for each entry that is looked up, in the order of [`super::Palette::indices`].
+    ///
+    /// # Errors
+    /// When they are not as many or as long.
+    pub fn indices_in_shape(&self, rows: &Tensor) -> Result<Tensor> {
+        let mut shape = self.shape.clone();
+        if self.dim > 1 {
+            shape[usize::from(self.swapped)] /= self.dim;
         }
-        let mut swapped = self.shape.clone();
+        self.put_in(rows, &shape)
+    }
+
+    fn put_in(&self, rows: &Tensor, shape: &[i64]) -> Result<Tensor> {
+        if !self.swapped {
+            return Ok(rows.f_view(shape)?);
+        }
+        let mut swapped = shape.to_vec();
         swapped.swap(0, 1);
         Ok(rows.f_view(swapped.as_slice())?.f_transpose(0, 1)?.f_contiguous()?)
     }

@@ -6,7 +6,6 @@ use tch::{Device, Tensor};
 
 use crate::config::Palettize;
 use crate::ops::{Parameter, Weights};
-use crate::palette::codes::Code;
 use crate::palette::{DkmLayer, Frozen, Palette, SoftenRows};
 
 /// Starts the palette of one parameter at the k-means of its weight (fp32); `None` where `[palettize]` leaves it in fp16.
@@ -63,10 +62,7 @@ impl LayerPalette {
     pub fn seen(&mut self, value: &Tensor, temperature: f64) -> Result<Seen> {
         let soften = match &mut self.phase {
             Phase::Soft(layer) => {
-                // Few entries need few bins, see [`Code`]; a group of channels has few weights for many.
-                let few = layer.form.bits <= 2 || layer.form.group_size.is_some();
-                let code = if few { Code::Bf16 } else { Code::F16 };
-                let soften = layer.soften(value, temperature, self.iterations, code, &mut self.network)?;
+                let soften = layer.soften(value, temperature, self.iterations, layer.code(), &mut self.network)?;
                 self.relative_error = soften.hard_error() / layer.power.max(f64::MIN_POSITIVE);
                 Some(soften)
             }
