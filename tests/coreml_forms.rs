@@ -5,16 +5,18 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{checker, small_unet};
 use half::f16;
+use palettist::coreml::attention::AttentionImplementation;
+use palettist::coreml::chunk::cut_package;
 use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use palettist::coreml::program::Target;
-use palettist::coreml::read::Package;
-use palettist::coreml::verify::{Settings, verify_unet};
+use palettist::coreml::read::{Chain, Package};
+use palettist::coreml::verify::{Settings, UnetInputs, verify_unet};
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::Tensors;
 use palettist::palette::{BITS, Form, LutDtype, Palette, PalettizedCheckpoint};
@@ -86,15 +88,26 @@ fn palettized(config: &UnetConfig, forms: &[Form]) -> PalettizedCheckpoint {
     checkpoint
 }
 
+/// Exports the whole, attention as `attention`.
+fn export_as(
+    attention: AttentionImplementation,
+    config: &UnetConfig,
+    checkpoint: &PalettizedCheckpoint,
+    target: Target,
+    folder: &Path,
+) -> anyhow::Result<PathBuf> {
+    let metadata = PackageMetadata { model: "tiny".into(), ..Default::default() };
+    let options = UnetOptions { target, attention, batch: 1, ..UnetOptions::new(config) };
+    export_unet(config, checkpoint, &options, &metadata, folder, &mut |_, _| {})
+}
+
 fn export(
     config: &UnetConfig,
     checkpoint: &PalettizedCheckpoint,
     target: Target,
     folder: &Path,
 ) -> anyhow::Result<Package> {
-    let metadata = PackageMetadata { model: "tiny".into(), ..Default::default() };
-    let options = UnetOptions { target, batch: 1, ..UnetOptions::new(config) };
-    Package::open(&export_unet(config, checkpoint, &options, &metadata, folder, &mut |_, _| {})?)
+    Package::open(&export_as(AttentionImplementation::Original, config, checkpoint, target, folder)?)
 }
 
 /// The name that a weight has in the package.
@@ -124,24 +137,65 @@ fn our_reader_decodes_what_was_written() {
         let folder = tempfile::tempdir().unwrap();
         let package = export(&config, &checkpoint, Target::Ios18, folder.path()).unwrap();
         let costs: BTreeMap<String, u64> = package.weights().unwrap().into_iter().map(|w| (w.name, w.bytes)).collect();
+        decodes(&package, &checkpoint);
         for (name, palette) in &checkpoint.palettes {
-            let stored = stored_name(name);
-            let decoded: Vec<f32> = Vec::try_from(package.weight(&stored).unwrap().flatten(0, -1)).unwrap();
-            let expected: Vec<f32> = palette.dense().iter().map(|v| v.to_f32()).collect();
-            assert!(decoded == expected, "{name}, {:?}", palette.form);
             // Scales are multiplied into tables where they are of channels; all else takes what it takes with us.
             if !palette.form.per_channel_scale {
-                assert_eq!(costs[&stored] * 8, palette.stored_bits(), "{name}, {:?}", palette.form);
+                assert_eq!(costs[&stored_name(name)] * 8, palette.stored_bits(), "{name}, {:?}", palette.form);
             }
         }
-        let weights = checkpoint.weights(Kind::Float, Device::Cpu).unwrap();
-        let mut network = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
-            Ok(unet(&mut Tensors::new(&weights), &config, sample, timestep, context))
-        };
-        let report = verify_unet(package.path(), &mut network, &Settings::default()).unwrap();
-        // In 16 bits these random tables, whose means are far from 0, tell nothing.
-        assert!(report.rows.iter().all(|row| row.float32 > 90.0), "{report}");
-        assert_eq!(report.palettized, checkpoint.palettes.len());
+        agrees(&Chain::from(package), &config, &checkpoint);
+    }
+}
+
+/// Every palette of the checkpoint that is in the package is the same there, bit for bit; how many are.
+fn decodes(package: &Package, checkpoint: &PalettizedCheckpoint) -> usize {
+    let there: BTreeSet<String> = package.weights().unwrap().into_iter().map(|weight| weight.name).collect();
+    let mut found = 0;
+    for (name, palette) in checkpoint.palettes.iter().filter(|(name, _)| there.contains(&stored_name(name))) {
+        let decoded: Vec<f32> = Vec::try_from(package.weight(&stored_name(name)).unwrap().flatten(0, -1)).unwrap();
+        let expected: Vec<f32> = palette.dense().iter().map(|v| v.to_f32()).collect();
+        assert!(decoded == expected, "{name}, {:?}", palette.form);
+        found += 1;
+    }
+    found
+}
+
+/// A package, or its chunks, computes what the network computes, and all its palettes are in it.
+fn agrees(package: &Chain, config: &UnetConfig, checkpoint: &PalettizedCheckpoint) {
+    let weights = checkpoint.weights(Kind::Float, Device::Cpu).unwrap();
+    let mut network = |given: &UnetInputs| {
+        Ok(unet(&mut Tensors::new(&weights), config, &given.sample, &given.timestep, given.condition()))
+    };
+    let report = verify_unet(package, &mut network, &Settings::default()).unwrap();
+    // In 16 bits these random tables, whose means are far from 0, tell nothing.
+    assert!(report.rows.iter().all(|row| row.float32 > 90.0), "{report}");
+    assert_eq!(report.palettized, checkpoint.palettes.len());
+}
+
+/// Attention for the Neural Engine and chunks keep every form, on every system that holds it.
+#[test]
+fn forms_survive_split_attention_and_chunks() {
+    let older = forms().into_iter().filter(|form| form.needs_ios18().is_none()).collect::<Vec<_>>();
+    assert_eq!(older.len(), 5, "one table, 1, 2, 4, 6 or 8 bits");
+    let plain = (config(false), palettized(&config(false), &older));
+    let cases = [(Target::Ios16, plain)].into_iter().chain(checkpoints().into_iter().map(|c| (Target::Ios18, c)));
+    for (target, (config, checkpoint)) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let whole =
+            export_as(AttentionImplementation::SplitEinsumV2, &config, &checkpoint, target, folder.path()).unwrap();
+        let chunks = cut_package(&whole, folder.path(), false).unwrap();
+        let whole = Package::open(&whole).unwrap();
+        assert_eq!(decodes(&whole, &checkpoint), checkpoint.palettes.len());
+        let chain = Chain::open(&chunks[0]).unwrap();
+        let found: Vec<usize> = chain.packages().iter().map(|chunk| decodes(chunk, &checkpoint)).collect();
+        assert_eq!((found.len(), found.iter().sum()), (2, checkpoint.palettes.len()));
+        assert!(found.iter().all(|&found| found > 0));
+        for chunk in chain.packages() {
+            assert_eq!(chunk.specification_version(), whole.specification_version());
+        }
+        agrees(&Chain::from(whole), &config, &checkpoint);
+        agrees(&chain, &config, &checkpoint);
     }
 }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use common::{shared, small_unet};
 use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use palettist::coreml::program::Target;
-use palettist::coreml::read::{Package, Precision, evaluate, psnr};
-use palettist::coreml::verify::{Settings, verify_unet};
+use palettist::coreml::read::{Chain, Package, Precision, evaluate, psnr};
+use palettist::coreml::verify::{Settings, UnetInputs, verify_unet};
 use palettist::coreml::weights::WeightSource;
 use palettist::networks::unet::unet;
 use palettist::ops::{Tensors, Weights};
@@ -118,17 +118,19 @@ fn a_unet_agrees_with_itself() {
     let Some(folder) = shared("coreml_packages") else { return };
     let path = folder.join("unet_pal4_ios16.mlpackage");
     let package = Package::open(&path).unwrap();
-    let mut itself = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
+    let mut itself = |given: &UnetInputs| {
         let names = ["sample", "timestep", "encoder_hidden_states"].map(String::from);
-        let inputs = names.into_iter().zip([sample, timestep, context].map(Tensor::shallow_clone)).collect();
+        let tensors = [&given.sample, &given.timestep, &given.context].map(Tensor::shallow_clone);
+        let inputs = names.into_iter().zip(tensors).collect();
         Ok(evaluate(&package, &inputs, Precision::Float32)?.remove("noise_pred").unwrap())
     };
-    let report = verify_unet(&path, &mut itself, &Settings { timesteps: vec![981], ..Settings::default() }).unwrap();
+    let settings = Settings { timesteps: vec![981], ..Settings::default() };
+    let report = verify_unet(&Chain::open(&path).unwrap(), &mut itself, &settings).unwrap();
     println!("{report}");
     assert!(report.least(Precision::Float32) > 120.0);
     assert!((50.0..90.0).contains(&report.least(Precision::Float16)), "half precision has an error of its own");
-    assert_eq!((report.layers, report.palettized), (83, 83));
-    let clip = folder.join("clip_pal4_ios16.mlpackage");
+    assert_eq!((report.weights, report.palettized), (83, 83));
+    let clip = Chain::open(&folder.join("clip_pal4_ios16.mlpackage")).unwrap();
     let message = format!("{:#}", verify_unet(&clip, &mut itself, &Settings::default()).unwrap_err());
     assert!(message.contains("is not a UNet") && message.contains("input_ids INT32[1, 16]"), "{message}");
 }
@@ -169,10 +171,10 @@ fn exported_unets_compute_what_the_network_computes() {
         let options = UnetOptions { target, overwrite: true, ..UnetOptions::new(&config) };
         let metadata = PackageMetadata { model: "tiny".into(), ..Default::default() };
         let path = export_unet(&config, stored, &options, &metadata, folder.path(), &mut |_, _| {}).unwrap();
-        let mut network = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
-            Ok(unet(&mut Tensors::new(computed), &config, sample, timestep, context))
+        let mut network = |given: &UnetInputs| {
+            Ok(unet(&mut Tensors::new(computed), &config, &given.sample, &given.timestep, given.condition()))
         };
-        let report = verify_unet(&path, &mut network, &Settings::default()).unwrap();
+        let report = verify_unet(&Chain::open(&path).unwrap(), &mut network, &Settings::default()).unwrap();
         println!("{report}");
         assert!(report.least(Precision::Float32) > 90.0, "{report}");
         assert!(report.least(Precision::Float16) > 55.0, "{report}");

@@ -2,14 +2,21 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
 
-use common::{metadata, random, small_unet, weights};
+use common::{checker, metadata, palettized, random, small_unet, weights};
 use palettist::coreml::attention::AttentionImplementation::{self, Original, SplitEinsum, SplitEinsumV2};
+use palettist::coreml::chunk::export_in_chunks;
 use palettist::coreml::export::{UnetOptions, export_unet};
-use palettist::coreml::read::{Package, Precision, evaluate, psnr};
+use palettist::coreml::layers::Recording;
+use palettist::coreml::program::Target;
+use palettist::coreml::read::{Chain, DataType, Package, Precision, evaluate, psnr};
+use palettist::coreml::verify::{Settings, UnetInputs, verify_unet};
+use palettist::coreml::weights::WeightSource;
 use palettist::networks::unet::{UnetConfig, unet};
-use palettist::ops::{Tensors, Weights};
+use palettist::ops::{Tensors, Watch, Weights};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -89,4 +96,254 @@ fn the_three_attentions_compute_the_same_at_full_size() {
     attentions_agree(true, (1, 96, 64));
     // 5184 tokens, 64 more than 512 divides.
     attentions_agree(false, (1, 72, 72));
+}
+
+/// The network with `weights` as a package is compared with it.
+fn network<'a>(
+    config: &'a UnetConfig,
+    weights: &'a Weights,
+    recording: Option<Watch<'a>>,
+) -> impl FnMut(&UnetInputs) -> anyhow::Result<Tensor> + 'a {
+    move |given| {
+        let ops = Tensors::new(weights).computing_in(Kind::Float);
+        let mut ops = recording.map_or(ops.clone(), |watch| ops.watched(watch));
+        Ok(unet(&mut ops, config, &given.sample, &given.timestep, given.condition()))
+    }
+}
+
+#[test]
+fn residuals_of_controlnets_are_added_as_diffusers_adds_them() {
+    let config = small_unet(16, [24, 48], json!(4), false);
+    let weights = weights(&config);
+    let folder = tempfile::tempdir().unwrap();
+    for (attention, height, width) in [(Original, 16, 24), (SplitEinsum, 9, 16)] {
+        let options =
+            UnetOptions { attention, height, width, controlnet: true, overwrite: true, ..UnetOptions::new(&config) };
+        let path = export_unet(&config, &weights, &options, &metadata(), folder.path(), &mut |_, _| {}).unwrap();
+        assert!(path.ends_with("Stable_Diffusion_version_someone_tiny_control-unet.mlpackage"));
+        let package = Chain::open(&path).unwrap();
+        let declared: Vec<String> =
+            package.inputs()[3..].iter().map(|input| format!("{} {}", input.name, input.kind)).collect();
+        let shapes = config.residual_shapes(2, height, width);
+        let expected = shapes.iter().enumerate().map(|(i, s)| format!("additional_residual_{i} FLOAT16{s:?}"));
+        assert_eq!(declared, expected.collect::<Vec<_>>());
+        // conv_in, one layer and a downsampler, one layer; the middle.
+        assert_eq!(declared.len(), 5);
+        let report = verify_unet(&package, &mut network(&config, &weights, None), &Settings::default()).unwrap();
+        assert!(report.least(Precision::Float32) > 90.0 && report.least(Precision::Float16) > 55.0, "{report}");
+    }
+}
+
+/// Chunks compute the whole to the last bit, in halves of the bytes, and say who made them.
+#[test]
+fn chunks_are_the_whole() {
+    let config = small_unet(16, [24, 48], json!([2, 4]), true);
+    let floats = weights(&config);
+    let palettes = palettized(&config, &floats);
+    let cases: [(&dyn WeightSource, Target, AttentionImplementation, bool); 4] = [
+        (&floats, Target::Ios16, Original, false),
+        (&palettes, Target::Ios16, SplitEinsum, true),
+        (&palettes, Target::Ios17, Original, false),
+        (&palettes, Target::Ios18, SplitEinsumV2, false),
+    ];
+    for (weights, target, attention, controlnet) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let size = if attention == SplitEinsumV2 { (24, 24) } else { (16, 12) };
+        let options =
+            UnetOptions { attention, target, controlnet, height: size.0, width: size.1, ..UnetOptions::new(&config) };
+        let export = |folder: &Path| export_unet(&config, weights, &options, &metadata(), folder, &mut |_, _| {});
+        let whole = Package::open(&export(folder.path()).unwrap()).unwrap();
+        let paths = export_in_chunks(folder.path(), false, export).unwrap();
+        let chain = Chain::open(&paths[0]).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        left.sort();
+        assert_eq!(left, [whole.path(), &paths[0], &paths[1]]);
+
+        let [first, second] = chain.packages() else { panic!("not two chunks") };
+        let bytes = [first, second].map(|chunk| chunk.weights().unwrap().iter().map(|w| w.bytes).sum::<u64>());
+        eprintln!(
+            "{target}, {attention}: {bytes:?} bytes of weights, {:?} of all",
+            [first.file_bytes(), second.file_bytes()]
+        );
+        assert!(bytes[0].max(bytes[1]) * 100 <= 55 * (bytes[0] + bytes[1]), "{bytes:?}");
+        for chunk in [first, second] {
+            let (about, of_whole) = (chunk.metadata(), whole.metadata());
+            assert_eq!((&about.author, &about.license), (&of_whole.author, &of_whole.license));
+            assert_eq!(
+                (&about.version_string, &about.user_defined),
+                (&of_whole.version_string, &of_whole.user_defined)
+            );
+            assert!(chunk.inputs().iter().chain(chunk.outputs()).all(|feature| !feature.description.is_empty()));
+        }
+        assert_eq!(chain.inputs(), whole.inputs());
+        assert_eq!(chain.outputs(), whole.outputs());
+        // What is handed over is fp32, and all of it is taken.
+        for output in first.outputs() {
+            assert_eq!(output.kind.data_type, DataType::Float32, "{}", output.name);
+            assert!(second.inputs().iter().any(|input| (&input.name, &input.kind) == (&output.name, &output.kind)));
+        }
+        assert!(!first.inputs().iter().any(|input| second.outputs().contains(input)));
+
+        let shapes: Vec<Vec<i64>> = whole.inputs().iter().map(|input| input.kind.shape.clone()).collect();
+        let names = whole.inputs().iter().map(|input| input.name.clone());
+        let inputs: BTreeMap<String, Tensor> = names.zip(random(5, &shapes)).collect();
+        for precision in [Precision::Float32, Precision::Float16] {
+            let expected = evaluate(&whole, &inputs, precision).unwrap();
+            let got = chain.evaluate(&inputs, precision, &mut |_, _| Ok(())).unwrap();
+            assert!(got["noise_pred"].equal(&expected["noise_pred"]), "{target}, {attention}, {precision:?}");
+        }
+        // Again: what is there stays.
+        let error = format!("{:#}", export_in_chunks(folder.path(), false, export).unwrap_err());
+        assert!(error.contains("chunk1.mlpackage exists already"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+}
+
+/// `verify --layers` points at the layer where the error begins.
+#[test]
+fn layers_show_where_the_error_grows() {
+    let config = small_unet(16, [24, 48], json!(4), false);
+    let mut stored = weights(&config);
+    let sound: Weights = stored.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    let broken = "up_blocks.0.resnets.1.conv1";
+    let weight = &stored[&format!("{broken}.weight")] * 1.01;
+    stored.insert(format!("{broken}.weight"), weight);
+    let layers = |stored: &Weights| {
+        let folder = tempfile::tempdir().unwrap();
+        let options = UnetOptions { attention: SplitEinsum, batch: 1, ..UnetOptions::new(&config) };
+        let export = |folder: &Path| export_unet(&config, stored, &options, &metadata(), folder, &mut |_, _| {});
+        let chunks = export_in_chunks(folder.path(), false, export).unwrap();
+        let recording = Recording::default();
+        let watch = |name: &str, value: &Tensor| recording.watch(name, value);
+        let settings = Settings { recording: Some(&recording), timesteps: vec![1, 981], ..Settings::default() };
+        let mut network = network(&config, &sound, Some(&watch));
+        let report = verify_unet(&Chain::open(&chunks[0]).unwrap(), &mut network, &settings).unwrap();
+        assert!(format!("{report}").contains("layers, timestep 981"), "{report}");
+        report.layers.unwrap()
+    };
+    let names: BTreeSet<String> = config
+        .parameters()
+        .into_iter()
+        .map(|parameter| parameter.name.rsplit_once('.').unwrap().0.to_owned())
+        .collect();
+    let found = layers(&sound);
+    assert_eq!(found.rows.iter().map(|row| row.name.clone()).collect::<BTreeSet<_>>(), names);
+    assert!(found.rows.iter().all(|row| row.float32 > 90.0 && row.float16 > 50.0), "{found}");
+    let last = found.rows.last().unwrap();
+    assert_eq!(last.name, "conv_out");
+
+    let found = layers(&stored);
+    let at = found.rows.iter().position(|row| row.name == broken).unwrap();
+    assert!(found.rows[..at].iter().all(|row| row.float32 > 90.0), "{found}");
+    assert!((30.0..60.0).contains(&found.rows[at].float32), "{found}");
+    let losses = found.losses();
+    assert!(losses.iter().all(|&loss| loss <= losses[at]), "{found}");
+    assert!(format!("{found}").lines().any(|line| line.starts_with(broken) && line.ends_with('◀')), "{found}");
+}
+
+/// Validates, loads with coremltools, and runs one chunk after the other.
+const CHECK: &str = r#"
+import glob, json, sys, numpy, coremltools
+from coremltools.converters.mil.frontend.milproto.load import load
+folder, tools = sys.argv[1:]
+sys.path.insert(0, tools)
+import mlpackage_eval as M
+results = []
+for first in sorted(glob.glob(folder + "/*/*_chunk1.mlpackage")):
+    case = first.rsplit("/", 1)[0]
+    known = dict(numpy.load(case + "/inputs.npz"))
+    expected = numpy.load(case + "/outputs.npz")["noise_pred"]
+    issues = []
+    for path in [first, first.replace("_chunk1", "_chunk2")]:
+        package = M.validate(path)
+        issues += [str(issue) for issue in package.issues]
+        spec = coremltools.models.MLModel(path, skip_model_load=True).get_spec()
+        weights = path + "/Data/com.apple.CoreML/weights"
+        load(spec, specification_version=spec.specificationVersion, file_weights_dir=weights)
+        given = {feature.name: known[feature.name] for feature in spec.description.input}
+        known.update(M.run(package, given, precision="fp32"))
+    results.append({"issues": issues, "psnr": M.compare(known["noise_pred"], expected)["psnr_db"]})
+print(json.dumps(results))
+"#;
+
+#[test]
+fn an_independent_checker_runs_the_chunks() {
+    let Some((python, tools)) = checker() else { return };
+    let config = small_unet(16, [24, 48], json!(4), false);
+    let floats = weights(&config);
+    let palettes = palettized(&config, &floats);
+    let hard = palettes.weights(Kind::Float, Device::Cpu).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&str, &dyn WeightSource, &Weights, Target, AttentionImplementation); 3] = [
+        ("0", &floats, &floats, Target::Ios16, SplitEinsum),
+        ("1", &palettes, &hard, Target::Ios16, Original),
+        ("2", &palettes, &hard, Target::Ios18, SplitEinsumV2),
+    ];
+    for (name, stored, weights, target, attention) in cases {
+        let folder = folder.path().join(name);
+        let options = UnetOptions { target, attention, controlnet: true, ..UnetOptions::new(&config) };
+        let export = |folder: &Path| export_unet(&config, stored, &options, &metadata(), folder, &mut |_, _| {});
+        let paths = export_in_chunks(&folder, false, export).unwrap();
+        let chain = Chain::open(&paths[0]).unwrap();
+        let mut network = network(&config, weights, None);
+        let mut kept = None;
+        let mut reference = |given: &UnetInputs| {
+            let expected = network(given)?;
+            let context = given.context.transpose(1, 2).unsqueeze(2).contiguous();
+            let residuals = given.residuals.iter().enumerate().map(|(i, x)| (format!("additional_residual_{i}"), x));
+            let fixed = [("sample", &given.sample), ("timestep", &given.timestep), ("encoder_hidden_states", &context)];
+            let all: Vec<(String, &Tensor)> =
+                fixed.into_iter().map(|(name, x)| (name.to_owned(), x)).chain(residuals).collect();
+            Tensor::write_npz(&all, folder.join("inputs.npz"))?;
+            Tensor::write_npz(&[("noise_pred", &expected)], folder.join("outputs.npz"))?;
+            kept = Some(());
+            Ok(expected)
+        };
+        let settings = Settings { timesteps: vec![981], ..Settings::default() };
+        let report = verify_unet(&chain, &mut reference, &settings).unwrap();
+        assert!(kept.is_some() && report.least(Precision::Float32) > 90.0, "{report}");
+    }
+    let output = Command::new(python).args(["-c", CHECK]).arg(folder.path()).arg(tools).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let results: Vec<serde_json::Value> = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(results.len(), cases.len());
+    for result in results {
+        eprintln!("{result}");
+        assert_eq!(result["issues"], json!([]));
+        assert!(result["psnr"].as_f64().unwrap() > 90.0, "{result}");
+    }
+}
+
+/// Through the command line: chunks for ControlNets, verified with their layers.
+#[test]
+fn the_command_line_exports_and_verifies_chunks() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/networks/pipeline");
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_palettist")).args(arguments).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (output.status.code().unwrap(), said.join("\n"))
+    };
+    let to = ["export", model, "-o", folder.path().to_str().unwrap(), "--chunk-unet"];
+    let more = ["--unet-support-controlnet", "--unet-batch-one", "--attention-implementation", "SPLIT_EINSUM"];
+    let arguments = [&to[..], &more, &["--latent-h", "24", "--latent-w", "8"]].concat();
+    let (code, said) = run(&arguments);
+    assert_eq!(code, 0, "{said}");
+    let packages: Vec<&str> = said.lines().filter(|line| line.ends_with(".mlpackage")).collect();
+    assert_eq!(packages.len(), 2, "{said}");
+    assert!(packages[0].ends_with("_control-unet_chunk1.mlpackage"), "{said}");
+    let (code, again) = run(&arguments);
+    assert!(code == 2 && again.contains("_chunk1.mlpackage exists already"), "{again}");
+
+    let (code, said) = run(&["verify", packages[0], packages[1], "--against", model, "--layers"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(said.matches("timestep 981 ").count(), 1, "the second chunk is taken with the first: {said}");
+    assert!(said.contains("layers compared") && said.contains("mid_block.attentions.0.proj_in"), "{said}");
+    let (code, said) = run(&["verify", packages[1], "--against", model]);
+    assert!(code == 2 && said.contains("goes with"), "{said}");
+    let (code, said) = run(&["verify", packages[1]]);
+    assert!(code == 0 && said.contains("sound"), "{said}");
+    let (code, said) = run(&[&to[..], &["--component", "vae_decoder"]].concat());
+    assert!(code == 2 && said.contains("--chunk-unet is about the UNet"), "{said}");
 }

@@ -7,6 +7,7 @@ use tch::{Device, Kind};
 
 use super::{Usage, must_be_new, print};
 use crate::coreml::attention::AttentionImplementation;
+use crate::coreml::chunk::{chunk_paths, export_in_chunks};
 use crate::coreml::components::{
     Attended, Part, autoencoder_numbers, export_text_encoder, export_vae_decoder, export_vae_encoder,
 };
@@ -53,6 +54,12 @@ pub struct Args {
     /// A batch of one: two calls a step for classifier-free guidance, less memory
     #[arg(long)]
     unet_batch_one: bool,
+    /// A UNet that takes what ControlNets add (the package `control-unet`)
+    #[arg(long)]
+    unet_support_controlnet: bool,
+    /// The UNet in two packages of half the bytes each, for phones
+    #[arg(long)]
+    chunk_unet: bool,
     /// The model's name in the package: a hub id, say; the folder's or file's own if not given
     #[arg(long, value_name = "NAME")]
     model_version: Option<String>,
@@ -76,6 +83,10 @@ pub fn run(args: Args) -> Result<()> {
     let parts = parts(&args.component)?;
     let model = Model::open(&args.model)?;
     let parts = parts.unwrap_or_else(|| Part::of(&model));
+    let of_unet = [(args.chunk_unet, "--chunk-unet"), (args.unet_support_controlnet, "--unet-support-controlnet")];
+    if let Some((_, flag)) = of_unet.into_iter().find(|(given, _)| *given && !parts.contains(&Part::Unet)) {
+        return Err(Usage(format!("{flag} is about the UNet, which --component leaves out")).into());
+    }
     let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
     if args.format == "diffusers" {
         let weights = unet_weights(&model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
@@ -100,6 +111,7 @@ pub fn run(args: Args) -> Result<()> {
         width: args.latent_w.unwrap_or(defaults.width),
         target,
         attention: args.attention_implementation,
+        controlnet: args.unet_support_controlnet,
         ..defaults
     };
     if options.height < 1 || options.width < 1 {
@@ -109,19 +121,33 @@ pub fn run(args: Args) -> Result<()> {
     let metadata = PackageMetadata::of_folder(&name, model.path());
     // Before the work, not after an hour of it.
     for part in &parts {
-        must_be_new(&args.output.join(metadata.package_name(part.name())))?;
+        let path = args.output.join(metadata.package_name(match part {
+            Part::Unet => options.component(),
+            _ => part.name(),
+        }));
+        if *part == Part::Unet && args.chunk_unet {
+            chunk_paths(&path, &args.output).iter().try_for_each(|path| must_be_new(path))?;
+        } else {
+            must_be_new(&path)?;
+        }
         model.check(part.component())?;
     }
     if let Some(checkpoint) = &checkpoint {
         check_palettes(&model, checkpoint)?;
     }
     for part in parts {
-        let job = Job { model: &model, part, unet: &options, metadata: &metadata, folder: &args.output };
-        let path = match &checkpoint {
-            Some(checkpoint) if part == Part::Unet => job.export(checkpoint)?,
-            _ => job.export(&model.stored(part.component())?)?,
+        let job = Job { model: &model, part, unet: &options, metadata: &metadata };
+        let export = |folder: &Path| match &checkpoint {
+            Some(checkpoint) if part == Part::Unet => job.export(checkpoint, folder),
+            _ => job.export(&model.stored(part.component())?, folder),
         };
-        print(path.display())?;
+        if part == Part::Unet && args.chunk_unet {
+            for path in export_in_chunks(&args.output, options.overwrite, export)? {
+                print(path.display())?;
+            }
+        } else {
+            print(export(&args.output)?.display())?;
+        }
     }
     Ok(())
 }
@@ -133,12 +159,11 @@ struct Job<'a> {
     /// Sizes and target, which all packages share.
     unet: &'a UnetOptions,
     metadata: &'a PackageMetadata,
-    folder: &'a Path,
 }
 
 impl Job<'_> {
-    fn export(&self, weights: &dyn WeightSource) -> Result<PathBuf> {
-        let Self { model, part, unet, metadata, folder } = *self;
+    fn export(&self, weights: &dyn WeightSource, folder: &Path) -> Result<PathBuf> {
+        let Self { model, part, unet, metadata } = *self;
         let parameters = part.parameters(model)?.len();
         let mut bar = Progress::new("exporting", 0, parameters as u64).counting("tensor");
         let mut progress = |done: usize, _: usize| bar.update(done as u64, &[]);

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use tch::{Device, Kind, Tensor};
 
-use super::print;
+use super::{Usage, print};
 use crate::coreml::components::{Attended, Part};
-use crate::coreml::read::{Package, Precision};
-use crate::coreml::verify::{Report, Settings, part_of, verify_one_input, verify_text_encoder, verify_unet};
+use crate::coreml::layers::Recording;
+use crate::coreml::read::{Chain, Precision};
+use crate::coreml::verify::{
+    Report, Settings, UnetInputs, part_of, verify_one_input, verify_text_encoder, verify_unet,
+};
 use crate::diffusion::pipeline::unet_weights;
 use crate::networks::autoencoder::{decode, encode};
 use crate::networks::text_encoder::text_encoder;
@@ -20,7 +23,7 @@ use crate::source::{Component, Model};
 /// Reads packages back from disk, checks them, runs them, and compares them with the network
 #[derive(clap::Args)]
 pub struct Args {
-    /// .mlpackage folders
+    /// .mlpackage folders; of a UNet in chunks the first, which takes the others along
     #[arg(required = true, value_name = "PACKAGE")]
     packages: Vec<PathBuf>,
     /// The model that the packages were made of, a diffusers folder or single file; without it they are only checked
@@ -32,24 +35,33 @@ pub struct Args {
     /// Less than this many dB, in either arithmetic, is a failure
     #[arg(long, default_value_t = 35.0)]
     min_psnr: f64,
+    /// Compares every layer too, and shows where the error grows
+    #[arg(long, requires = "against")]
+    layers: bool,
 }
 
 pub fn run(args: Args) -> Result<()> {
     let mut failed = Vec::new();
-    for path in &args.packages {
+    let behind = |path: &Path| first_chunk(path).filter(|first| first.exists());
+    for path in args.packages.iter().filter(|path| behind(path).is_none_or(|first| !args.packages.contains(&first))) {
         print(path.display())?;
         let Some(model) = &args.against else {
-            let package = Package::open(path)?;
-            print(format_args!(
-                "  sound: specification version {}, {} operations",
-                package.specification_version(),
-                package.operation_counts().values().sum::<usize>()
-            ))?;
+            for package in Chain::open(path)?.packages() {
+                print(format_args!(
+                    "  sound: specification version {}, {} operations",
+                    package.specification_version(),
+                    package.operation_counts().values().sum::<usize>()
+                ))?;
+            }
             continue;
         };
+        if let Some(first) = behind(path) {
+            let message = format!("{} goes with {}: verify that", path.display(), first.display());
+            return Err(Usage(message).into());
+        }
         let model = Model::open(model)?;
         let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
-        let report = against(path, &model, checkpoint.as_ref())?;
+        let report = against(path, &model, checkpoint.as_ref(), args.layers)?;
         print(format!("{report}").trim_end())?;
         let least = report.least(Precision::Float32).min(report.least(Precision::Float16));
         // A NaN is a failure too.
@@ -64,9 +76,13 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Compares a package with the network of `model` that it holds; `palettes` are in place of the UNet's weights.
-pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoint>) -> Result<Report> {
-    let package = Package::open(path)?;
-    let settings = Settings::default();
+/// With `layers`, every layer is compared too.
+pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoint>, layers: bool) -> Result<Report> {
+    let package = Chain::open(path)?;
+    let recording = Recording::default();
+    let watch = |name: &str, value: &Tensor| recording.watch(name, value);
+    let settings = Settings { recording: layers.then_some(&recording), ..Settings::default() };
+    let tensors = |weights| if layers { Tensors::new(weights).watched(&watch) } else { Tensors::new(weights) };
     let mut part = part_of(&package)?;
     if part == Part::TextEncoder && model.is_xl() {
         // Two networks have these inputs and outputs; the first output has as many channels as one of them.
@@ -81,17 +97,17 @@ pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoin
         Part::Unet => {
             let config = model.unet_config()?;
             let weights = unet_weights(model, palettes, Kind::Float, Device::Cpu)?;
-            let mut network = |sample: &Tensor, timestep: &Tensor, context: &Tensor| {
-                Ok(unet(&mut Tensors::new(&weights), &config, sample, timestep, context))
+            let mut network = |given: &UnetInputs| {
+                Ok(unet(&mut tensors(&weights), &config, &given.sample, &given.timestep, given.condition()))
             };
-            verify_unet(path, &mut network, &settings)
+            verify_unet(&package, &mut network, &settings)
         }
         Part::TextEncoder | Part::TextEncoder2 => {
             let config = model.text_encoder_config_of(part.component())?;
             let weights = own(part.component())?;
             let end = if config.eos_token_id == 2 { config.vocab_size - 1 } else { config.eos_token_id };
             let mut network = |ids: &Tensor| {
-                named(Attended::of(model).outputs(text_encoder(&mut Tensors::new(&weights), &config, ids)).into())
+                named(Attended::of(model).outputs(text_encoder(&mut tensors(&weights), &config, ids)).into())
             };
             verify_text_encoder(&package, (config.vocab_size, end), &mut network, &settings)
         }
@@ -99,7 +115,7 @@ pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoin
             let config = model.autoencoder_config()?;
             let weights = own(part.component())?;
             let mut network = |x: &Tensor| {
-                let mut ops = Tensors::new(&weights);
+                let mut ops = tensors(&weights);
                 named(match part {
                     Part::VaeDecoder => vec![("image", decode(&mut ops, &config, x))],
                     _ => vec![("latent", encode(&mut ops, &config, x))],
@@ -108,4 +124,10 @@ pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoin
             verify_one_input(&package, &mut network, &settings)
         }
     }
+}
+
+/// The first chunk that goes with a later one.
+fn first_chunk(path: &Path) -> Option<PathBuf> {
+    let stem = path.file_name()?.to_str()?.strip_suffix("_chunk2.mlpackage")?;
+    Some(path.with_file_name(format!("{stem}_chunk1.mlpackage")))
 }

@@ -35,6 +35,23 @@ pub enum BlobType {
 }
 
 impl BlobType {
+    const ALL: [Self; 9] = [
+        Self::Float16,
+        Self::Float32,
+        Self::UInt8,
+        Self::Int8,
+        Self::UInt1,
+        Self::UInt2,
+        Self::UInt4,
+        Self::UInt3,
+        Self::UInt6,
+    ];
+
+    /// The type of this number in a record.
+    pub fn numbered(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u32 == number)
+    }
+
     /// Bits of one element.
     pub fn bits(self) -> u64 {
         match self {

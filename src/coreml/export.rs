@@ -7,6 +7,7 @@
 //! | in | `encoder_hidden_states` | fp16 | `[B, D, 1, 77]` |
 //! | in, for SDXL | `time_ids` | fp16 | `[B, 6]` |
 //! | in, for SDXL | `text_embeds` | fp16 | `[B, P]` |
+//! | in, for ControlNets | `additional_residual_0` … | fp16 | those of [`UnetConfig::residual_shapes`] |
 //! | out | `noise_pred` | fp32 | `[B, 4, h, w]` |
 
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ pub struct UnetOptions {
     pub width: i64,
     pub target: Target,
     pub attention: AttentionImplementation,
+    /// Takes what ControlNets add: inputs `additional_residual_0` and so on.
+    pub controlnet: bool,
     /// Replaces a package that is there already.
     pub overwrite: bool,
 }
@@ -48,9 +51,20 @@ impl UnetOptions {
             width: size,
             target: Target::default(),
             attention: AttentionImplementation::default(),
+            controlnet: false,
             overwrite: false,
         }
     }
+
+    /// The last part of the package's name.
+    pub fn component(&self) -> &'static str {
+        if self.controlnet { "control-unet" } else { "unet" }
+    }
+}
+
+/// The input that takes the residual of this number: see [`UnetConfig::residual_shapes`].
+pub fn residual_name(number: usize) -> String {
+    format!("additional_residual_{number}")
 }
 
 /// Writes the UNet of `config` and `weights` as a package into `folder` and returns its path. `progress` hears how
@@ -66,11 +80,11 @@ pub fn export_unet(
     folder: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<PathBuf> {
-    let UnetOptions { batch, height, width, target, attention, overwrite } = *options;
+    let UnetOptions { batch, height, width, target, attention, controlnet, overwrite } = *options;
     ensure!(batch > 0, "a package for a batch of {batch} cannot be made: 2 or 1");
     ensure!(height > 0 && width > 0, "a package for latents of {height}×{width} cannot be made");
     let mut interface = Interface {
-        component: "unet".into(),
+        component: options.component().into(),
         about: "The UNet of Stable Diffusion, which takes noise out of latents step by step, guided by a prompt. See \
                 https://arxiv.org/abs/2112.10752."
             .into(),
@@ -100,6 +114,15 @@ pub fn export_unet(
         let text = "The prompt as the second text encoder sums it up";
         interface.inputs.push(Input::half("text_embeds", text, &[batch, text_width]));
     }
+    if controlnet {
+        let shapes = config.residual_shapes(batch, height, width);
+        let middle = shapes.len() - 1;
+        interface.inputs.extend(shapes.iter().enumerate().map(|(i, shape)| {
+            let skip = "What ControlNets add to a value that is kept for the way up";
+            let about = if i == middle { "What ControlNets add to the middle" } else { skip };
+            Input::half(&residual_name(i), about, shape)
+        }));
+    }
     // The contract that the package keeps, by the version of Apple's package that states it.
     let mut metadata = metadata.clone();
     metadata.user_defined.insert("com.github.apple.ml-stable-diffusion.version".to_owned(), "1.1.0".to_owned());
@@ -107,8 +130,11 @@ pub fn export_unet(
     let weighted = Weighted { weights, parameters: config.parameters().len(), progress };
     write(destination, &interface, weighted, |ops, inputs| {
         ops.attend_as(attention);
-        let added = config.addition.map(|_| Added { time_ids: &inputs[3], text_embeds: &inputs[4] });
-        let condition = Condition { added, ..Condition::from(&inputs[2]) };
+        let (added, first) = match config.addition {
+            Some(_) => (Some(Added { time_ids: &inputs[3], text_embeds: &inputs[4] }), 5),
+            None => (None, 3),
+        };
+        let condition = Condition { context: &inputs[2], added, residuals: &inputs[first..] };
         vec![unet(ops, config, &inputs[0], &inputs[1], condition)]
     })
 }

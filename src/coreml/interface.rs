@@ -160,7 +160,7 @@ fn described(input: &Input) -> FeatureDescription {
     }
 }
 
-fn feature(name: &str, description: &str, data_type: i32, shape: &[i64]) -> FeatureDescription {
+pub(super) fn feature(name: &str, description: &str, data_type: i32, shape: &[i64]) -> FeatureDescription {
     let array = proto::ArrayFeatureType { shape: shape.to_vec(), data_type };
     FeatureDescription {
         name: name.to_owned(),

@@ -16,14 +16,18 @@
 //! | [`interface`] | inputs and outputs of a network, and writing it |
 //! | [`export`] | what Apple's programs expect of a UNet |
 //! | [`components`] | and of the text encoder and the autoencoder |
+//! | [`chunk`] | a package in two |
 //! | [`read`] | reading a package back and running it |
 //! | [`verify`] | a package against the network it was made from |
+//! | [`layers`] | the same, layer by layer |
 
 pub mod attention;
 pub mod blob;
+pub mod chunk;
 pub mod components;
 pub mod export;
 pub mod interface;
+pub mod layers;
 pub mod lower;
 pub mod metadata;
 pub mod package;

@@ -39,6 +39,17 @@ impl Target {
         }
     }
 
+    /// The target of a `specificationVersion`.
+    ///
+    /// # Errors
+    /// When none of them has it.
+    pub fn of_specification(version: i32) -> Result<Self> {
+        match [Self::Ios16, Self::Ios17, Self::Ios18].into_iter().find(|target| target.specification() == version) {
+            Some(target) => Ok(target),
+            None => bail!("specificationVersion is {version}: 7, 8 or 9 is what Palettist writes"),
+        }
+    }
+
     /// Name of the operation set of its functions.
     pub fn opset(self) -> &'static str {
         match self {
@@ -174,6 +185,18 @@ impl<W: Write + Seek> ProgramBuilder<W> {
         let attributes = attributes(&var.name, [("val", value)]);
         self.push("const", BTreeMap::new(), attributes, std::slice::from_ref(&var));
         Ok(var)
+    }
+
+    /// Appends an operation of another program with the names that it has. The blobs that it refers to are this file's
+    /// ([`ProgramBuilder::blob`]), and its names are not yet taken.
+    pub(super) fn adopt(&mut self, operation: Operation) {
+        self.names.extend(operation.outputs.iter().map(|output| output.name.clone()));
+        self.operations.push(operation);
+    }
+
+    /// Stores `count` elements in weight.bin; their offset.
+    pub(super) fn blob(&mut self, kind: BlobType, count: usize, bytes: &[u8]) -> Result<u64> {
+        self.blobs.add(kind, count, bytes)
     }
 
     /// The program with its `outputs`, the file of its weights, and a digest of what lies in that.

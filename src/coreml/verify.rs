@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand_chacha::ChaCha8Rng;
@@ -13,21 +12,26 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use tch::{Device, Kind, Tensor};
 
 use super::components::Part;
-use super::read::{DataType, Package, Precision, TensorType, evaluate, psnr};
+use super::export::residual_name;
+use super::layers::{Layers, Recording};
+use super::read::{Chain, DataType, Precision, TensorType, psnr};
+use crate::networks::unet::{Added, Condition, TIME_IDS};
 
 /// What to compare on.
-#[derive(Clone, Debug)]
-pub struct Settings {
+#[derive(Clone)]
+pub struct Settings<'a> {
     /// Of the random inputs.
     pub seed: u64,
     /// For UNets, of 1000: little noise, half, nearly all. The last tells whether the sinusoid of large numbers survived.
     pub timesteps: Vec<i64>,
     pub device: Device,
+    /// What watches the network, where layers are to be compared too.
+    pub recording: Option<&'a Recording>,
 }
 
-impl Default for Settings {
+impl Default for Settings<'_> {
     fn default() -> Self {
-        Self { seed: 0, timesteps: vec![1, 501, 981], device: Device::Cpu }
+        Self { seed: 0, timesteps: vec![1, 501, 981], device: Device::Cpu, recording: None }
     }
 }
 
@@ -50,9 +54,11 @@ pub struct Report {
     /// Of the weights of convolutions and linear layers, tables counted.
     pub bits_per_weight: f64,
     /// Weights of convolutions and linear layers, and how many of them are palettized.
-    pub layers: usize,
+    pub weights: usize,
     pub palettized: usize,
     pub rows: Vec<Row>,
+    /// Every layer on the last inputs, where the network was [watched](Settings::recording).
+    pub layers: Option<Layers>,
 }
 
 impl Report {
@@ -75,7 +81,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{} of {} layer weights palettized, {:.3} bits a weight",
-            self.palettized, self.layers, self.bits_per_weight
+            self.palettized, self.weights, self.bits_per_weight
         )?;
         let width = |of: fn(&Row) -> &str| self.rows.iter().map(|row| of(row).chars().count()).max().unwrap_or(0);
         let (input, output) = (width(|row| &row.input), width(|row| &row.output));
@@ -83,6 +89,9 @@ impl fmt::Display for Report {
         for row in &self.rows {
             let names = format!("{:input$}  {:output$}", row.input, row.output);
             writeln!(f, "{names} {:12.2} dB {:12.2} dB", row.float32, row.float16)?;
+        }
+        if let (Some(layers), Some(last)) = (&self.layers, self.rows.last()) {
+            write!(f, "\nlayers, {}\n{layers}", last.input)?;
         }
         Ok(())
     }
@@ -98,17 +107,31 @@ pub struct Case {
     pub expected: BTreeMap<String, Tensor>,
 }
 
-/// Runs `package` on each case, in both precisions, and compares every output.
+/// Runs `package` on each case, in both precisions, and compares every output, and every layer where `recording` watches
+/// the network that makes the cases.
 ///
 /// # Errors
 /// When it cannot be run on these inputs, or its outputs are not those expected.
-pub fn compare(package: &Package, cases: impl IntoIterator<Item = Result<Case>>) -> Result<Report> {
+pub fn compare(
+    package: &Chain,
+    cases: impl IntoIterator<Item = Result<Case>>,
+    recording: Option<&Recording>,
+) -> Result<Report> {
     let shown = package.path().display();
-    let mut rows = Vec::new();
-    for case in cases {
+    let (mut rows, mut layers) = (Vec::new(), None);
+    let mut cases = cases.into_iter();
+    let mut next = || {
+        recording.inspect(|recording| recording.clear());
+        cases.next()
+    };
+    while let Some(case) = next() {
         let Case { name, inputs, expected } = case?;
-        let [single, half] =
-            [evaluate(package, &inputs, Precision::Float32)?, evaluate(package, &inputs, Precision::Float16)?];
+        let (mut single, mut half) = (BTreeMap::new(), BTreeMap::new());
+        let found = recording.unwrap_or(&Recording::default()).report(
+            |watch| Ok(single = package.evaluate(&inputs, Precision::Float32, watch)?),
+            |watch| Ok(half = package.evaluate(&inputs, Precision::Float16, watch)?),
+        )?;
+        layers = recording.map(|_| found);
         for output in package.outputs() {
             let wanted = expected.get(&output.name);
             let wanted = wanted.with_context(|| format!("{shown} gives {}, the network does not", output.name))?;
@@ -129,18 +152,19 @@ pub fn compare(package: &Package, cases: impl IntoIterator<Item = Result<Case>>)
             bail!("{shown} does not give {name}, the network does");
         }
     }
-    let weights = package.weights()?;
-    let layers: Vec<_> = weights.iter().filter(|weight| weight.layer).collect();
+    let mut weights = package.weights()?;
+    weights.retain(|weight| weight.layer);
     let (bytes, elements) =
-        layers.iter().fold((0, 0), |(bytes, elements), weight| (bytes + weight.bytes, elements + weight.elements));
+        weights.iter().fold((0, 0), |(bytes, elements), weight| (bytes + weight.bytes, elements + weight.elements));
     Ok(Report {
-        specification_version: package.specification_version(),
-        operations: package.operation_counts().values().sum(),
+        specification_version: package.packages()[0].specification_version(),
+        operations: package.operations(),
         file_bytes: package.file_bytes(),
         bits_per_weight: 8.0 * bytes as f64 / elements.max(1) as f64,
-        layers: layers.len(),
-        palettized: layers.iter().filter(|weight| weight.palettes.is_some()).count(),
+        weights: weights.len(),
+        palettized: weights.iter().filter(|weight| weight.palettes.is_some()).count(),
         rows,
+        layers,
     })
 }
 
@@ -148,7 +172,7 @@ pub fn compare(package: &Package, cases: impl IntoIterator<Item = Result<Case>>)
 ///
 /// # Errors
 /// None that Palettist knows, with the inputs it has.
-pub fn part_of(package: &Package) -> Result<Part> {
+pub fn part_of(package: &Chain) -> Result<Part> {
     let has = |name: &str| package.inputs().iter().any(|input| input.name == name);
     let parts =
         [("sample", Part::Unet), ("input_ids", Part::TextEncoder), ("z", Part::VaeDecoder), ("x", Part::VaeEncoder)];
@@ -162,65 +186,116 @@ pub fn part_of(package: &Package) -> Result<Part> {
     }
 }
 
-fn inputs_of(package: &Package) -> String {
+fn inputs_of(package: &Chain) -> String {
     let found: Vec<_> = package.inputs().iter().map(|input| format!("{} {}", input.name, input.kind)).collect();
     found.join(", ")
 }
 
-/// Reads a UNet package and compares it with `reference(sample [B,4,h,w], timestep [B], context [B,T,C])`, which gives
-/// the predicted noise `[B,4,h,w]`. The package takes the context as `[B,T,C]` or, as Apple's, `[B,C,1,T]`.
+/// What a UNet is given, in the network's own terms.
+pub struct UnetInputs {
+    /// `[B, 4, h, w]`
+    pub sample: Tensor,
+    /// `[B]`
+    pub timestep: Tensor,
+    /// `[B, T, C]`
+    pub context: Tensor,
+    /// What SDXL is told besides the prompt's tokens: the pooled text `[B, P]` and sizes `[B, 6]`.
+    pub added: Option<[Tensor; 2]>,
+    /// Of a ControlNet, where the package takes them.
+    pub residuals: Vec<Tensor>,
+}
+
+impl UnetInputs {
+    /// What the network is told besides sample and timestep.
+    pub fn condition(&self) -> Condition<'_, Tensor> {
+        let added = self.added.as_ref().map(|[text_embeds, time_ids]| Added { text_embeds, time_ids });
+        Condition { context: &self.context, added, residuals: &self.residuals }
+    }
+}
+
+/// Compares a UNet's package, or its chunks, with `reference`, which gives the predicted noise `[B,4,h,w]`. The package
+/// takes the context as `[B,T,C]` or, as Apple's, `[B,C,1,T]`.
 ///
 /// # Errors
-/// When the package is not sound or not a UNet with the inputs `sample`, `timestep` and `encoder_hidden_states` and one
-/// output, and what `reference` returns.
+/// When the package is not a UNet with the inputs `sample`, `timestep` and `encoder_hidden_states`, with or without SDXL's
+/// `time_ids` and `text_embeds` and a ControlNet's `additional_residual_0` and so on, and one output, and what `reference` returns.
 pub fn verify_unet(
-    package: &Path,
-    reference: &mut dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-    settings: &Settings,
+    package: &Chain,
+    reference: &mut dyn FnMut(&UnetInputs) -> Result<Tensor>,
+    settings: &Settings<'_>,
 ) -> Result<Report> {
-    let package = Package::open(package)?;
-    let [sample_kind, timestep_kind, context_kind] = unet_inputs(&package)?;
+    let kinds = unet_inputs(package)?;
     let [output] = package.outputs() else {
         bail!("{} has {} outputs, a UNet has one", package.path().display(), package.outputs().len());
     };
     let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
     let cases = settings.timesteps.iter().map(|&timestep| {
-        let sample = normal(&mut random, sample_kind)?.f_to_device(settings.device)?;
-        let context = normal(&mut random, context_kind)?.f_to_device(settings.device)?;
-        let timesteps = Tensor::f_full(&timestep_kind.shape, timestep as f64, (Kind::Float, settings.device))?;
-        let tokens = if context_kind.rank() == 4 {
+        let mut draw = |kind| Ok(normal(&mut random, kind)?.f_to_device(settings.device)?);
+        let (sample, context) = (draw(kinds.sample)?, draw(kinds.context)?);
+        let residuals = kinds.residuals.iter().map(|kind| draw(kind)).collect::<Result<Vec<_>>>()?;
+        let added =
+            kinds.added.map(|text| Ok::<_, anyhow::Error>([draw(text)?, sizes(kinds.sample, settings.device)?]));
+        let added = added.transpose()?;
+        let timesteps = Tensor::f_full(&kinds.timestep.shape, timestep as f64, (Kind::Float, settings.device))?;
+        let tokens = if kinds.context.rank() == 4 {
             context.f_squeeze_dim(2)?.f_transpose(1, 2)?
         } else {
             context.shallow_clone()
         };
+        let fixed = [("sample", &sample), ("timestep", &timesteps), ("encoder_hidden_states", &context)];
+        let mut inputs: BTreeMap<String, Tensor> =
+            fixed.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).into();
+        let of_added = added.iter().flat_map(|both| ADDED.into_iter().zip(both));
+        inputs.extend(of_added.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
+        inputs.extend(residuals.iter().enumerate().map(|(i, tensor)| (residual_name(i), tensor.shallow_clone())));
         let expected = {
             let _no_gradients = tch::no_grad_guard();
-            reference(&sample, &timesteps, &tokens).context("the network that the package is compared with")?
+            let given = UnetInputs { sample, timestep: timesteps, context: tokens, added, residuals };
+            reference(&given).context("the network that the package is compared with")?
         };
-        let inputs = [("sample", sample), ("timestep", timesteps), ("encoder_hidden_states", context)];
-        Ok(Case {
-            name: format!("timestep {timestep}"),
-            inputs: inputs.map(|(name, tensor)| (name.to_owned(), tensor)).into(),
-            expected: [(output.name.clone(), expected)].into(),
-        })
+        let name = format!("timestep {timestep}");
+        Ok(Case { name, inputs, expected: [(output.name.clone(), expected)].into() })
     });
-    compare(&package, cases)
+    compare(package, cases, settings.recording)
 }
 
-/// Types of sample, timestep and context.
-fn unet_inputs(package: &Package) -> Result<[&TensorType; 3]> {
+/// Types of a UNet's inputs.
+struct UnetKinds<'a> {
+    sample: &'a TensorType,
+    timestep: &'a TensorType,
+    context: &'a TensorType,
+    /// Of SDXL's pooled text.
+    added: Option<&'a TensorType>,
+    residuals: Vec<&'a TensorType>,
+}
+
+/// What SDXL is told besides the prompt's tokens, as [`UnetInputs::added`] has it.
+const ADDED: [&str; 2] = ["text_embeds", "time_ids"];
+
+/// Sizes as SDXL is told them, for pictures of the latents `sample`, uncropped.
+fn sizes(sample: &TensorType, device: Device) -> Result<Tensor> {
+    let (height, width) = (8 * sample.shape[2], 8 * sample.shape[3]);
+    let row = Tensor::f_from_slice(&[height, width, 0, 0, height, width])?.f_to_kind(Kind::Float)?;
+    Ok(row.f_unsqueeze(0)?.f_repeat([sample.shape[0], 1])?.f_to_device(device)?)
+}
+
+fn unet_inputs(package: &Chain) -> Result<UnetKinds<'_>> {
     let kind = |name: &str, ranks: &[usize]| {
         let found = package.inputs().iter().find(|input| input.name == name).map(|input| &input.kind);
         found.filter(|kind| kind.data_type.is_float() && ranks.contains(&kind.rank()))
     };
+    let residuals: Vec<&TensorType> = (0..).map_while(|i| kind(&residual_name(i), &[4])).collect();
+    let added = kind(ADDED[0], &[2])
+        .filter(|text| kind(ADDED[1], &[2]).is_some_and(|sizes| sizes.shape == [text.shape[0], TIME_IDS]));
+    let count = 3 + residuals.len() + if added.is_some() { ADDED.len() } else { 0 };
     match (kind("sample", &[4]), kind("timestep", &[1]), kind("encoder_hidden_states", &[3, 4])) {
-        (Some(sample), Some(timestep), Some(context)) if package.inputs().len() == 3 => {
+        (Some(sample), Some(timestep), Some(context)) if package.inputs().len() == count => {
             ensure!(
                 context.rank() == 3 || context.shape[2] == 1,
                 "encoder_hidden_states of {} is {context}, neither [B,T,C] nor [B,C,1,T]",
                 package.path().display()
             );
-            Ok([sample, timestep, context])
+            Ok(UnetKinds { sample, timestep, context, added, residuals })
         }
         _ => {
             bail!(
@@ -238,9 +313,9 @@ fn unet_inputs(package: &Package) -> Result<[&TensorType; 3]> {
 /// # Errors
 /// When the package has other inputs, and what `reference` returns.
 pub fn verify_one_input(
-    package: &Package,
+    package: &Chain,
     reference: &mut dyn FnMut(&Tensor) -> Result<BTreeMap<String, Tensor>>,
-    settings: &Settings,
+    settings: &Settings<'_>,
 ) -> Result<Report> {
     let [input] = package.inputs() else {
         bail!("{} has the inputs {}, one is expected", package.path().display(), inputs_of(package));
@@ -252,7 +327,7 @@ pub fn verify_one_input(
         reference(&numbers).context("the network that the package is compared with")?
     };
     let inputs = [(input.name.clone(), numbers)].into();
-    compare(package, [Ok(Case { name: format!("random {}", input.name), inputs, expected })])
+    compare(package, [Ok(Case { name: format!("random {}", input.name), inputs, expected })], settings.recording)
 }
 
 /// Compares a text encoder of `vocabulary` tokens with `reference(ids [B,T])`, which gives the outputs by name, on a
@@ -261,10 +336,10 @@ pub fn verify_one_input(
 /// # Errors
 /// When the package has other inputs than `input_ids`, and what `reference` returns.
 pub fn verify_text_encoder(
-    package: &Package,
+    package: &Chain,
     (vocabulary, end): (i64, i64),
     reference: &mut dyn FnMut(&Tensor) -> Result<BTreeMap<String, Tensor>>,
-    settings: &Settings,
+    settings: &Settings<'_>,
 ) -> Result<Report> {
     let shown = package.path().display();
     let [input] = package.inputs() else {
@@ -286,7 +361,7 @@ pub fn verify_text_encoder(
         let fed = if input.kind.data_type.is_float() { ids.f_to_kind(Kind::Float)? } else { ids };
         Ok(Case { name: name.to_owned(), inputs: [(input.name.clone(), fed)].into(), expected })
     });
-    compare(package, cases)
+    compare(package, cases, settings.recording)
 }
 
 /// Standard normal numbers (Box and Muller's), rounded to what the package's input can hold, so that the network sees

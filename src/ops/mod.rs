@@ -12,7 +12,7 @@ mod declare;
 mod tensors;
 
 pub use declare::{Declare, Initial, Parameter, declared};
-pub use tensors::{Tensors, Weights};
+pub use tensors::{Tensors, Watch, Weights};
 
 /// Shape of a 2-d convolution; square kernel, same stride and zero padding on both axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,10 @@ use crate::torch::gradient::{self, Gradients};
 /// A network's parameters by their diffusers name; all of one type and on one device.
 pub type Weights = HashMap<String, Tensor>;
 
+/// Who looks on while a network runs: hears the name of each layer with parameters, a convolution's, linear layer's or
+/// norm's, and what it gives.
+pub type Watch<'w> = &'w dyn Fn(&str, &Tensor);
+
 /// Runs operations on tensors. The weights must be those that the network declares (see [`super::declared`]), of
 /// those shapes: loading checks that, so that here a missing one is a bug and panics with its name.
 #[derive(Clone)]
@@ -20,13 +24,14 @@ pub struct Tensors<'w> {
     recomputes: bool,
     /// The weights that were asked for, where that is to be known.
     asked: Option<BTreeSet<String>>,
+    watch: Option<Watch<'w>>,
 }
 
 impl<'w> Tensors<'w> {
     /// Computes in the type of the weights, and keeps what a backward pass needs.
     pub fn new(weights: &'w Weights) -> Self {
         let kind = weights.values().next().map_or(Kind::Float, Tensor::kind);
-        Self { weights, kind, recomputes: false, asked: None }
+        Self { weights, kind, recomputes: false, asked: None, watch: None }
     }
 
     /// Computes in `kind`: weights of another type are converted when they are used, one at a time.
@@ -38,6 +43,18 @@ impl<'w> Tensors<'w> {
     /// are the same to the last bit, in less memory and a third more time.
     pub fn recomputing(self, recomputes: bool) -> Self {
         Self { recomputes, ..self }
+    }
+
+    /// Shows every layer's value to `watch`.
+    pub fn watched(self, watch: Watch<'w>) -> Self {
+        Self { watch: Some(watch), ..self }
+    }
+
+    fn shown(&self, name: &str, value: Tensor) -> Tensor {
+        if let Some(watch) = self.watch {
+            watch(name, &value);
+        }
+        value
     }
 
     fn weight(&mut self, name: &str, part: &str) -> Tensor {
@@ -114,18 +131,21 @@ impl Ops for Tensors<'_> {
     }
     fn conv2d(&mut self, x: &Tensor, name: &str, conv: Conv) -> Tensor {
         let (weight, bias) = (self.weight(name, "weight"), self.weight(name, "bias"));
-        x.conv2d(&weight, Some(bias), [conv.stride; 2], [conv.padding; 2], [1, 1], 1)
+        self.shown(name, x.conv2d(&weight, Some(bias), [conv.stride; 2], [conv.padding; 2], [1, 1], 1))
     }
     fn linear(&mut self, x: &Tensor, name: &str, linear: Linear) -> Tensor {
         let weight = self.weight(name, "weight");
-        x.linear(&weight, linear.bias.then(|| self.weight(name, "bias")))
+        let bias = linear.bias.then(|| self.weight(name, "bias"));
+        self.shown(name, x.linear(&weight, bias))
     }
     fn group_norm(&mut self, x: &Tensor, name: &str, groups: i64, eps: f64) -> Tensor {
-        x.group_norm(groups, Some(self.weight(name, "weight")), Some(self.weight(name, "bias")), eps, true)
+        let (weight, bias) = (self.weight(name, "weight"), self.weight(name, "bias"));
+        self.shown(name, x.group_norm(groups, Some(weight), Some(bias), eps, true))
     }
     fn layer_norm(&mut self, x: &Tensor, name: &str, eps: f64) -> Tensor {
         let weight = self.weight(name, "weight");
-        x.layer_norm(weight.size(), Some(&weight), Some(&self.weight(name, "bias")), eps, true)
+        let bias = self.weight(name, "bias");
+        self.shown(name, x.layer_norm(weight.size(), Some(&weight), Some(&bias), eps, true))
     }
     fn attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, mask: Mask) -> Tensor {
         let (batch, tokens, channels) = (q.size()[0], q.size()[1], q.size()[2]);

@@ -33,16 +33,37 @@ pub fn evaluate(
     inputs: &BTreeMap<String, Tensor>,
     precision: Precision,
 ) -> Result<BTreeMap<String, Tensor>> {
+    evaluate_watched(package, inputs, precision, &mut |_, _| Ok(()))
+}
+
+/// [`evaluate`], with someone looking on: `watch` hears the name of each layer with parameters, as they are called in
+/// the network with `_` for `.`, and what it gives, in the order of the program. A layer's value is that of the last
+/// operation that takes one of its parameters, which are known by the names that Palettist and Apple's converter give
+/// them.
+///
+/// # Errors
+/// Those of [`evaluate`], and what `watch` returns.
+pub fn evaluate_watched(
+    package: &Package,
+    inputs: &BTreeMap<String, Tensor>,
+    precision: Precision,
+    watch: &mut dyn FnMut(&str, &Tensor) -> Result<()>,
+) -> Result<BTreeMap<String, Tensor>> {
     let _no_gradients = tch::no_grad_guard();
     let device = inputs.values().next().map_or(Device::Cpu, Tensor::device);
     let mut evaluator =
         Evaluator { package, constants: package.constants(), precision, device, values: feed(package, inputs)? };
-    let last_uses = last_uses(package);
+    let (last_uses, layers) = (last_uses(package), layers(package));
     for operation in &package.program.operations {
         if operation.is_const() || operation.is_constexpr() {
             continue;
         }
         evaluator.step(operation).with_context(|| format!("{}: {}", package.path().display(), operation.place()))?;
+        if let (Some(layer), [output, ..]) = (layers.get(&operation.number), &operation.outputs[..])
+            && let Some(value) = evaluator.values.get(output.name.as_str())
+        {
+            watch(layer, value)?;
+        }
         for name in last_uses.get(&operation.number).into_iter().flatten() {
             evaluator.values.remove(*name);
         }
@@ -52,6 +73,28 @@ pub fn evaluate(
         Ok((output.name.clone(), value.shallow_clone()))
     });
     outputs.collect()
+}
+
+/// The layers whose value an operation gives, by its number.
+fn layers(package: &Package) -> HashMap<usize, &str> {
+    let mut last: HashMap<&str, usize> = HashMap::new();
+    for operation in package.program.operations.iter().filter(|op| !op.is_const() && !op.is_constexpr()) {
+        for argument in operation.inputs.values().flatten() {
+            if let Argument::Name(name) = argument
+                && let Some(layer) = layer_of_parameter(name)
+            {
+                last.insert(layer, operation.number);
+            }
+        }
+    }
+    last.into_iter().map(|(layer, number)| (number, layer)).collect()
+}
+
+/// `conv_in` of `conv_in_weight_to_fp16_palettized`, and the like.
+fn layer_of_parameter(name: &str) -> Option<&str> {
+    let name = name.strip_suffix("_palettized").unwrap_or(name);
+    let name = name.strip_suffix("_to_fp16").unwrap_or(name);
+    name.strip_suffix("_weight").or_else(|| name.strip_suffix("_bias"))
 }
 
 /// Values that no operation after the given one looks at; outputs of the program are looked at to the end.
@@ -203,6 +246,14 @@ pub fn psnr(reference: &Tensor, got: &Tensor) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_are_known_by_their_parameters() {
+        assert_eq!(layer_of_parameter("conv_in_weight_to_fp16_palettized"), Some("conv_in"));
+        assert_eq!(layer_of_parameter("conv_in_bias_to_fp16"), Some("conv_in"));
+        assert_eq!(layer_of_parameter("conv_in_weight"), Some("conv_in"));
+        assert_eq!(layer_of_parameter("time_frequencies"), None);
+    }
 
     #[test]
     fn psnr_is_apples() {

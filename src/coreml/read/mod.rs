@@ -14,11 +14,13 @@
 //! | `constexpr`, `blocks` | compressed constants |
 //! | `call`, `ops` | types and tensors of each operation |
 //! | [`evaluate`](evaluate()) | running a program |
+//! | `chain` | packages that run one after the other |
 //! | `summary` | what weights cost |
 
 mod blob;
 mod blocks;
 mod call;
+mod chain;
 mod check;
 mod constant;
 mod constexpr;
@@ -30,7 +32,8 @@ mod signature;
 mod summary;
 mod types;
 
-pub use evaluate::{Precision, evaluate, psnr};
+pub use chain::Chain;
+pub use evaluate::{Precision, evaluate, evaluate_watched, psnr};
 pub use package::{Feature, Package};
 pub use summary::{Palettes, WeightSummary};
 pub use types::{DataType, TensorType};
