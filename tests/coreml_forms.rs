@@ -9,8 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{checker, small_unet};
-use half::f16;
+use common::{checker, palettized_as, small_unet};
 use palettist::coreml::attention::AttentionImplementation;
 use palettist::coreml::chunk::cut_package;
 use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
@@ -19,9 +18,7 @@ use palettist::coreml::read::{Chain, Package};
 use palettist::coreml::verify::{Settings, UnetInputs, verify_unet};
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::Tensors;
-use palettist::palette::{BITS, Form, LutDtype, Palette, PalettizedCheckpoint};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use palettist::palette::{BITS, Form, LutDtype, PalettizedCheckpoint};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -54,38 +51,6 @@ fn forms() -> Vec<Form> {
         ]
     };
     BITS.into_iter().flat_map(of_bits).collect()
-}
-
-/// A UNet whose layers have the `forms` in turn, with weights of a size that a network could have.
-fn palettized(config: &UnetConfig, forms: &[Form]) -> PalettizedCheckpoint {
-    let mut random = ChaCha8Rng::seed_from_u64(1);
-    let mut checkpoint = PalettizedCheckpoint::default();
-    for (name, shape, palettizable) in config.parameters().into_iter().map(|p| (p.name, p.shape, p.palettizable)) {
-        let mut number = || random.random::<f32>() * 2.0 - 1.0;
-        if !palettizable {
-            let about = if name.ends_with("weight") { 1.0 } else { 0.0 };
-            let values: Vec<f16> = (0..shape[0]).map(|_| f16::from_f32(about + 0.1 * number())).collect();
-            checkpoint.dense.insert(name, Tensor::from_slice(&values));
-            continue;
-        }
-        let form = forms[checkpoint.palettes.len() % forms.len()];
-        let fan_in: i64 = shape[1..].iter().product();
-        let spread = 1.7 / (fan_in as f32).sqrt();
-        let scaled = form.scales(&shape) > 0;
-        let entries = (0..(form.groups(&shape) * form.cluster_dim) << form.bits).map(|_| match form.lut_dtype {
-            LutDtype::I8 => f16::from_f32((127.0 * number()).round()),
-            LutDtype::F16 => f16::from_f32(if scaled { 1.0 } else { spread } * number()),
-        });
-        let entries = entries.collect();
-        let unit = if form.lut_dtype == LutDtype::I8 { spread / 127.0 } else { spread };
-        let scales = (0..form.scales(&shape)).map(|_| f16::from_f32(unit * (1.0 + 0.5 * number()))).collect();
-        let count = shape.iter().product::<i64>() as usize / form.cluster_dim;
-        let indices = (0..count).map(|_| (random.random::<u32>() % (1 << form.bits)) as u8).collect();
-        let palette = Palette::with_form(form, shape, indices, entries, scales).unwrap();
-        checkpoint.palettes.insert(name, palette);
-    }
-    assert!(checkpoint.palettes.len() >= forms.len().min(50));
-    checkpoint
 }
 
 /// Exports the whole, attention as `attention`.
@@ -125,7 +90,7 @@ fn checkpoints() -> Vec<(UnetConfig, PalettizedCheckpoint)> {
         .enumerate()
         .map(|(i, forms)| (config(i % 2 == 0), forms))
         .map(|(c, f)| {
-            let checkpoint = palettized(&c, f);
+            let checkpoint = palettized_as(&c, f);
             (c, checkpoint)
         })
         .collect()
@@ -178,7 +143,7 @@ fn agrees(package: &Chain, config: &UnetConfig, checkpoint: &PalettizedCheckpoin
 fn forms_survive_split_attention_and_chunks() {
     let older = forms().into_iter().filter(|form| form.needs_ios18().is_none()).collect::<Vec<_>>();
     assert_eq!(older.len(), 5, "one table, 1, 2, 4, 6 or 8 bits");
-    let plain = (config(false), palettized(&config(false), &older));
+    let plain = (config(false), palettized_as(&config(false), &older));
     let cases = [(Target::Ios16, plain)].into_iter().chain(checkpoints().into_iter().map(|c| (Target::Ios18, c)));
     for (target, (config, checkpoint)) in cases {
         let folder = tempfile::tempdir().unwrap();
@@ -204,7 +169,7 @@ fn older_systems_are_refused_what_they_cannot_hold() {
     let config = config(true);
     let folder = tempfile::tempdir().unwrap();
     for form in forms() {
-        let checkpoint = palettized(&config, &[form]);
+        let checkpoint = palettized_as(&config, &[form]);
         for target in [Target::Ios16, Target::Ios17] {
             let folder = folder.path().join(format!("{form:?} {target}"));
             match (form.needs_ios18(), export(&config, &checkpoint, target, &folder)) {

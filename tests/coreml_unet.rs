@@ -344,6 +344,13 @@ fn the_command_line_exports_and_verifies_chunks() {
     assert!(code == 2 && said.contains("goes with"), "{said}");
     let (code, said) = run(&["verify", packages[1]]);
     assert!(code == 0 && said.contains("sound"), "{said}");
+    let xl = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdxl/model");
+    let (code, said) = run(&[&["export", xl, "-o", to[3], "--chunk-unet"][..], &more].concat());
+    assert_eq!(code, 0, "{said}");
+    let first = said.lines().find(|line| line.ends_with("_chunk1.mlpackage")).unwrap();
+    let (code, said) = run(&["verify", first, "--against", xl]);
+    assert!(code == 0 && said.contains("timestep 981 "), "{said}");
+
     let (code, said) = run(&[&to[..], &["--component", "vae_decoder"]].concat());
     assert!(code == 2 && said.contains("--chunk-unet is about the UNet"), "{said}");
 }

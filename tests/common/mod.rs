@@ -13,7 +13,9 @@ use half::f16;
 use palettist::coreml::export::PackageMetadata;
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Weights;
-use palettist::palette::{Palette, PalettizedCheckpoint};
+use palettist::palette::{Form, LutDtype, Palette, PalettizedCheckpoint};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -107,4 +109,37 @@ pub fn metadata() -> PackageMetadata {
         license: "mit".into(),
         ..Default::default()
     }
+}
+
+/// A checkpoint whose layers have the `forms` in turn, with weights of a size that a network could have.
+pub fn palettized_as(config: &UnetConfig, forms: &[Form]) -> PalettizedCheckpoint {
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let mut checkpoint = PalettizedCheckpoint::default();
+    for (name, shape, palettizable) in config.parameters().into_iter().map(|p| (p.name, p.shape, p.palettizable)) {
+        let mut number = || random.random::<f32>() * 2.0 - 1.0;
+        if !palettizable {
+            let about = if name.ends_with("weight") { 1.0 } else { 0.0 };
+            let values: Vec<f16> = (0..shape[0]).map(|_| f16::from_f32(about + 0.1 * number())).collect();
+            checkpoint.dense.insert(name, Tensor::from_slice(&values));
+            continue;
+        }
+        let form = forms[checkpoint.palettes.len() % forms.len()];
+        let fan_in: i64 = shape[1..].iter().product();
+        let spread = 1.7 / (fan_in as f32).sqrt();
+        let scaled = form.scales(&shape) > 0;
+        let entries = (0..(form.groups(&shape) * form.cluster_dim) << form.bits).map(|_| match form.lut_dtype {
+            LutDtype::I8 => f16::from_f32((127.0 * number()).round()),
+            LutDtype::F16 => f16::from_f32(if scaled { 1.0 } else { spread } * number()),
+        });
+        let entries = entries.collect();
+        let unit = if form.lut_dtype == LutDtype::I8 { spread / 127.0 } else { spread };
+        let scales = (0..form.scales(&shape)).map(|_| f16::from_f32(unit * (1.0 + 0.5 * number()))).collect();
+        let count = shape.iter().product::<i64>() as usize / form.cluster_dim;
+        let indices = (0..count).map(|_| (random.random::<u32>() % (1 << form.bits)) as u8).collect();
+        let palette = Palette::with_form(form, shape, indices, entries, scales).unwrap();
+        checkpoint.palettes.insert(name, palette);
+    }
+    // Every form has its layer.
+    assert!(checkpoint.palettes.len() >= forms.len().min(50));
+    checkpoint
 }
