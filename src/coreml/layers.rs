@@ -10,7 +10,7 @@ use std::fmt;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use super::read::psnr;
+use super::read::{Precision, psnr};
 
 /// Most values of a layer that are compared.
 pub const SAMPLES: i64 = 1 << 15;
@@ -43,45 +43,38 @@ impl Recording {
         self.layers.borrow_mut().clear();
     }
 
-    /// Compares what `run` shows to its argument, layer by layer as in
-    /// [`evaluate_watched`](super::read::evaluate_watched), in dB by the layer's place in the network. `run` runs the
-    /// package.
-    fn compare(
+    /// Runs the package in 32 and in 16 bits with `run`, which hands on its last argument to
+    /// [`Chain::evaluate`](super::read::Chain::evaluate). What it returned, and how the layers agree.
+    ///
+    /// # Errors
+    /// What `run` returns.
+    pub fn compare<T>(
         &self,
-        run: impl FnOnce(&mut dyn FnMut(&str, &Tensor) -> Result<()>) -> Result<()>,
-    ) -> Result<HashMap<usize, f64>> {
+        mut run: impl FnMut(Precision, &mut dyn FnMut(&str, &Tensor) -> Result<()>) -> Result<T>,
+    ) -> Result<([T; 2], Layers)> {
         let layers = self.layers.borrow();
         // As names are spelt in packages.
         let places: HashMap<String, usize> =
             layers.iter().enumerate().map(|(place, layer)| (layer.name.replace('.', "_"), place)).collect();
-        let mut found = HashMap::new();
-        run(&mut |name, value| {
-            if let Some(&place) = places.get(name)
-                && let Some(value) = as_in_network(value, &layers[place].shape)?
-            {
-                found.insert(place, psnr(&layers[place].values, &sample(&value)));
-            }
-            Ok(())
-        })?;
-        Ok(found)
-    }
-
-    /// The table, from two runs of the package: in 32 and in 16 bits.
-    ///
-    /// # Errors
-    /// What the runs return.
-    pub fn report(
-        &self,
-        single: impl FnOnce(&mut dyn FnMut(&str, &Tensor) -> Result<()>) -> Result<()>,
-        half: impl FnOnce(&mut dyn FnMut(&str, &Tensor) -> Result<()>) -> Result<()>,
-    ) -> Result<Layers> {
-        let (single, half) = (self.compare(single)?, self.compare(half)?);
-        let layers = self.layers.borrow();
+        let mut in_precision = |precision| -> Result<(T, HashMap<usize, f64>)> {
+            let mut found = HashMap::new();
+            let result = run(precision, &mut |name, value| {
+                if let Some(&place) = places.get(name)
+                    && let Some(value) = as_in_network(value, &layers[place].shape)?
+                {
+                    found.insert(place, psnr(&layers[place].values, &sample(&value)));
+                }
+                Ok(())
+            })?;
+            Ok((result, found))
+        };
+        let ((single, found32), (half, found16)) =
+            (in_precision(Precision::Float32)?, in_precision(Precision::Float16)?);
         let rows = layers.iter().enumerate().filter_map(|(place, layer)| {
-            let (float32, float16) = (*single.get(&place)?, *half.get(&place)?);
+            let (float32, float16) = (*found32.get(&place)?, *found16.get(&place)?);
             Some(LayerRow { name: layer.name.clone(), float32, float16 })
         });
-        Ok(Layers { rows: rows.collect(), layers: layers.len() })
+        Ok(([single, half], Layers { rows: rows.collect(), layers: layers.len() }))
     }
 }
 

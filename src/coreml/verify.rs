@@ -126,11 +126,9 @@ pub fn compare(
     };
     while let Some(case) = next() {
         let Case { name, inputs, expected } = case?;
-        let (mut single, mut half) = (BTreeMap::new(), BTreeMap::new());
-        let found = recording.unwrap_or(&Recording::default()).report(
-            |watch| Ok(single = package.evaluate(&inputs, Precision::Float32, watch)?),
-            |watch| Ok(half = package.evaluate(&inputs, Precision::Float16, watch)?),
-        )?;
+        let run =
+            |precision, watch: &mut dyn FnMut(&str, &Tensor) -> Result<()>| package.evaluate(&inputs, precision, watch);
+        let ([single, half], found) = recording.unwrap_or(&Recording::default()).compare(run)?;
         layers = recording.map(|_| found);
         for output in package.outputs() {
             let wanted = expected.get(&output.name);

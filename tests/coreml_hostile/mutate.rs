@@ -263,7 +263,7 @@ impl Mutator {
                         let odd = [f32::NAN, f32::INFINITY, -1.0, 0.0, 1e30, f32::MIN_POSITIVE];
                         floats.values.push(odd[edge as usize % odd.len()]);
                     }
-                    Some(TensorElements::Bools(bools)) => bools.values.push(edge % 2 == 0),
+                    Some(TensorElements::Bools(bools)) => bools.values.push(edge.is_multiple_of(2)),
                     Some(TensorElements::Strings(strings)) => {
                         let odd = ["", "valid", "fp16", "int32", "bchk,bkhq->bchq", "abcd,abcd->abcd", "same", "\u{0}"];
                         strings.values = vec![odd[edge as usize % odd.len()].to_owned()];
