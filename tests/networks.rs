@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use common::shared;
@@ -84,7 +85,7 @@ fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Runs every case whose name starts with `kind`; `run` gives the outputs with their names.
-fn agrees(kind: &str, run: impl Fn(&Value) -> Vec<(&'static str, Tensor)>) {
+fn agrees<N: std::fmt::Display>(kind: &str, run: impl Fn(&Value) -> Vec<(N, Tensor)>) {
     let _guard = tch::no_grad_guard();
     let expected = TensorFile::open(&fixtures().join("outputs.safetensors")).unwrap();
     let cases = json(&fixtures().join("cases.json"));
@@ -129,7 +130,13 @@ fn unets_agree_with_diffusers() {
         let residuals: Vec<Tensor> =
             shapes.iter().enumerate().map(|(i, shape)| given(&format!("residual_{i}"), shape)).collect();
         let condition = Condition { context: &context, added, residuals: &residuals };
-        vec![("output", unet(&mut Tensors::new(&weights), &config, &sample, &timesteps, condition))]
+        let features = RefCell::new(Vec::new());
+        let output = unet(&mut Tensors::new(&weights).keeping_features(&features), &config, &sample, &timesteps, condition);
+        let shown = features.into_inner().into_iter().enumerate();
+        let shown = shown.filter(|_| case.get("features").is_some()).map(|(i, x)| (format!("feature_{i}"), x));
+        let outputs: Vec<_> = shown.chain([("output".to_owned(), output)]).collect();
+        assert_eq!(outputs.len() as u64, 1 + case.get("features").map_or(0, |count| count.as_u64().unwrap()));
+        outputs
     });
 }
 

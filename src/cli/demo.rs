@@ -95,7 +95,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn row(name: &'static str, weights: Weights, evaluation: &Evaluation) -> Result<Row> {
-    let loss = evaluation.loss(&weights)?;
+    let loss = evaluation.measure(&weights)?.loss;
     Ok(Row { name, weights, loss })
 }
 

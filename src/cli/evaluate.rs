@@ -13,7 +13,7 @@ use crate::palette::PalettizedCheckpoint;
 use crate::source::Model;
 use crate::train::evaluate::Evaluation;
 
-/// The denoising loss on a config's validation split, next to the float model's
+/// The denoising loss on a config's validation split, next to the float model's, and how far the outputs are from its
 #[derive(clap::Args)]
 pub struct Args {
     /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
@@ -41,19 +41,20 @@ pub fn run(args: Args) -> Result<()> {
     let model = Model::open(&args.model)?;
     let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
     let evaluation = Evaluation::open(&config, &model, None, device)?;
-    let float = evaluation.loss(&unet_weights(&model, None, Kind::Float, device)?)?;
-    let palettized = match &checkpoint {
-        Some(checkpoint) => Some(evaluation.loss(&unet_weights(&model, Some(checkpoint), Kind::Float, device)?)?),
-        None => None,
-    };
+    let measure = |palettes| evaluation.measure(&unet_weights(&model, palettes, Kind::Float, device)?);
+    let float = measure(None)?;
+    let palettized = checkpoint.as_ref().map(|checkpoint| measure(Some(checkpoint))).transpose()?;
+    let palettized = palettized.map(|palettized| (palettized.loss, float.snr(&palettized)));
     let examples = evaluation.examples();
     if args.json {
-        return print(json!({ "examples": examples, "float": float, "palettized": palettized }));
+        let (loss, snr) = palettized.unzip();
+        return print(json!({ "examples": examples, "float": float.loss, "palettized": loss, "snr_db": snr }));
     }
     print(format_args!("validation loss over {examples} noised pictures"))?;
-    print(format_args!("  float       {float:.6}"))?;
-    if let Some(loss) = palettized {
-        print(format_args!("  palettized  {loss:.6}  ({:+.2} %)", 100.0 * (loss / float - 1.0)))?;
+    print(format_args!("  float       {:.6}", float.loss))?;
+    if let Some((loss, snr)) = palettized {
+        let more = 100.0 * (loss / float.loss - 1.0);
+        print(format_args!("  palettized  {loss:.6}  ({more:+.2} %), {snr:.1} dB from float's outputs"))?;
     }
     Ok(())
 }

@@ -82,6 +82,7 @@ impl Default for Train {
             use_ema: false,
             ema_decay: 0.9999,
             min_snr_gamma: None,
+            timestep_beta: None,
             noise_offset: 0.0,
             device: DeviceChoice::Auto,
             mixed_precision: MixedPrecision::No,
@@ -129,7 +130,7 @@ impl Default for Palettize {
 
 impl Default for Distill {
     fn default() -> Self {
-        Self { enabled: false, lambda_sd: 1.0, lambda_kd_output: 1.0 }
+        Self { enabled: false, lambda_sd: 1.0, lambda_kd_output: 1.0, lambda_kd_feat: 0.0 }
     }
 }
 
@@ -177,6 +178,7 @@ pub(super) fn every_key() -> Config {
     config.data.validation_data_dir = Some("x".into());
     config.data.dreambooth = Some(Dreambooth { class_data_dir: Some("x".into()), ..Dreambooth::default() });
     config.train.min_snr_gamma = Some(5.0);
+    config.train.timestep_beta = Some([3.0, 1.0]);
     config.train.autoencoder.crop = Some(64);
     config.palettize.recipe = Some("x".into());
     config.palettize.overrides = vec![PaletteOverride { pattern: "*".into(), n_bits: Some(4), skip: true }];

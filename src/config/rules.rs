@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Config, DeploymentTarget, Mode, TrainedComponent};
+use super::{Config, DeploymentTarget, Distill, Mode, TrainedComponent};
 use crate::palette::BITS;
 
 /// Replaces `{name}` and `{output_dir}` in paths.
@@ -184,6 +184,9 @@ fn train(config: &Config, rules: &mut Rules) {
     if let Some(gamma) = train.min_snr_gamma {
         rules.positive(gamma, "train.min_snr_gamma");
     }
+    for number in train.timestep_beta.into_iter().flatten() {
+        rules.positive(number, "train.timestep_beta");
+    }
     rules.not_negative(train.noise_offset, "train.noise_offset");
     for beta in train.optimizer.betas {
         rules.must((0.0..1.0).contains(&beta), "train.optimizer.betas", "must be two numbers from 0 to below 1");
@@ -253,10 +256,12 @@ fn palettize(config: &Config, rules: &mut Rules) {
     }
     rules.not_negative(config.distill.lambda_sd, "distill.lambda_sd");
     rules.not_negative(config.distill.lambda_kd_output, "distill.lambda_kd_output");
+    rules.not_negative(config.distill.lambda_kd_feat, "distill.lambda_kd_feat");
+    let Distill { enabled, lambda_sd, lambda_kd_output, lambda_kd_feat } = config.distill;
     rules.must(
-        !config.distill.enabled || config.distill.lambda_sd + config.distill.lambda_kd_output > 0.0,
+        !enabled || lambda_sd + lambda_kd_output + lambda_kd_feat > 0.0,
         "distill.lambda_sd",
-        "and lambda_kd_output are both 0: there is nothing to learn from",
+        "lambda_kd_output and lambda_kd_feat are all 0: there is nothing to learn from",
     );
 }
 

@@ -186,6 +186,10 @@ pub struct Train {
     /// γ of min-SNR weighting (Hang et al. 2023, arXiv:2303.09556); off when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_snr_gamma: Option<f64>,
+    /// Draws timesteps from Beta(a, b) over the schedule rather than evenly: `[3, 1]`, of BitsFusion (Sui et al. 2024,
+    /// arXiv:2406.04333, 4.2), looks more often at noisier pictures. Evenly when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestep_beta: Option<[f64; 2]>,
     /// Adds this times a constant per channel to the noise.
     pub noise_offset: f64,
     pub device: DeviceChoice,
@@ -307,6 +311,9 @@ pub struct Distill {
     pub lambda_sd: f64,
     /// Weight of the squared difference from the teacher's output.
     pub lambda_kd_output: f64,
+    /// Weight of the squared differences from what the teacher's blocks (each one on the way down, the middle one, each on
+    /// the way up) give to the next, summed over the blocks.
+    pub lambda_kd_feat: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

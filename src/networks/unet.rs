@@ -267,6 +267,7 @@ where
             x = ops.conv2d(&x, &format!("{name}.downsamplers.0.conv"), down);
             skips.push(ops.share(&x));
         }
+        ops.feature(&x);
     }
     let (middle, residuals) = residuals.split_last().map_or((None, residuals), |(last, rest)| (Some(last), rest));
     if middle.is_some() {
@@ -278,6 +279,7 @@ where
         x = resnet.forward(ops, "mid_block.resnets.0", &x, Some(&temb), channels[last]);
         x = ops.block(transformer(last, "mid_block.attentions.0".into()), &[&x, context]);
         x = resnet.forward(ops, "mid_block.resnets.1", &x, Some(&temb), channels[last]);
+        ops.feature(&x);
     }
     if let Some(residual) = middle {
         x = ops.add(&x, residual);
@@ -298,6 +300,7 @@ where
             let size = ops.shape(next);
             x = upsample(ops, &name, &x, size[2], size[3]);
         }
+        ops.feature(&x);
     }
     resnet.out(ops, "", &x, config.out_channels)
 }

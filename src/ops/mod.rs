@@ -86,6 +86,9 @@ pub trait Ops {
         block.run(self, &inputs)
     }
 
+    /// Shows what a stage of the network gives to the next. Most interpreters do not look.
+    fn feature(&mut self, _x: &Self::Value) {}
+
     /// `[B, in, H, W] → [B, out, H', W']`, with bias.
     fn conv2d(&mut self, x: &Self::Value, name: &str, conv: Conv) -> Self::Value;
     /// `[…, in] → […, out]` on tokens or vectors.

@@ -1,5 +1,6 @@
 //! The interpreter that runs a network with libtorch.
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 
 use anyhow::Result;
@@ -25,13 +26,14 @@ pub struct Tensors<'w> {
     /// The weights that were asked for, where that is to be known.
     asked: Option<BTreeSet<String>>,
     watch: Option<Watch<'w>>,
+    features: Option<&'w RefCell<Vec<Tensor>>>,
 }
 
 impl<'w> Tensors<'w> {
     /// Computes in the type of the weights, and keeps what a backward pass needs.
     pub fn new(weights: &'w Weights) -> Self {
         let kind = weights.values().next().map_or(Kind::Float, Tensor::kind);
-        Self { weights, kind, recomputes: false, asked: None, watch: None }
+        Self { weights, kind, recomputes: false, asked: None, watch: None, features: None }
     }
 
     /// Computes in `kind`: weights of another type are converted when they are used, one at a time.
@@ -55,6 +57,11 @@ impl<'w> Tensors<'w> {
             watch(name, &value);
         }
         value
+    }
+
+    /// Appends to `features` what the stages of the network give to each other, with gradients where there are any.
+    pub fn keeping_features(self, features: &'w RefCell<Vec<Tensor>>) -> Self {
+        Self { features: Some(features), ..self }
     }
 
     fn weight(&mut self, name: &str, part: &str) -> Tensor {
@@ -106,6 +113,11 @@ impl Ops for Tensors<'_> {
     }
     fn shape(&self, x: &Tensor) -> Vec<i64> {
         x.size()
+    }
+    fn feature(&mut self, x: &Tensor) {
+        if let Some(features) = self.features {
+            features.borrow_mut().push(x.shallow_clone());
+        }
     }
     fn block(&mut self, block: impl Block, inputs: &[&Tensor]) -> Tensor {
         if !self.recomputes {

@@ -1,8 +1,11 @@
 //! The UNet's objective: predict the noise in noised latents (Ho et al. 2020, eq. 14; DreamBooth's prior term, Ruiz et
 //! al. 2022, eq. 2), and answer as the float model does (distillation).
 
+use std::cell::RefCell;
+
 use anyhow::{Context, Result};
 use rand::Rng;
+use rand_distr::{Beta, Distribution};
 use tch::{Device, Kind, Tensor};
 
 use super::examples::{Examples, Texts, draw_latents};
@@ -10,7 +13,7 @@ use super::objective::{Loss, Objective};
 use super::prompts::Sampler;
 use super::trained::Networks;
 use super::validate::Validation;
-use crate::config::Config;
+use crate::config::{Config, Distill};
 use crate::diffusion::condition::SizeIds;
 use crate::diffusion::{NoiseSchedule, Prediction};
 use crate::networks::unet::{UnetConfig, unet};
@@ -86,6 +89,13 @@ impl Denoise {
     }
 }
 
+/// Timesteps 0…`steps` − 1: evenly, or where Beta(a, b) puts them between the first and the last.
+fn draw_timesteps(random: &mut impl Rng, count: i64, steps: i64, beta: Option<[f64; 2]>) -> Result<Vec<i64>> {
+    let beta = beta.map(|[a, b]| Beta::new(a, b)).transpose().context("train.timestep_beta")?;
+    let mut place = || beta.as_ref().map_or_else(|| uniform(random), |beta| beta.sample(random));
+    Ok((0..count).map(|_| ((place() * steps as f64) as i64).min(steps - 1)).collect())
+}
+
 impl Objective for Denoise {
     fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
         let Batch { latents, captions, sizes, mut weights } = self.batch(index);
@@ -99,7 +109,7 @@ impl Objective for Denoise {
         }
         let mut random = generator(seed, Purpose::Timesteps, index);
         let steps = self.schedule.timesteps();
-        let timesteps: Vec<i64> = (0..size[0]).map(|_| (uniform(&mut random) * steps as f64) as i64).collect();
+        let timesteps = draw_timesteps(&mut random, size[0], steps as i64, self.config.train.timestep_beta)?;
         if let Some(gamma) = self.config.train.min_snr_gamma {
             for (weight, snr) in weights.iter_mut().zip(self.snr_weights(gamma, &timesteps)) {
                 *weight *= snr;
@@ -114,7 +124,13 @@ impl Objective for Denoise {
         let text_encoder = networks.get(&Component::TextEncoder).map(learning);
         let told = self.texts.embed(&captions, &sizes, text_encoder)?.to_kind(self.kind);
 
+        let Distill { lambda_sd, lambda_kd_output, lambda_kd_feat, .. } = self.config.distill;
+        let features = self.teacher.is_some() && lambda_kd_feat > 0.0;
+        let (ours, theirs) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
         let mut student = learning(networks.get(&Component::Unet).context("the UNet does not train")?);
+        if features {
+            student = student.keeping_features(&ours);
+        }
         let output = unet(&mut student, &self.unet, &noised, &timesteps, told.condition()).to_kind(Kind::Float);
         let mean = |difference: Tensor| {
             let each = difference.square().mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
@@ -125,13 +141,22 @@ impl Objective for Denoise {
         let Some(teacher) = &self.teacher else { return Ok(Loss { total: task, parts }) };
         let taught = tch::no_grad(|| {
             let mut teacher = Tensors::new(teacher).computing_in(self.kind);
+            if features {
+                teacher = teacher.keeping_features(&theirs);
+            }
             let told = told.map(Tensor::detach);
             unet(&mut teacher, &self.unet, &noised, &timesteps, told.condition()).to_kind(Kind::Float)
         });
         let distilled = mean(output - taught);
         parts.push(("loss/distill", distilled.detach()));
-        let distill = &self.config.distill;
-        Ok(Loss { total: task * distill.lambda_sd + distilled * distill.lambda_kd_output, parts })
+        let mut total = task * lambda_sd + distilled * lambda_kd_output;
+        if features {
+            let pairs = ours.into_inner().into_iter().zip(theirs.into_inner());
+            let sum: Tensor = pairs.map(|(a, b)| mean(a.to_kind(Kind::Float) - b.to_kind(Kind::Float))).sum();
+            parts.push(("loss/features", sum.detach()));
+            total += sum * lambda_kd_feat;
+        }
+        Ok(Loss { total, parts })
     }
 
     fn validate(&mut self, networks: &Networks) -> Result<Option<f64>> {
@@ -147,5 +172,21 @@ impl Objective for Denoise {
 
     fn pictures(&mut self, networks: &Networks) -> Result<Vec<Tensor>> {
         (self.sampler)(networks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timesteps_have_the_mean_of_their_distribution_and_stay_on_the_schedule() {
+        // Evenly the mean is a half; of Beta(a, b) it is a/(a + b).
+        for (beta, mean) in [(None, 0.5), (Some([3.0, 1.0]), 0.75), (Some([1.0, 1.0]), 0.5), (Some([0.2, 0.6]), 0.25)] {
+            let drawn = draw_timesteps(&mut generator(1, Purpose::Timesteps, 0), 20_000, 1000, beta).unwrap();
+            assert!(drawn.iter().all(|t| (0..1000).contains(t)));
+            let found = drawn.iter().sum::<i64>() as f64 / 20_000.0 / 1000.0;
+            assert!((found - mean).abs() < 0.01, "{beta:?}: {found}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::examples::{Encoder, Texts};
 use super::setup::{check_conditions, transform};
-use super::validate::Validation;
+use super::validate::{Validation, mean_square};
 use crate::config::Config;
 use crate::data::{Cache, CaptionOptions, Key, read_folder};
 use crate::diffusion::NoiseSchedule;
@@ -19,6 +19,21 @@ pub struct Evaluation {
     schedule: NoiseSchedule,
     validation: Validation,
     texts: Texts,
+}
+
+/// One model's answers to the noised pictures.
+pub struct Measured {
+    /// The denoising loss.
+    pub loss: f64,
+    /// `[examples, 4, h, w]`
+    outputs: Tensor,
+}
+
+impl Measured {
+    /// How little the outputs of `other` differ from these, in dB: 10 log₁₀(Σ these² / Σ difference²).
+    pub fn snr(&self, other: &Self) -> f64 {
+        10.0 * (mean_square(&self.outputs) / mean_square(&(&other.outputs - &self.outputs))).log10()
+    }
 }
 
 impl Evaluation {
@@ -60,13 +75,18 @@ impl Evaluation {
         self.validation.len()
     }
 
-    /// The denoising loss of the UNet with these fp32 weights.
+    /// The denoising loss of the UNet with these fp32 weights, with its outputs.
     ///
     /// # Errors
     /// A caption can't be embedded.
-    pub fn loss(&self, weights: &Weights) -> Result<f64> {
-        self.validation
-            .loss(weights, &self.unet, &self.schedule, |captions, sizes| self.texts.embed(captions, sizes, None))
+    pub fn measure(&self, weights: &Weights) -> Result<Measured> {
+        let (mut loss, mut outputs) = (0.0, Vec::new());
+        self.outputs(weights, &mut |output, target| {
+            loss += mean_square(&(output - target)) * output.size()[0] as f64;
+            outputs.push(output.shallow_clone());
+            Ok(())
+        })?;
+        Ok(Measured { loss: loss / self.examples() as f64, outputs: Tensor::f_cat(&outputs, 0)? })
     }
 
     /// Gives `see` what the UNet with these fp32 weights predicts and what it should, a batch at a time.

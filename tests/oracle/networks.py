@@ -132,6 +132,7 @@ UNETS = {
     "unet_sdxl": (SDXL, [2, 4, 16, 8], [981, 1], 7),
     "unet_sdxl_sines_first": (dict(SDXL, flip_sin_to_cos=False, freq_shift=1), [1, 4, 9, 7], [500], 77),
 }
+SHOWN = ["unet_sd1_odd", "unet_bk_small"]
 VAE = dict(
     sample_size=64,
     block_out_channels=[16, 24, 32, 32],
@@ -216,9 +217,18 @@ def main():
             case["residuals"] = residual_shapes(config, sample)
             *skips, middle = [given(f"residual_{i}", shape) for i, shape in enumerate(case["residuals"])]
             residuals = dict(down_block_additional_residuals=skips, mid_block_additional_residual=middle)
+        features = []
+        if name in SHOWN:
+            # What distillation compares (BK-SDM): what each block gives to the next.
+            for block in [*model.down_blocks, *([model.mid_block] if model.mid_block else []), *model.up_blocks]:
+                keep = lambda _module, _inputs, out: features.append(out[0] if isinstance(out, tuple) else out)
+                block.register_forward_hook(keep)
         outputs[f"{name}.output"] = model(
             given("sample", sample), torch.tensor(timesteps), given("context", context), added_cond_kwargs=added, **residuals
         ).sample
+        for i, feature in enumerate(features):
+            outputs[f"{name}.feature_{i}"] = feature
+        case |= dict(features=len(features)) if features else {}
         cases.append(case)
     for name, (config, image, latents) in AUTOENCODERS.items():
         model = fill(AutoencoderKL(**config))
