@@ -46,7 +46,9 @@ fn defaults_follow_the_keys_they_depend_on() {
 
 #[test]
 fn the_resolved_config_reads_back_to_itself() {
-    for text in [SMALL.to_string(), SMALL.replace("[model]", "train.min_snr_gamma = 5\ntrain.timestep_beta = [3, 1]\n[model]")] {
+    for text in
+        [SMALL.to_string(), SMALL.replace("[model]", "train.min_snr_gamma = 5\ntrain.timestep_beta = [3, 1]\n[model]")]
+    {
         let config = parse(&text, "dog.toml", &[]).unwrap();
         assert_eq!(parse(&config.resolved_toml(), "resolved.toml", &[]).unwrap(), config);
     }

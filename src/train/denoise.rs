@@ -92,7 +92,10 @@ impl Denoise {
 /// Timesteps 0…`steps` − 1: evenly, or where Beta(a, b) puts them between the first and the last.
 fn draw_timesteps(random: &mut impl Rng, count: i64, steps: i64, beta: Option<[f64; 2]>) -> Result<Vec<i64>> {
     let beta = beta.map(|[a, b]| Beta::new(a, b)).transpose().context("train.timestep_beta")?;
-    let mut place = || beta.as_ref().map_or_else(|| uniform(random), |beta| beta.sample(random));
+    let mut place = || match &beta {
+        None => uniform(random),
+        Some(beta) => beta.sample(random),
+    };
     Ok((0..count).map(|_| ((place() * steps as f64) as i64).min(steps - 1)).collect())
 }
 
