@@ -132,7 +132,7 @@ fn agrees(package: &Chain, config: &UnetConfig, checkpoint: &PalettizedCheckpoin
     let mut network = |given: &UnetInputs| {
         Ok(unet(&mut Tensors::new(&weights), config, &given.sample, &given.timestep, given.condition()))
     };
-    let report = verify_unet(package, &mut network, &Settings::default()).unwrap();
+    let report = verify_unet(package, &mut network, &Settings { timesteps: vec![981], ..Settings::default() }).unwrap();
     // In 16 bits these random tables, whose means are far from 0, tell nothing.
     assert!(report.rows.iter().all(|row| row.float32 > 90.0), "{report}");
     assert_eq!(report.palettized, checkpoint.palettes.len());

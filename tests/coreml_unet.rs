@@ -199,6 +199,39 @@ fn chunks_are_the_whole() {
     }
 }
 
+#[test]
+fn chunks_that_do_not_belong_together_are_refused() {
+    let config = small_unet(16, [24, 48], json!(4), false);
+    let floats = weights(&config);
+    let folder = tempfile::tempdir().unwrap();
+    let chunks = [16, 24].map(|height| {
+        let options = UnetOptions { height, ..UnetOptions::new(&config) };
+        let export = |folder: &Path| export_unet(&config, &floats, &options, &metadata(), folder, &mut |_, _| {});
+        export_in_chunks(&folder.path().join(height.to_string()), false, export).unwrap()
+    });
+    let packages = [&chunks[0][0], &chunks[1][1]].map(|path| Package::open(path).unwrap());
+    let error = format!("{:#}", Chain::new(packages.into()).unwrap_err());
+    assert!(error.contains("_chunk2.mlpackage takes") && error.contains("it is given FLOAT32[2, "), "{error}");
+}
+
+/// A package of a hundred kilobytes can ask for any amount of memory: that is told before it runs, network and all.
+#[test]
+fn packages_that_take_too_much_memory_are_not_run() {
+    let config = small_unet(16, [24, 48], json!(2), false);
+    let floats = weights(&config);
+    let folder = tempfile::tempdir().unwrap();
+    let options = UnetOptions { batch: 1, height: 128, width: 128, ..UnetOptions::new(&config) };
+    let path = export_unet(&config, &floats, &options, &metadata(), folder.path(), &mut |_, _| {}).unwrap();
+    let package = Chain::open(&path).unwrap();
+    // The scores of two heads for each pair of 16384 tokens, before and after softmax, in fp32.
+    let scores = 2 * 2 * 4 * (1u64 << 28);
+    assert!((scores..scores + (1 << 28)).contains(&package.peak_bytes()), "{}", package.peak_bytes());
+    let mut never = |_: &UnetInputs| -> anyhow::Result<Tensor> { panic!("the network runs") };
+    let settings = Settings { memory: Some(scores), ..Settings::default() };
+    let error = format!("{:#}", verify_unet(&package, &mut never, &settings).unwrap_err());
+    assert!(error.contains("unet.mlpackage takes 4.") && error.contains("4.3 GB are free"), "{error}");
+}
+
 /// `verify --layers` points at the layer where the error begins.
 #[test]
 fn layers_show_where_the_error_grows() {

@@ -149,7 +149,7 @@ fn card_memory(card: &str) -> Option<u64> {
 }
 
 /// (total, available) bytes of main memory, where the system tells.
-fn memory() -> Option<(u64, u64)> {
+pub(super) fn memory() -> Option<(u64, u64)> {
     if let Ok(text) = std::fs::read_to_string("/proc/meminfo") {
         let field = |name: &str| -> Option<u64> {
             let rest = text.lines().find_map(|line| line.strip_prefix(name))?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use tch::{Device, Kind, Tensor};
 
+use super::doctor::memory;
 use super::{Usage, print};
 use crate::coreml::components::{Attended, Part};
 use crate::coreml::layers::Recording;
@@ -81,7 +82,11 @@ pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoin
     let package = Chain::open(path)?;
     let recording = Recording::default();
     let watch = |name: &str, value: &Tensor| recording.watch(name, value);
-    let settings = Settings { recording: layers.then_some(&recording), ..Settings::default() };
+    let settings = Settings {
+        memory: memory().map(|(_, free)| free),
+        recording: layers.then_some(&recording),
+        ..Settings::default()
+    };
     let tensors = |weights| if layers { Tensors::new(weights).watched(&watch) } else { Tensors::new(weights) };
     let mut part = part_of(&package)?;
     if part == Part::TextEncoder && model.is_xl() {

@@ -25,13 +25,15 @@ pub struct Settings<'a> {
     /// For UNets, of 1000: little noise, half, nearly all. The last tells whether the sinusoid of large numbers survived.
     pub timesteps: Vec<i64>,
     pub device: Device,
+    /// What a run may take of main memory, in bytes: packages that ask for more are refused, not run.
+    pub memory: Option<u64>,
     /// What watches the network, where layers are to be compared too.
     pub recording: Option<&'a Recording>,
 }
 
 impl Default for Settings<'_> {
     fn default() -> Self {
-        Self { seed: 0, timesteps: vec![1, 501, 981], device: Device::Cpu, recording: None }
+        Self { seed: 0, timesteps: vec![1, 501, 981], device: Device::Cpu, memory: None, recording: None }
     }
 }
 
@@ -107,17 +109,28 @@ pub struct Case {
     pub expected: BTreeMap<String, Tensor>,
 }
 
-/// Runs `package` on each case, in both precisions, and compares every output, and every layer where `recording` watches
-/// the network that makes the cases.
+/// Runs `package` on each case, in both precisions, and compares every output, and every layer where
+/// [a recording](Settings::recording) watches the network that makes the cases.
 ///
 /// # Errors
-/// When it cannot be run on these inputs, or its outputs are not those expected.
+/// When it takes more memory than it [may](Settings::memory), cannot be run on these inputs, or its outputs are not those
+/// expected.
 pub fn compare(
     package: &Chain,
     cases: impl IntoIterator<Item = Result<Case>>,
-    recording: Option<&Recording>,
+    settings: &Settings<'_>,
 ) -> Result<Report> {
     let shown = package.path().display();
+    let recording = settings.recording;
+    // Before the network runs, which takes as much.
+    let (needed, gigabyte) = (package.peak_bytes(), 1e9);
+    if let Some(memory) = settings.memory.filter(|&memory| memory < needed) {
+        bail!(
+            "running {shown} takes {:.1} GB of memory, and {:.1} GB are free",
+            needed as f64 / gigabyte,
+            memory as f64 / gigabyte
+        );
+    }
     let (mut rows, mut layers) = (Vec::new(), None);
     let mut cases = cases.into_iter();
     let mut next = || {
@@ -254,7 +267,7 @@ pub fn verify_unet(
         let name = format!("timestep {timestep}");
         Ok(Case { name, inputs, expected: [(output.name.clone(), expected)].into() })
     });
-    compare(package, cases, settings.recording)
+    compare(package, cases, settings)
 }
 
 /// Types of a UNet's inputs.
@@ -325,7 +338,7 @@ pub fn verify_one_input(
         reference(&numbers).context("the network that the package is compared with")?
     };
     let inputs = [(input.name.clone(), numbers)].into();
-    compare(package, [Ok(Case { name: format!("random {}", input.name), inputs, expected })], settings.recording)
+    compare(package, [Ok(Case { name: format!("random {}", input.name), inputs, expected })], settings)
 }
 
 /// Compares a text encoder of `vocabulary` tokens with `reference(ids [B,T])`, which gives the outputs by name, on a
@@ -359,7 +372,7 @@ pub fn verify_text_encoder(
         let fed = if input.kind.data_type.is_float() { ids.f_to_kind(Kind::Float)? } else { ids };
         Ok(Case { name: name.to_owned(), inputs: [(input.name.clone(), fed)].into(), expected })
     });
-    compare(package, cases, settings.recording)
+    compare(package, cases, settings)
 }
 
 /// Standard normal numbers (Box and Muller's), rounded to what the package's input can hold, so that the network sees

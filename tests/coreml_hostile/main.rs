@@ -1,7 +1,7 @@
 //! Packages that somebody broke, by accident or on purpose: refused with a message, never a panic.
 //!
-//! Some mutants of each package are tried with the other tests. Ten thousand, in some minutes, and with the memory of the
-//! process limited:
+//! Some mutants of each package are tried with the other tests. Ten thousand, which take a minute or two of one core, with the
+//! address space of the process limited:
 //!
 //! ```sh
 //! OMP_NUM_THREADS=1 cargo test --test coreml_hostile -- --ignored --nocapture

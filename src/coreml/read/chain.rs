@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use tch::Tensor;
 
-use super::evaluate::{Precision, evaluate_watched};
+use super::evaluate::{Precision, evaluate_watched, peak_bytes};
 use super::package::{Feature, Package};
 use super::summary::WeightSummary;
 
@@ -108,6 +108,11 @@ impl Chain {
             known.extend(outputs.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
         }
         Ok(outputs)
+    }
+
+    /// The most bytes that the values of a run take at once, of what the packages hand on those of the largest only.
+    pub fn peak_bytes(&self) -> u64 {
+        self.packages.iter().map(peak_bytes).max().unwrap_or(0)
     }
 
     /// Bytes of all their files.

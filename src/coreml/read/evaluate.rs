@@ -1,6 +1,6 @@
 //! Runs a program with tensors, as Core ML would on a processor that computes in 32 or in 16 bits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
@@ -73,6 +73,34 @@ pub fn evaluate_watched(
         Ok((output.name.clone(), value.shallow_clone()))
     });
     outputs.collect()
+}
+
+/// The most bytes that the values of a run take at once: inputs, results and decoded constants, four bytes an element,
+/// each from its first to its last use. What libtorch takes within an operation comes on top.
+pub fn peak_bytes(package: &Package) -> u64 {
+    let bytes = |name: &str| package.checked.kinds.get(name).map_or(0, |kind| 4 * kind.elements());
+    let last_uses = last_uses(package);
+    let mut live: HashSet<&str> = package.inputs().iter().map(|input| input.name.as_str()).collect();
+    let mut now: u64 = live.iter().map(|name| bytes(name)).sum();
+    let mut most = now;
+    for operation in package.program.operations.iter().filter(|op| !op.is_const() && !op.is_constexpr()) {
+        let read = operation.inputs.values().flatten().filter_map(|argument| match argument {
+            Argument::Name(name) => Some(name.as_str()),
+            Argument::Value(_) => None,
+        });
+        for name in read.chain(operation.outputs.iter().map(|output| output.name.as_str())) {
+            if live.insert(name) {
+                now = now.saturating_add(bytes(name));
+            }
+        }
+        most = most.max(now);
+        for name in last_uses.get(&operation.number).into_iter().flatten() {
+            if live.remove(name) {
+                now = now.saturating_sub(bytes(name));
+            }
+        }
+    }
+    most
 }
 
 /// The layers whose value an operation gives, by its number.
