@@ -261,6 +261,14 @@ fn it_trains_and_palettizes() {
     let model = fixture("model").display().to_string();
     let palettes = "ptq.palettes.safetensors";
     succeed(path, &["palettize", &model, "-o", palettes, "--bits", "2", "--weight-threshold", "100"]);
+    let export =
+        ["export", &model, "--palettes", palettes, "-o", "coreml", "--attention-implementation", "SPLIT_EINSUM"];
+    let chunks = succeed(path, &[&export[..], &["--chunk-unet"]].concat());
+    let mut verify = vec!["verify"];
+    verify.extend(chunks.lines());
+    assert_eq!(verify.len(), 3, "{chunks}");
+    let verified = succeed(path, &[&verify[..], &["--against", &model, "--palettes", palettes]].concat());
+    assert!(verified.contains("timestep 981"), "{verified}");
     let arguments = ["evaluate", &model, "--config", &config, "--device", "cpu", "--json", "--palettes", palettes];
     let report: Value = serde_json::from_str(&succeed(path, &arguments)).unwrap();
     let [float, palettized] = ["float", "palettized"].map(|which| report[which].as_f64().unwrap());
@@ -291,6 +299,8 @@ fn its_unets_package_keeps_the_contract_and_computes_what_the_network_does() {
         assert_eq!(declared(package.inputs()), inputs);
         assert_eq!(declared(package.outputs()), ["noise_pred FLOAT32[2, 4, 8, 8]"]);
         check_independently(said.trim());
+        let verified = succeed(folder.path(), &["verify", said.trim(), "--against", &model_path, "--min-psnr", "50"]);
+        assert!(verified.contains("timestep 981"), "{verified}");
 
         let (model, _guard) = (model(), tch::no_grad_guard());
         let (config, weights) =

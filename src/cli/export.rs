@@ -15,10 +15,12 @@ use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use crate::coreml::interface::{Destination, Weighted};
 use crate::coreml::program::Target;
 use crate::coreml::weights::WeightSource;
-use crate::diffusion::pipeline::{check_palettes, unet_weights};
+use crate::diffusion::pipeline::{check_shapes, unet_weights};
 use crate::palette::PalettizedCheckpoint;
+use crate::palette::checkpoint::PalettizedFile;
 use crate::report::Progress;
 use crate::source::{Component, Model, copy_model};
+use crate::torch::give_back_large_memory;
 
 /// Writes Core ML packages, or a diffusers folder
 #[derive(clap::Args)]
@@ -87,13 +89,16 @@ pub fn run(args: Args) -> Result<()> {
     if let Some((_, flag)) = of_unet.into_iter().find(|(given, _)| *given && !parts.contains(&Part::Unet)) {
         return Err(Usage(format!("{flag} is about the UNet, which --component leaves out")).into());
     }
-    let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
     if args.format == "diffusers" {
+        let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
         let weights = unet_weights(&model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
         copy_model(&model, &args.output, &[(Component::Unet, &weights)], Kind::Half)?;
         return print(args.output.display());
     }
-    let lowest = checkpoint.as_ref().and_then(PalettizedCheckpoint::needs_ios18);
+    // Packages are written a weight at a time; so are weights and palettes read.
+    give_back_large_memory();
+    let checkpoint = args.palettes.as_deref().map(PalettizedFile::open).transpose()?;
+    let lowest = checkpoint.as_ref().and_then(PalettizedFile::needs_ios18);
     let target = match (args.min_deployment_target, lowest) {
         (Some(target), Some((name, what))) if target != Target::Ios18 => {
             let message = format!("{target} does not hold {what}, as of {name}: --min-deployment-target iOS18");
@@ -133,7 +138,7 @@ pub fn run(args: Args) -> Result<()> {
         model.check(part.component())?;
     }
     if let Some(checkpoint) = &checkpoint {
-        check_palettes(&model, checkpoint)?;
+        check_shapes(&model, &checkpoint.shapes())?;
     }
     for part in parts {
         let job = Job { model: &model, part, unet: &options, metadata: &metadata };

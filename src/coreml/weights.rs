@@ -7,6 +7,7 @@ use half::f16;
 use tch::{Device, Kind, Tensor};
 
 use crate::ops::Weights;
+use crate::palette::checkpoint::{PalettizedFile, Parameter};
 use crate::palette::{Palette, PalettizedCheckpoint};
 use crate::source::Stored;
 
@@ -61,6 +62,16 @@ impl WeightSource for PalettizedCheckpoint {
         match self.palettes.get(name) {
             Some(palette) => Ok(Weight::Palette(Cow::Borrowed(palette))),
             None => dense(self.dense.get(name).with_context(|| format!("the checkpoint lacks `{name}`"))?),
+        }
+    }
+}
+
+/// Each read from its file when it is asked for.
+impl WeightSource for PalettizedFile {
+    fn weight(&self, name: &str) -> Result<Weight<'_>> {
+        match self.read(name)? {
+            Parameter::Palette(palette) => Ok(Weight::Palette(Cow::Owned(palette))),
+            Parameter::Dense(tensor) => dense(&tensor),
         }
     }
 }

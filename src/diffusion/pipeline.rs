@@ -116,16 +116,25 @@ pub fn initial_noise(seed: u64, images: usize, shape: [i64; 3]) -> Tensor {
 /// # Errors
 /// The first parameter that is missing, of another shape, or not the UNet's.
 pub fn check_palettes(model: &Model, checkpoint: &PalettizedCheckpoint) -> Result<()> {
-    let palettes = checkpoint.palettes.iter().map(|(name, palette)| (name, palette.shape.clone()));
-    let dense = checkpoint.dense.iter().map(|(name, tensor)| (name, tensor.size()));
-    let shapes: BTreeMap<&String, Vec<i64>> = palettes.chain(dense).collect();
-    let parameters = model.parameters(Component::Unet)?;
-    check_parameters(&shapes, &parameters).context("the palettes do not fit the model")
+    let dense: Vec<(&str, Vec<i64>)> =
+        checkpoint.dense.iter().map(|(name, tensor)| (name.as_str(), tensor.size())).collect();
+    let palettes = checkpoint.palettes.iter().map(|(name, palette)| (name.as_str(), palette.shape.as_slice()));
+    check_shapes(model, &palettes.chain(dense.iter().map(|(name, shape)| (*name, shape.as_slice()))).collect())
 }
 
-fn check_parameters(shapes: &BTreeMap<&String, Vec<i64>>, parameters: &[Parameter]) -> Result<()> {
+/// The same of the names and shapes of a checkpoint's parameters, [`PalettizedFile::shapes`] say.
+///
+/// [`PalettizedFile::shapes`]: crate::palette::checkpoint::PalettizedFile::shapes
+///
+/// # Errors
+/// As [`check_palettes`].
+pub fn check_shapes(model: &Model, shapes: &BTreeMap<&str, &[i64]>) -> Result<()> {
+    check_parameters(shapes, &model.parameters(Component::Unet)?).context("the palettes do not fit the model")
+}
+
+fn check_parameters(shapes: &BTreeMap<&str, &[i64]>, parameters: &[Parameter]) -> Result<()> {
     for Parameter { name, shape: wanted, .. } in parameters {
-        let Some(got) = shapes.get(name) else { bail!("`{name}` is missing, which this model's UNet has") };
+        let Some(got) = shapes.get(name.as_str()) else { bail!("`{name}` is missing, which this model's UNet has") };
         ensure!(got == wanted, "`{name}` has the shape {got:?}, and this model's UNet has {wanted:?}");
     }
     match shapes.keys().find(|name| parameters.iter().all(|p| p.name != ***name)) {

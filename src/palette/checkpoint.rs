@@ -122,42 +122,15 @@ impl PalettizedCheckpoint {
     /// When it cannot be read, is not such a file, or its parts do not fit each other; names the file, and the
     /// parameter.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = TensorFile::open(path)?;
-        Self::parse(&file).with_context(|| format!("cannot read the palettized checkpoint {}", path.display()))
-    }
-
-    fn parse(file: &TensorFile) -> Result<Self> {
-        let mut metadata = file.metadata();
-        let (Some(version), Some(headers)) = (metadata.remove(VERSION_KEY), metadata.remove(PALETTES_KEY)) else {
-            bail!(
-                "it holds no palettes (no `{VERSION_KEY}` or no `{PALETTES_KEY}` in its metadata); \
-                `palettist palettize` makes such a file"
-            );
-        };
-        ensure!(
-            [PLAIN_VERSION, VERSION].contains(&version.as_str()),
-            "its format has version {version}, and this program reads versions {PLAIN_VERSION} and {VERSION}"
-        );
-        let headers: BTreeMap<String, Header> =
-            serde_json::from_str(&headers).with_context(|| format!("`{PALETTES_KEY}` in its metadata"))?;
-
-        let mut palettes = BTreeMap::new();
-        let mut dense = BTreeMap::new();
+        let file = PalettizedFile::open(path)?;
+        let mut checkpoint = Self { metadata: file.metadata.clone(), ..Self::default() };
         for name in file.names() {
-            let parameter = |suffix| name.strip_suffix(suffix).filter(|parameter| headers.contains_key(*parameter));
-            if [".indices", ".palette", ".scales"].into_iter().any(|part| parameter(part).is_some()) {
-                continue;
+            match file.read(name)? {
+                Parameter::Palette(palette) => drop(checkpoint.palettes.insert(name.to_owned(), palette)),
+                Parameter::Dense(tensor) => drop(checkpoint.dense.insert(name.to_owned(), tensor)),
             }
-            ensure!(!headers.contains_key(&name), "parameter {name} is there twice, as a palette and as a tensor");
-            let kind = file.kind(&name)?;
-            ensure!(kind == Kind::Half, "parameter {name} is stored as {kind:?}, and Half is expected");
-            dense.insert(name.clone(), file.tensor(&name)?);
         }
-        for (name, header) in headers {
-            let palette = palette(file, &name, header).with_context(|| format!("parameter {name}"))?;
-            palettes.insert(name, palette);
-        }
-        Ok(Self { palettes, dense, metadata })
+        Ok(checkpoint)
     }
 
     /// Writes the file at `path`: whole or, on an error, not at all; a file that was there is replaced.
@@ -195,6 +168,96 @@ impl PalettizedCheckpoint {
     }
 }
 
+/// A parameter as a palettized checkpoint has it.
+#[derive(Debug)]
+pub enum Parameter {
+    Palette(Palette),
+    /// In f16.
+    Dense(Tensor),
+}
+
+/// A palettized checkpoint on disk, to read one parameter at a time: in memory each index takes a byte.
+pub struct PalettizedFile {
+    file: TensorFile,
+    headers: BTreeMap<String, Header>,
+    /// What is no palette, with its shape.
+    dense: BTreeMap<String, Vec<i64>>,
+    /// As [`PalettizedCheckpoint::metadata`].
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl PalettizedFile {
+    /// Reads what the file at `path` says of its parameters.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not such a file; names it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        Self::parse(file).with_context(|| format!("cannot read the palettized checkpoint {}", path.display()))
+    }
+
+    fn parse(file: TensorFile) -> Result<Self> {
+        let mut metadata = file.metadata();
+        let (Some(version), Some(headers)) = (metadata.remove(VERSION_KEY), metadata.remove(PALETTES_KEY)) else {
+            bail!(
+                "it holds no palettes (no `{VERSION_KEY}` or no `{PALETTES_KEY}` in its metadata); \
+                `palettist palettize` makes such a file"
+            );
+        };
+        ensure!(
+            [PLAIN_VERSION, VERSION].contains(&version.as_str()),
+            "its format has version {version}, and this program reads versions {PLAIN_VERSION} and {VERSION}"
+        );
+        let headers: BTreeMap<String, Header> =
+            serde_json::from_str(&headers).with_context(|| format!("`{PALETTES_KEY}` in its metadata"))?;
+
+        let mut dense = BTreeMap::new();
+        for name in file.names() {
+            let parameter = |suffix| name.strip_suffix(suffix).filter(|parameter| headers.contains_key(*parameter));
+            if [".indices", ".palette", ".scales"].into_iter().any(|part| parameter(part).is_some()) {
+                continue;
+            }
+            ensure!(!headers.contains_key(&name), "parameter {name} is there twice, as a palette and as a tensor");
+            let kind = file.kind(&name)?;
+            ensure!(kind == Kind::Half, "parameter {name} is stored as {kind:?}, and Half is expected");
+            let shape = file.shape(&name).unwrap_or_default();
+            dense.insert(name, shape);
+        }
+        Ok(Self { file, headers, dense, metadata })
+    }
+
+    /// Names of all parameters.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.headers.keys().chain(self.dense.keys()).map(String::as_str)
+    }
+
+    /// Names and shapes of all parameters.
+    pub fn shapes(&self) -> BTreeMap<&str, &[i64]> {
+        let palettes = self.headers.iter().map(|(name, header)| (name.as_str(), header.shape.as_slice()));
+        palettes.chain(self.dense.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()))).collect()
+    }
+
+    /// As [`PalettizedCheckpoint::needs_ios18`].
+    pub fn needs_ios18(&self) -> Option<(&str, &'static str)> {
+        self.headers.iter().find_map(|(name, header)| Some((name.as_str(), header.form().needs_ios18()?)))
+    }
+
+    /// Reads the parameter `name`.
+    ///
+    /// # Errors
+    /// When there is none, or its parts do not fit each other; names the file and the parameter.
+    pub fn read(&self, name: &str) -> Result<Parameter> {
+        let shown = self.file.path().display();
+        let read = || match self.headers.get(name) {
+            Some(header) => palette(&self.file, name, header).map(Parameter::Palette),
+            None => self.file.tensor(name).map(Parameter::Dense),
+        };
+        read()
+            .with_context(|| format!("parameter {name}"))
+            .with_context(|| format!("cannot read the palettized checkpoint {shown}"))
+    }
+}
+
 fn indices_name(name: &str) -> String {
     format!("{name}.indices")
 }
@@ -217,15 +280,17 @@ fn entries_shape(palette: &Palette) -> Vec<i64> {
 }
 
 /// The palette of the parameter `name`.
-fn palette(file: &TensorFile, name: &str, header: Header) -> Result<Palette> {
+fn palette(file: &TensorFile, name: &str, header: &Header) -> Result<Palette> {
     let form = header.form();
     check_form(&form, &header.shape)?;
     let count = elements(&header.shape)? / form.cluster_dim;
     // What a palette of this form would be, to know the shapes of its parts.
-    let like = Palette { form, shape: header.shape, indices: Vec::new(), entries: Vec::new(), scales: Vec::new() };
+    let like =
+        Palette { form, shape: header.shape.clone(), indices: Vec::new(), entries: Vec::new(), scales: Vec::new() };
     let packed = packing::packed_len(count, form.bits).unwrap_or(usize::MAX);
     let indices = part(file, &indices_name(name), Kind::Uint8, &[packed as i64])?;
-    let indices = packing::unpack(indices, form.bits, count)?;
+    let unpacked = packing::unpack(indices, form.bits, count)?;
+    file.let_go(indices);
     let entries = |kind| part(file, &entries_name(name), kind, &entries_shape(&like));
     let entries = match form.lut_dtype {
         LutDtype::F16 => halves(entries(Kind::Half)?),
@@ -235,7 +300,7 @@ fn palette(file: &TensorFile, name: &str, header: Header) -> Result<Palette> {
         0 => Vec::new(),
         count => halves(part(file, &scales_name(name), Kind::Half, &[count as i64])?),
     };
-    Palette::with_form(form, like.shape, indices, entries, scales)
+    Palette::with_form(form, like.shape, unpacked, entries, scales)
 }
 
 /// The bytes of a tensor that must be of this type and shape.

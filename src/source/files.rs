@@ -258,9 +258,9 @@ impl TensorFile {
         tensor.with_context(|| format!("{}: tensor `{name}`", self.path.display()))
     }
 
-    /// Tells the system that these bytes of the map, copied now, are not needed soon: they stay in its cache of the file,
+    /// Tells the system that these bytes of [`TensorFile::bytes`], copied now, are not needed soon: they stay in its cache of the file,
     /// and no longer count as this process's memory. Reading a model tensor by tensor then takes the memory of one.
-    fn let_go(&self, bytes: &[u8]) {
+    pub fn let_go(&self, bytes: &[u8]) {
         #[cfg(unix)]
         {
             let offset = bytes.as_ptr() as usize - self.map.as_ptr() as usize;

@@ -55,6 +55,22 @@ unsafe extern "C" {
     fn free(pointer: *mut c_void);
 }
 
+/// From here on the C library gives freed memory of a megabyte and more back to the system at once. glibc else keeps it
+/// and splits it up, which takes several times the memory of the largest where one large tensor follows the other. On
+/// other systems it does nothing.
+pub fn give_back_large_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+        }
+        /// From malloc.h: what is as large comes from `mmap`. Set once, it no longer grows with what is freed.
+        const M_MMAP_THRESHOLD: std::ffi::c_int = -3;
+        // SAFETY: the C library's own function; it takes any value, and refuses one that it cannot use.
+        unsafe { mallopt(M_MMAP_THRESHOLD, 1 << 20) };
+    }
+}
+
 /// Calls the operator `aten::name` with its overload, e.g. `call("aten::_fused_adamw_", "", …)`.
 ///
 /// # Errors
