@@ -1,6 +1,6 @@
 //! Packages that somebody broke, by accident or on purpose: refused with a message, never a panic.
 //!
-//! Some mutants of each package are tried with the other tests. Ten thousand, which take a minute or two of one core, with the
+//! Some mutants of each package are tried with the other tests. Ten thousand, a minute or two of one core, with the
 //! address space of the process limited:
 //!
 //! ```sh
