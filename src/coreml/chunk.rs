@@ -28,12 +28,12 @@ use super::proto::{NamedValueType, array_type};
 /// How much larger than the best the larger half may be, where that makes the border smaller.
 const TOLERANCE: f64 = 1.01;
 
-/// Cuts the package `whole` into two in `folder`, `…_chunk1.mlpackage` and `…_chunk2.mlpackage`, and returns their paths.
-/// `whole` stays.
+/// Cuts the package `whole` into two in `folder`, `…_chunk1.mlpackage` and `…_chunk2.mlpackage`, and returns their
+/// paths. `whole` stays.
 ///
 /// # Errors
-/// When a chunk exists and is not to be overwritten, `whole` is no package that Palettist wrote, or files cannot be read
-/// or written. No chunk is left behind.
+/// When a chunk exists and is not to be overwritten, `whole` is no package that Palettist wrote, or files cannot be
+/// read or written. No chunk is left behind.
 pub fn cut_package(whole: &Path, folder: &Path, overwrite: bool) -> Result<[PathBuf; 2]> {
     let paths = chunk_paths(whole, folder);
     if let Some(path) = paths.iter().find(|path| !overwrite && path.exists()) {

@@ -18,7 +18,8 @@ pub const SAMPLES: i64 = 1 << 15;
 /// How many of the largest losses are marked in the table.
 const MARKED: usize = 5;
 
-/// What the layers of a network gave, while it runs: [`Recording::watch`] is for [`Tensors::watched`](crate::ops::Tensors).
+/// What the layers of a network gave, while it runs: [`Recording::watch`] is for
+/// [`Tensors::watched`](crate::ops::Tensors::watched).
 #[derive(Default)]
 pub struct Recording {
     layers: RefCell<Vec<Layer>>,
@@ -140,8 +141,8 @@ fn as_in_network(value: &Tensor, shape: &[i64]) -> Result<Option<Tensor>> {
     })
 }
 
-/// Some of a tensor's values, the same ones of every tensor of this size, spread over it evenly: multiples of the golden
-/// ratio fall into no pattern of rows or channels.
+/// Some of a tensor's values, the same ones of every tensor of this size, spread over it evenly: multiples of the
+/// golden ratio fall into no pattern of rows or channels.
 fn sample(x: &Tensor) -> Tensor {
     let flat = x.detach().reshape([-1]).to_kind(Kind::Float);
     let count = flat.numel() as i64;
