@@ -1,8 +1,11 @@
 //! The packages beside the UNet: what they declare, and what they compute, through the command line.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::checker;
 use palettist::coreml::read::{Feature, Package};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/networks/pipeline");
@@ -89,4 +92,104 @@ fn components_are_named_and_checked() {
     let said = refused(&["--component", "all"]);
     assert!(said.contains("text_encoder.mlpackage exists already"), "{said}");
     assert!(!folder.path().join(name("unet")).exists());
+}
+
+/// diffusers and transformers compute what the packages compute, run by an independent evaluator.
+#[test]
+fn packages_agree_with_diffusers() {
+    let Some((python, tools)) = checker() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let oracle = |arguments: &[&Path]| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/components.py");
+        let output = Command::new(&python).arg(script).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    oracle(&[Path::new("make"), folder.path()]);
+    let verified = |package: &Path, model: &Path| {
+        let said = palettist(&["verify", package.to_str().unwrap(), "--against", model.to_str().unwrap()]);
+        eprintln!("{said}");
+    };
+    for (model, target) in [("sd1", "iOS16"), ("sd1", "iOS18"), ("sd2v", "iOS16"), ("sd2v", "iOS17")] {
+        let model = folder.path().join(model);
+        let checker = if model.join("model/safety_checker").is_dir() { ",safety_checker" } else { "" };
+        let parts = format!("unet,text_encoder,vae_decoder,vae_encoder{checker}");
+        let flags = ["--component", &parts, "--min-deployment-target", target, "--model-version", "tiny"];
+        let (model, folder) = (model.join("model"), model.join(format!("coreml {target}")));
+        for package in export(model.to_str().unwrap(), &folder, &flags) {
+            verified(&package, &model);
+        }
+    }
+    let said = oracle(&[Path::new("check"), folder.path(), &tools]);
+    let results: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let results = results.as_object().unwrap();
+    assert_eq!(results.len(), 18);
+    for (package, result) in results {
+        eprintln!("{package}: {}", result["ports"]);
+        assert_eq!(result["issues"], serde_json::json!([]), "{package}");
+        for (row, psnr) in result["rows"].as_object().unwrap() {
+            let psnr = psnr.as_f64().unwrap();
+            eprintln!("    {row}: {psnr:.1} dB");
+            assert!(psnr >= if row.ends_with("fp32") { 90.0 } else { 55.0 }, "{package}, {row}: {psnr:.1} dB");
+        }
+    }
+}
+
+#[test]
+fn post_training_palettes_are_those_of_the_network_that_is_compared() {
+    const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/base");
+    let folder = tempfile::tempdir().unwrap();
+    let bits = ["--quantize-nbits", "6,text_encoder=2"];
+    let packages = export(BASE, folder.path(), &[&["--component", "text_encoder,vae_decoder"], &bits[..]].concat());
+    for (path, least) in packages.iter().zip([2.0, 6.0]) {
+        let path = path.to_str().unwrap();
+        let said = palettist(&[&["verify", path, "--against", BASE, "--min-psnr", "50"], &bits[..]].concat());
+        eprintln!("{said}");
+        // Bits of an index, and a little for tables and for weights too small for one.
+        let each: f64 =
+            said.split(" bits a weight").next().unwrap().split_whitespace().last().unwrap().parse().unwrap();
+        assert!((least..least + 0.5).contains(&each), "{said}");
+        // Against the network as it is, the palettes show.
+        let output = Command::new(env!("CARGO_BIN_EXE_palettist"))
+            .args(["verify", path, "--against", BASE, "--min-psnr", "50"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+    }
+    let package = Package::open(&packages[0]).unwrap();
+    let weights = package.weights().unwrap();
+    let palettized: Vec<&str> = weights.iter().filter(|w| w.palettes.is_some()).map(|w| w.name.as_str()).collect();
+    assert!(!palettized.is_empty());
+    assert!(palettized.iter().all(|name| !name.contains("embedding") && !name.contains("mask")), "{palettized:?}");
+}
+
+#[test]
+fn a_bundle_holds_the_tokenizer_as_swift_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = palettist(&["export", MODEL, "-o", folder.path().to_str().unwrap(), "--bundle-resources-for-swift-cli"]);
+    if cfg!(target_os = "macos") {
+        return;
+    }
+    assert!(said.contains("compile.sh") && !said.contains("missing"), "{said}");
+    let resources = folder.path().join("Resources");
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+    let own = Path::new(MODEL).join("tokenizer");
+    let tokens = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let vocabulary = tokens(&read(resources.join("vocab.json")));
+    let whole = tokens(&read(own.join("tokenizer.json")));
+    assert_eq!(vocabulary, whole["model"]["vocab"]);
+    assert!(vocabulary["<|startoftext|>"].is_u64() && vocabulary["<|endoftext|>"].is_u64());
+    // Ranks are numbers of lines; the last one counts only if it ends.
+    let merges = read(resources.join("merges.txt"));
+    assert!(merges.ends_with('\n'));
+    let pairs: Vec<&str> = merges.lines().filter(|line| !line.starts_with('#')).collect();
+    let expected = whole["model"]["merges"].as_array().unwrap();
+    assert_eq!(pairs.len(), expected.len());
+    for (pair, expected) in pairs.iter().zip(expected) {
+        let expected = expected.as_array().map_or_else(
+            || expected.as_str().unwrap().to_owned(),
+            |pair| format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+        );
+        assert_eq!(*pair, expected);
+    }
 }

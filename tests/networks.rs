@@ -131,7 +131,8 @@ fn unets_agree_with_diffusers() {
             shapes.iter().enumerate().map(|(i, shape)| given(&format!("residual_{i}"), shape)).collect();
         let condition = Condition { context: &context, added, residuals: &residuals };
         let features = RefCell::new(Vec::new());
-        let output = unet(&mut Tensors::new(&weights).keeping_features(&features), &config, &sample, &timesteps, condition);
+        let output =
+            unet(&mut Tensors::new(&weights).keeping_features(&features), &config, &sample, &timesteps, condition);
         let shown = features.into_inner().into_iter().enumerate();
         let shown = shown.filter(|_| case.get("features").is_some()).map(|(i, x)| (format!("feature_{i}"), x));
         let outputs: Vec<_> = shown.chain([("output".to_owned(), output)]).collect();

@@ -316,6 +316,6 @@ fn trained(config: &Config, component: Component) -> bool {
         Component::Unet => config.train.component == TrainedComponent::Unet,
         Component::Autoencoder => config.train.component == TrainedComponent::Autoencoder,
         Component::TextEncoder => config.train.train_text_encoder,
-        Component::TextEncoder2 => false,
+        Component::TextEncoder2 | Component::SafetyChecker => false,
     }
 }

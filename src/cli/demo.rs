@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use tch::{Device, Kind};
 
+use super::nbits::Nbits;
 use super::{Interrupted, print, train, verify};
 use crate::config::{self, Config};
 use crate::coreml::read::Precision;
@@ -129,7 +130,7 @@ fn package(config: &Config, model: &Model, checkpoint: &PalettizedCheckpoint) ->
     for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "mlpackage") {
-            let report = verify::against(&path, model, Some(checkpoint), false)?;
+            let report = verify::against(&path, model, Some(checkpoint), &Nbits::default(), false)?;
             print(format_args!("\n{}\n{}", path.display(), format!("{report}").trim_end()))?;
             let least = report.least(Precision::Float32).min(report.least(Precision::Float16));
             if least.is_nan() || least < 35.0 {

@@ -3,18 +3,24 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use serde_json::json;
 use tch::{Device, Kind};
 
+use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print};
 use crate::coreml::attention::AttentionImplementation;
+use crate::coreml::bundle::bundle;
 use crate::coreml::chunk::{chunk_paths, export_in_chunks};
 use crate::coreml::components::{
-    Attended, Part, autoencoder_numbers, export_text_encoder, export_vae_decoder, export_vae_encoder,
+    Attended, Part, autoencoder_numbers, export_safety_checker, export_text_encoder, export_vae_decoder,
+    export_vae_encoder,
 };
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
-use crate::coreml::interface::{Destination, Weighted};
+use crate::coreml::interface::{Destination, InputKind, Weighted};
 use crate::coreml::program::Target;
-use crate::coreml::weights::WeightSource;
+use crate::coreml::velocity::Velocity;
+use crate::coreml::weights::{PostTraining, WeightSource};
+use crate::diffusion::NoiseSchedule;
 use crate::diffusion::pipeline::{check_shapes, unet_weights};
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::PalettizedFile;
@@ -36,10 +42,18 @@ pub struct Args {
     /// coreml: packages; diffusers: a folder with the palettes' values in plain fp16 weights
     #[arg(long, default_value = "coreml", value_parser = ["coreml", "diffusers"])]
     format: String,
-    /// Which networks, with commas between: unet, text_encoder, text_encoder_2 (of Stable Diffusion XL), vae_decoder,
-    /// vae_encoder; or all that the model has
-    #[arg(long, default_value = "unet", value_delimiter = ',', value_name = "NAMES")]
+    /// Which networks, with commas between: unet (the default), text_encoder, text_encoder_2 (of Stable Diffusion XL),
+    /// vae_decoder, vae_encoder, safety_checker; or all that the model has
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     component: Vec<String>,
+    /// Palettes of N bits for the weights as they are, without training: N for every network that is exported, or NAME=N
+    /// with commas between, as in unet=4,text_encoder=6. Embeddings stay fp16
+    #[arg(long, value_name = "N")]
+    quantize_nbits: Option<Nbits>,
+    /// Also makes the folder Resources that Apple's Swift package reads, Mochi Diffusion too; all networks if none are
+    /// named. Compiling takes a Mac: elsewhere a script to run there is written
+    #[arg(long)]
+    bundle_resources_for_swift_cli: bool,
     /// How the UNet's attention is spelt: ORIGINAL for the GPU, SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries at a time:
     /// phones, large pictures) for the Neural Engine
     #[arg(long, default_value_t, value_name = "ORIGINAL|SPLIT_EINSUM|SPLIT_EINSUM_V2")]
@@ -68,9 +82,12 @@ pub struct Args {
 }
 
 /// What `--component` asks for, each once and in the order in which packages are written; `None` for all.
-fn parts(names: &[String]) -> Result<Option<Vec<Part>>, Usage> {
-    if names.iter().any(|name| name == "all") {
+fn parts(names: &[String], bundled: bool) -> Result<Option<Vec<Part>>, Usage> {
+    if names.iter().any(|name| name == "all") || (names.is_empty() && bundled) {
         return Ok(None);
+    }
+    if names.is_empty() {
+        return Ok(Some(vec![Part::Unet]));
     }
     let mut parts = Vec::new();
     for name in names {
@@ -81,14 +98,30 @@ fn parts(names: &[String]) -> Result<Option<Vec<Part>>, Usage> {
     Ok(Some(parts))
 }
 
+/// All that a model has; the safety checker only for the one size that Apple's programs use it at, since they fail with
+/// one of another.
+fn all(model: &Model, height: i64, width: i64) -> Result<Vec<Part>> {
+    let factor = model.autoencoder_config()?.factor();
+    let fits = (factor * height, factor * width) == (512, 512);
+    Ok(Part::of(model).into_iter().filter(|part| fits || *part != Part::SafetyChecker).collect())
+}
+
+/// Whether noise is mixed in as Apple's Swift package assumes of every model.
+fn is_apples(schedule: &NoiseSchedule) -> Result<bool> {
+    let apples = NoiseSchedule::from_config(&json!({
+        "_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+    }))?;
+    let mut pairs = schedule.alphas_cumprod.iter().zip(&apples.alphas_cumprod);
+    Ok(schedule.timesteps() == apples.timesteps() && pairs.all(|(own, apples)| (own - apples).abs() < 1e-5))
+}
+
 pub fn run(args: Args) -> Result<()> {
-    let parts = parts(&args.component)?;
-    let model = Model::open(&args.model)?;
-    let parts = parts.unwrap_or_else(|| Part::of(&model));
-    let of_unet = [(args.chunk_unet, "--chunk-unet"), (args.unet_support_controlnet, "--unet-support-controlnet")];
-    if let Some((_, flag)) = of_unet.into_iter().find(|(given, _)| *given && !parts.contains(&Part::Unet)) {
-        return Err(Usage(format!("{flag} is about the UNet, which --component leaves out")).into());
+    let parts = parts(&args.component, args.bundle_resources_for_swift_cli)?;
+    let nbits = args.quantize_nbits.clone().unwrap_or_default();
+    if nbits.names(Part::Unet) && args.palettes.is_some() {
+        return Err(Usage("--quantize-nbits unet=… and --palettes are both for the UNet: one of them".into()).into());
     }
+    let model = Model::open(&args.model)?;
     if args.format == "diffusers" {
         let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
         let weights = unet_weights(&model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
@@ -98,7 +131,22 @@ pub fn run(args: Args) -> Result<()> {
     // Packages are written a weight at a time; so are weights and palettes read.
     give_back_large_memory();
     let checkpoint = args.palettes.as_deref().map(PalettizedFile::open).transpose()?;
-    let lowest = checkpoint.as_ref().and_then(PalettizedFile::needs_ios18);
+    let config = model.unet_config()?;
+    let defaults = UnetOptions::new(&config);
+    let (height, width) = (args.latent_h.unwrap_or(defaults.height), args.latent_w.unwrap_or(defaults.width));
+    if height < 1 || width < 1 {
+        return Err(Usage("--latent-h and --latent-w are at least 1".into()).into());
+    }
+    let parts = parts.map_or_else(|| all(&model, height, width), Ok)?;
+    let of_unet = [(args.chunk_unet, "--chunk-unet"), (args.unet_support_controlnet, "--unet-support-controlnet")];
+    if let Some((_, flag)) = of_unet.into_iter().find(|(given, _)| *given && !parts.contains(&Part::Unet)) {
+        return Err(Usage(format!("{flag} is about the UNet, which --component leaves out")).into());
+    }
+    let small = parts.iter().find_map(|&part| {
+        let form = nbits.of(part).filter(|_| part != Part::Unet || checkpoint.is_none())?;
+        Some((part.name(), form.needs_ios18()?))
+    });
+    let lowest = checkpoint.as_ref().and_then(PalettizedFile::needs_ios18).or(small);
     let target = match (args.min_deployment_target, lowest) {
         (Some(target), Some((name, what))) if target != Target::Ios18 => {
             let message = format!("{target} does not hold {what}, as of {name}: --min-deployment-target iOS18");
@@ -108,20 +156,23 @@ pub fn run(args: Args) -> Result<()> {
         (None, Some(_)) => Target::Ios18,
         (None, None) => Target::Ios16,
     };
-    let config = model.unet_config()?;
-    let defaults = UnetOptions::new(&config);
+    let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
+    if !is_apples(&schedule)? {
+        eprintln!(
+            "warning: the noise schedule of this model is not the one that Apple's programs sample with (scaled_linear, \
+             0.00085 to 0.012, 1000 steps); their pictures will not be those of this model"
+        );
+    }
     let options = UnetOptions {
         batch: if args.unet_batch_one { 1 } else { 2 },
-        height: args.latent_h.unwrap_or(defaults.height),
-        width: args.latent_w.unwrap_or(defaults.width),
+        height,
+        width,
         target,
         attention: args.attention_implementation,
         controlnet: args.unet_support_controlnet,
+        velocity: Velocity::of(&schedule),
         ..defaults
     };
-    if options.height < 1 || options.width < 1 {
-        return Err(Usage("--latent-h and --latent-w are at least 1".into()).into());
-    }
     let name = args.model_version.clone().unwrap_or_else(|| model.name().to_owned());
     let metadata = PackageMetadata::of_folder(&name, model.path());
     // Before the work, not after an hour of it.
@@ -142,9 +193,25 @@ pub fn run(args: Args) -> Result<()> {
     }
     for part in parts {
         let job = Job { model: &model, part, unet: &options, metadata: &metadata };
-        let export = |folder: &Path| match &checkpoint {
-            Some(checkpoint) if part == Part::Unet => job.export(checkpoint, folder),
-            _ => job.export(&model.stored(part.component())?, folder),
+        let mut form = nbits.of(part);
+        if form.is_some()
+            && part.component() == Component::Autoencoder
+            && autoencoder_numbers(part, &model)? == InputKind::Single
+        {
+            print(format_args!("{part} stays as it is: it computes in fp32, and palettes are fp16"))?;
+            form = None;
+        }
+        let export = |folder: &Path| match (&checkpoint, form) {
+            (Some(checkpoint), _) if part == Part::Unet => job.export(checkpoint, folder),
+            (_, None) => job.export(&model.stored(part.component())?, folder),
+            (_, Some(form)) => {
+                let source = model.stored(part.component())?;
+                let forms = forms(&part.parameters(&model)?, form);
+                let mut metadata = metadata.clone();
+                let how = format!("post-training k-means, {} bits", form.bits);
+                metadata.user_defined.insert("palettist.palettes".to_owned(), how);
+                Job { metadata: &metadata, ..job }.export(&PostTraining { source: &source, forms }, folder)
+            }
         };
         if part == Part::Unet && args.chunk_unet {
             for path in export_in_chunks(&args.output, options.overwrite, export)? {
@@ -154,10 +221,26 @@ pub fn run(args: Args) -> Result<()> {
             print(export(&args.output)?.display())?;
         }
     }
+    if args.bundle_resources_for_swift_cli {
+        let tokenizer = model.vocabulary_and_merges()?;
+        let bundle = bundle(&args.output, &metadata, args.attention_implementation, &tokenizer)?;
+        print(bundle.resources.display())?;
+        if !bundle.missing.is_empty() {
+            let (missing, many) = (bundle.missing.join(", "), if bundle.missing.len() > 1 { "are" } else { "is" });
+            print(format_args!("{missing} {many} missing there, which programs need: --component all"))?;
+        }
+        if !bundle.compiled {
+            print(format_args!(
+                "this is no Mac: to compile the packages into it, on one: sh {}",
+                bundle.script.display()
+            ))?;
+        }
+    }
     Ok(())
 }
 
 /// One package to write.
+#[derive(Clone, Copy)]
 struct Job<'a> {
     model: &'a Model,
     part: Part,
@@ -183,6 +266,11 @@ impl Job<'_> {
                     let write = if part == Part::VaeDecoder { export_vae_decoder } else { export_vae_encoder };
                     let numbers = autoencoder_numbers(part, model)?;
                     write(&model.autoencoder_config()?, numbers, size, weighted, destination)?
+                }
+                Part::SafetyChecker => {
+                    let factor = model.autoencoder_config()?.factor();
+                    let size = (factor * size.0, factor * size.1);
+                    export_safety_checker(&model.safety_checker_config()?, size, weighted, destination)?
                 }
                 _ => {
                     let config = model.text_encoder_config_of(part.component())?;

@@ -14,6 +14,7 @@ mod export;
 pub mod generate;
 mod init;
 mod inspect;
+mod nbits;
 mod palettize;
 mod train;
 mod verify;

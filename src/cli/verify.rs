@@ -1,24 +1,29 @@
 //! `palettist verify`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::doctor::memory;
+use super::nbits::{Nbits, forms};
 use super::{Usage, print};
 use crate::coreml::components::{Attended, Part};
 use crate::coreml::layers::Recording;
 use crate::coreml::read::{Chain, Precision};
 use crate::coreml::verify::{
-    Report, Settings, UnetInputs, part_of, verify_one_input, verify_text_encoder, verify_unet,
+    Report, Settings, UnetInputs, part_of, verify_one_input, verify_safety_checker, verify_text_encoder, verify_unet,
 };
+use crate::diffusion::NoiseSchedule;
 use crate::diffusion::pipeline::unet_weights;
 use crate::networks::autoencoder::{decode, encode};
+use crate::networks::safety_checker::safety_checker;
 use crate::networks::text_encoder::text_encoder;
 use crate::networks::unet::unet;
 use crate::ops::Tensors;
 use crate::palette::PalettizedCheckpoint;
+use crate::palette::post_training::palettize;
 use crate::source::{Component, Model};
 
 /// Reads packages back from disk, checks them, runs them, and compares them with the network
@@ -33,6 +38,9 @@ pub struct Args {
     /// The palettized checkpoint that was exported
     #[arg(long, requires = "against")]
     palettes: Option<PathBuf>,
+    /// The palettes that were made on the way into the packages: what `export` was told
+    #[arg(long, requires = "against", value_name = "N")]
+    quantize_nbits: Option<Nbits>,
     /// Less than this many dB, in either arithmetic, is a failure
     #[arg(long, default_value_t = 35.0)]
     min_psnr: f64,
@@ -62,7 +70,8 @@ pub fn run(args: Args) -> Result<()> {
         }
         let model = Model::open(model)?;
         let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
-        let report = against(path, &model, checkpoint.as_ref(), args.layers)?;
+        let nbits = args.quantize_nbits.clone().unwrap_or_default();
+        let report = against(path, &model, checkpoint.as_ref(), &nbits, args.layers)?;
         print(format!("{report}").trim_end())?;
         let least = report.least(Precision::Float32).min(report.least(Precision::Float16));
         // A NaN is a failure too.
@@ -76,13 +85,19 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Compares a package with the network of `model` that it holds; `palettes` are in place of the UNet's weights.
-/// With `layers`, every layer is compared too.
-pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoint>, layers: bool) -> Result<Report> {
+/// Compares a package with the network of `model` that it holds; `palettes` are in place of the UNet's weights, else
+/// those that `nbits` asks for. With `layers`, every layer is compared too.
+pub fn against(
+    path: &Path,
+    model: &Model,
+    palettes: Option<&PalettizedCheckpoint>,
+    nbits: &Nbits,
+    layers: bool,
+) -> Result<Report> {
     let package = Chain::open(path)?;
     let recording = Recording::default();
     let watch = |name: &str, value: &Tensor| recording.watch(name, value);
-    let settings = Settings {
+    let mut settings = Settings {
         memory: memory().map(|(_, free)| free),
         recording: layers.then_some(&recording),
         ..Settings::default()
@@ -96,20 +111,36 @@ pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoin
             part = Part::TextEncoder2;
         }
     }
-    let own = |component| model.weights(component, Kind::Float, Device::Cpu);
+    let own = || match nbits.of(part) {
+        None => model.weights(part.component(), Kind::Float, Device::Cpu),
+        Some(form) => {
+            let stored = model.stored(part.component())?;
+            let parameters = part.parameters(model)?;
+            let tensors =
+                parameters.iter().map(|p| Ok((p.name.clone(), stored.tensor(&p.name, Kind::Half, Device::Cpu)?)));
+            palettize(tensors, &forms(&parameters, form), BTreeMap::new(), &|_| ())?.weights(Kind::Float, Device::Cpu)
+        }
+    };
     let named = |outputs: Vec<(&str, Tensor)>| Ok(outputs.into_iter().map(|(name, x)| (name.to_owned(), x)).collect());
     match part {
         Part::Unet => {
             let config = model.unet_config()?;
-            let weights = unet_weights(model, palettes, Kind::Float, Device::Cpu)?;
+            let weights = match palettes {
+                Some(_) => unet_weights(model, palettes, Kind::Float, Device::Cpu)?,
+                None => own()?,
+            };
+            // A package predicts the noise, whatever the network does.
+            let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
+            settings.timesteps.iter_mut().for_each(|t| *t = (*t).min(schedule.timesteps() - 1));
             let mut network = |given: &UnetInputs| {
-                Ok(unet(&mut tensors(&weights), &config, &given.sample, &given.timestep, given.condition()))
+                let output = unet(&mut tensors(&weights), &config, &given.sample, &given.timestep, given.condition());
+                Ok(schedule.predicted_noise(&given.sample, &output, &given.timestep.to_kind(Kind::Int64)))
             };
             verify_unet(&package, &mut network, &settings)
         }
         Part::TextEncoder | Part::TextEncoder2 => {
             let config = model.text_encoder_config_of(part.component())?;
-            let weights = own(part.component())?;
+            let weights = own()?;
             let end = if config.eos_token_id == 2 { config.vocab_size - 1 } else { config.eos_token_id };
             let mut network = |ids: &Tensor| {
                 named(Attended::of(model).outputs(text_encoder(&mut tensors(&weights), &config, ids)).into())
@@ -118,7 +149,7 @@ pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoin
         }
         Part::VaeDecoder | Part::VaeEncoder => {
             let config = model.autoencoder_config()?;
-            let weights = own(part.component())?;
+            let weights = own()?;
             let mut network = |x: &Tensor| {
                 let mut ops = tensors(&weights);
                 named(match part {
@@ -127,6 +158,19 @@ pub fn against(path: &Path, model: &Model, palettes: Option<&PalettizedCheckpoin
                 })
             };
             verify_one_input(&package, &mut network, &settings)
+        }
+        Part::SafetyChecker => {
+            let config = model.safety_checker_config()?;
+            let weights = own()?;
+            let mut network = |[picture, images, adjustment]: &[Tensor; 3]| {
+                let output = safety_checker(&mut tensors(&weights), &config, picture, images, adjustment);
+                named(vec![
+                    ("filtered_images", output.filtered),
+                    ("has_nsfw_concepts", output.held_back),
+                    ("concept_scores", output.scores),
+                ])
+            };
+            verify_safety_checker(&package, &mut network, &settings)
         }
     }
 }

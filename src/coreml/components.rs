@@ -1,4 +1,4 @@
-//! Exports the networks beside the UNet: text encoders, and the two halves of the autoencoder.
+//! Exports the networks beside the UNet: text encoders, the two halves of the autoencoder, safety checker.
 //!
 //! | package | in | out (fp32) |
 //! |---|---|---|
@@ -6,6 +6,7 @@
 //! | SDXL's two, the second being `text_encoder_2` | the same | `hidden_embeds`, of the last layer but one; as above |
 //! | `vae_decoder` | `z` `[1, 4, h, w]`, fp16 | `image` `[1, 3, 8h, 8w]`, −1…1 |
 //! | `vae_encoder` | `x` `[1, 3, 8h, 8w]`, fp16, −1…1 | `latent` `[1, 8, h, w]`: means, then logarithms of variances |
+//! | `safety_checker` | `clip_input` `[1, 3, 224, 224]`, `images` `[1, 8h, 8w, 3]`, `adjustment` `[1]`, fp16 | `filtered_images` `[1, 8h, 8w, 3]`, `has_nsfw_concepts` `[1, 1, 1, 1]`, `concept_scores` `[1, 17]` |
 //!
 //! Stable Diffusion XL's autoencoder overflows in fp16: its halves take fp32 and compute in it, the decoder but for an
 //! autoencoder that was made not to overflow.
@@ -19,6 +20,7 @@ use anyhow::{Result, bail, ensure};
 use super::export::PROMPT_TOKENS;
 use super::interface::{Destination, Input, InputKind, Interface, Output, Weighted, write};
 use crate::networks::autoencoder::{AutoencoderConfig, decode, encode};
+use crate::networks::safety_checker::{SafetyCheckerConfig, safety_checker};
 use crate::networks::text_encoder::{TextEncoderConfig, TextOutput, text_encoder};
 use crate::ops::Parameter;
 use crate::source::{Component, Model};
@@ -32,15 +34,21 @@ pub enum Part {
     TextEncoder2,
     VaeDecoder,
     VaeEncoder,
+    SafetyChecker,
 }
 
 impl Part {
     /// All of them; [`Part::of`] tells those of a model.
-    pub const ALL: [Part; 5] = [Part::Unet, Part::TextEncoder, Part::TextEncoder2, Part::VaeDecoder, Part::VaeEncoder];
+    pub const ALL: [Part; 6] =
+        [Part::Unet, Part::TextEncoder, Part::TextEncoder2, Part::VaeDecoder, Part::VaeEncoder, Part::SafetyChecker];
 
-    /// Those that a model of its kind has.
+    /// Those that a model has.
     pub fn of(model: &Model) -> Vec<Part> {
-        Part::ALL.into_iter().filter(|part| model.components().any(|component| component == part.component())).collect()
+        let has = |part: &Part| match part {
+            Part::SafetyChecker => model.has(Component::SafetyChecker),
+            _ => model.components().any(|component| component == part.component()),
+        };
+        Part::ALL.into_iter().filter(has).collect()
     }
 
     /// Its name on the command line, and the last part of its package's name.
@@ -51,6 +59,7 @@ impl Part {
             Part::TextEncoder2 => "text_encoder_2",
             Part::VaeDecoder => "vae_decoder",
             Part::VaeEncoder => "vae_encoder",
+            Part::SafetyChecker => "safety_checker",
         }
     }
 
@@ -61,6 +70,7 @@ impl Part {
             Part::TextEncoder => Component::TextEncoder,
             Part::TextEncoder2 => Component::TextEncoder2,
             Part::VaeDecoder | Part::VaeEncoder => Component::Autoencoder,
+            Part::SafetyChecker => Component::SafetyChecker,
         }
     }
 
@@ -71,6 +81,7 @@ impl Part {
             Part::TextEncoder | Part::TextEncoder2 => model.text_encoder_config_of(self.component())?.parameters(),
             Part::VaeDecoder => model.autoencoder_config()?.decoder_parameters(),
             Part::VaeEncoder => model.autoencoder_config()?.encoder_parameters(),
+            Part::SafetyChecker => model.safety_checker_config()?.parameters(),
         })
     }
 }
@@ -225,6 +236,44 @@ pub fn export_vae_encoder(
         )],
     };
     write(destination, &interface, weighted, |ops, inputs| vec![encode(ops, config, &inputs[0])])
+}
+
+/// Writes a safety checker for pictures of `height × width` pixels. Apple's programs only use it for 512×512.
+///
+/// # Errors
+/// Those of [`write`].
+pub fn export_safety_checker(
+    config: &SafetyCheckerConfig,
+    (height, width): (i64, i64),
+    weighted: Weighted,
+    destination: Destination,
+) -> Result<PathBuf> {
+    check_size(height, width)?;
+    let side = config.image_size;
+    let interface = Interface {
+        component: Part::SafetyChecker.name().into(),
+        about: "The safety checker of Stable Diffusion, which tells whether a picture shows what it should not. See \
+                https://arxiv.org/abs/2210.04610."
+            .into(),
+        inputs: vec![
+            Input::half(
+                "clip_input",
+                "The picture, resized and normalised as CLIP's are: 1, channels, height, width",
+                &[1, config.channels, side, side],
+            ),
+            Input::half("images", "The picture in full: 1, height, width, channels", &[1, height, width, 3]),
+            Input::half("adjustment", "Added to the scores of special care: more than 0 is stricter", &[1]),
+        ],
+        outputs: vec![
+            Output::new("filtered_images", "The picture, black if it is held back"),
+            Output::new("has_nsfw_concepts", "1 if the picture is held back, else 0"),
+            Output::new("concept_scores", "For each concept, how far it is above its threshold"),
+        ],
+    };
+    write(destination, &interface, weighted, |ops, inputs| {
+        let output = safety_checker(ops, config, &inputs[0], &inputs[1], &inputs[2]);
+        vec![output.filtered, output.held_back, output.scores]
+    })
 }
 
 fn check_size(height: i64, width: i64) -> Result<()> {

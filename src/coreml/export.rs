@@ -18,6 +18,7 @@ use super::attention::AttentionImplementation;
 use super::interface::{Destination, Input, Interface, Output, Weighted, write};
 pub use super::metadata::PackageMetadata;
 use super::program::Target;
+use super::velocity::Velocity;
 use super::weights::WeightSource;
 use crate::networks::unet::{Added, Addition, Condition, TIME_IDS, UnetConfig, unet};
 
@@ -25,7 +26,7 @@ use crate::networks::unet::{Added, Addition, Condition, TIME_IDS, UnetConfig, un
 pub const PROMPT_TOKENS: i64 = 77;
 
 /// What a UNet's package is made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UnetOptions {
     /// 2: with and without the prompt in one call, for classifier-free guidance; 1: one call each.
     pub batch: i64,
@@ -37,6 +38,8 @@ pub struct UnetOptions {
     pub attention: AttentionImplementation,
     /// Takes what ControlNets add: inputs `additional_residual_0` and so on.
     pub controlnet: bool,
+    /// For a network that predicts v: the package then predicts ε nevertheless.
+    pub velocity: Option<Velocity>,
     /// Replaces a package that is there already.
     pub overwrite: bool,
 }
@@ -52,6 +55,7 @@ impl UnetOptions {
             target: Target::default(),
             attention: AttentionImplementation::default(),
             controlnet: false,
+            velocity: None,
             overwrite: false,
         }
     }
@@ -80,7 +84,7 @@ pub fn export_unet(
     folder: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<PathBuf> {
-    let UnetOptions { batch, height, width, target, attention, controlnet, overwrite } = *options;
+    let UnetOptions { batch, height, width, target, attention, controlnet, overwrite, ref velocity } = *options;
     ensure!(batch > 0, "a package for a batch of {batch} cannot be made: 2 or 1");
     ensure!(height > 0 && width > 0, "a package for latents of {height}×{width} cannot be made");
     let mut interface = Interface {
@@ -126,6 +130,9 @@ pub fn export_unet(
     // The contract that the package keeps, by the version of Apple's package that states it.
     let mut metadata = metadata.clone();
     metadata.user_defined.insert("com.github.apple.ml-stable-diffusion.version".to_owned(), "1.1.0".to_owned());
+    if velocity.is_some() {
+        metadata.user_defined.insert("palettist.prediction".to_owned(), "epsilon, from the network's v".to_owned());
+    }
     let destination = Destination { folder, target, overwrite, metadata: &metadata };
     let weighted = Weighted { weights, parameters: config.parameters().len(), progress };
     write(destination, &interface, weighted, |ops, inputs| {
@@ -135,6 +142,10 @@ pub fn export_unet(
             None => (None, 3),
         };
         let condition = Condition { context: &inputs[2], added, residuals: &inputs[first..] };
-        vec![unet(ops, config, &inputs[0], &inputs[1], condition)]
+        let predicted = unet(ops, config, &inputs[0], &inputs[1], condition);
+        vec![match velocity {
+            Some(velocity) => ops.noise_of_velocity(&predicted, &inputs[0], &inputs[1], velocity),
+            None => predicted,
+        }]
     })
 }

@@ -120,7 +120,8 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
             _ => x.var.clone(),
         };
         self.program.release(name);
-        self.cast(name, &var, FLOAT32)
+        // A cast that does nothing is not written.
+        if var.element == FLOAT32 { self.unary("identity", name, &var) } else { self.cast(name, &var, FLOAT32) }
     }
 
     /// `x` as fp16, fp32 or int32 ([`data_type`](super::proto::data_type)).
@@ -146,7 +147,11 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
     }
 
     /// A value of `shape` made by `build`, or a placeholder after an error.
-    fn value(&mut self, shape: Vec<i64>, build: impl FnOnce(&mut Self, Vec<i64>) -> Result<Var>) -> MilValue {
+    pub(super) fn value(
+        &mut self,
+        shape: Vec<i64>,
+        build: impl FnOnce(&mut Self, Vec<i64>) -> Result<Var>,
+    ) -> MilValue {
         let memory = in_memory(&shape);
         if self.error.is_none() {
             match build(self, memory.clone()) {
@@ -211,32 +216,37 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
     }
 
     /// A 2-d convolution with the weight `name.weight`, declared with `declared`.
-    fn convolve(
-        &mut self,
-        x: &Var,
-        name: &str,
-        declared: &[i64],
-        conv: Conv,
-        bias: bool,
-        out: Vec<i64>,
-    ) -> Result<Var> {
-        let Conv { in_channels, out_channels, kernel, stride, padding } = conv;
+    fn convolve(&mut self, x: &Var, name: &str, declared: &[i64], conv: Conv, out: Vec<i64>) -> Result<Var> {
+        let Conv { in_channels, out_channels, kernel, bias, .. } = conv;
         let memory = [out_channels, in_channels, kernel, kernel];
         let weight = self.parameter(&format!("{name}.weight"), declared, &memory)?;
         let bias =
             if bias { Some(self.parameter(&format!("{name}.bias"), &[out_channels], &[out_channels])?) } else { None };
-        let (strides, pad) = ([stride as i32; 2], [padding as i32; 4]);
+        Ok(self.convolution(name, x, &weight, bias.as_ref(), conv, out))
+    }
+
+    /// The operation.
+    pub(super) fn convolution(
+        &mut self,
+        name: &str,
+        x: &Var,
+        weight: &Var,
+        bias: Option<&Var>,
+        conv: Conv,
+        out: Vec<i64>,
+    ) -> Var {
+        let (strides, pad) = ([conv.stride as i32; 2], [conv.padding as i32; 4]);
         let mut parameters = vec![
             ("x", Parameter::Var(x)),
-            ("weight", Parameter::Var(&weight)),
+            ("weight", Parameter::Var(weight)),
             ("strides", Parameter::Ints(&strides)),
-            ("pad_type", Parameter::Text(if padding == 0 { "valid" } else { "custom" })),
+            ("pad_type", Parameter::Text(if conv.padding == 0 { "valid" } else { "custom" })),
             ("pad", Parameter::Ints(&pad)),
             ("dilations", Parameter::Ints(&[1, 1])),
             ("groups", Parameter::Int(1)),
         ];
-        parameters.extend(bias.as_ref().map(|bias| ("bias", Parameter::Var(bias))));
-        Ok(self.program.op("conv", name, &parameters, x.element, out))
+        parameters.extend(bias.map(|bias| ("bias", Parameter::Var(bias))));
+        self.program.op("conv", name, &parameters, x.element, out)
     }
 
     pub(super) fn unary(&mut self, kind: &str, name: &str, x: &Var) -> Var {
@@ -282,19 +292,19 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
         x.shape.clone()
     }
     fn conv2d(&mut self, x: &MilValue, name: &str, conv: Conv) -> MilValue {
-        let Conv { in_channels, out_channels, kernel, stride, padding } = conv;
+        let Conv { in_channels, out_channels, kernel, stride, padding, .. } = conv;
         let size = |n: i64| (n + 2 * padding - kernel) / stride + 1;
         let shape = vec![x.shape[0], out_channels, size(x.shape[2]), size(x.shape[3])];
         let declared = [out_channels, in_channels, kernel, kernel];
-        self.value(shape, |ops, out| ops.convolve(&x.var, name, &declared, conv, true, out))
+        self.value(shape, |ops, out| ops.convolve(&x.var, name, &declared, conv, out))
     }
     fn linear(&mut self, x: &MilValue, name: &str, linear: Linear) -> MilValue {
         let Linear { in_features, out_features, bias } = linear;
         let mut shape = x.shape.clone();
         shape.pop();
         shape.push(out_features);
-        let conv = Conv::same(in_features, out_features, 1);
-        self.value(shape, |ops, out| ops.convolve(&x.var, name, &[out_features, in_features], conv, bias, out))
+        let conv = Conv { bias, ..Conv::same(in_features, out_features, 1) };
+        self.value(shape, |ops, out| ops.convolve(&x.var, name, &[out_features, in_features], conv, out))
     }
     fn group_norm(&mut self, x: &MilValue, name: &str, groups: i64, eps: f64) -> MilValue {
         let channels = x.shape[1];
@@ -308,7 +318,7 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
         })
     }
     fn layer_norm(&mut self, x: &MilValue, name: &str, eps: f64) -> MilValue {
-        let channels = [x.shape[2]];
+        let channels = [x.var.shape[1]];
         self.value(x.shape.clone(), |ops, out| {
             let gamma = ops.parameter(&format!("{name}.weight"), &channels, &channels)?;
             let beta = ops.parameter(&format!("{name}.bias"), &channels, &channels)?;
@@ -395,5 +405,45 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
     fn pool_at_end_of_text(&mut self, x: &MilValue, ids: &MilValue, eos: i64) -> MilValue {
         let shape = vec![x.shape[0], x.shape[2]];
         self.value(shape, |ops, out| ops.take_end(&x.var, &ids.var, eos, out))
+    }
+    fn prepend(&mut self, x: &MilValue, name: &str) -> MilValue {
+        let (batch, tokens, channels) = (x.shape[0], x.shape[1], x.shape[2]);
+        self.value(vec![batch, tokens + 1, channels], |ops, _| {
+            ensure!(batch == 1, "`{name}` is put before the tokens of one picture at a time, not of {batch}");
+            let first = ops.parameter(name, &[channels], &[1, channels, 1, 1])?;
+            Ok(ops.concat("tokens_after_first", vec![&first, &x.var], 3))
+        })
+    }
+    fn first_token(&mut self, x: &MilValue) -> MilValue {
+        self.value(vec![x.shape[0], x.shape[2]], |ops, out| {
+            let size: Vec<i32> = out.iter().map(|&size| size as i32).collect();
+            let begin = Parameter::Ints(&[0; 4]);
+            let parameters = [("x", Parameter::Var(&x.var)), ("begin", begin), ("size", Parameter::Ints(&size))];
+            Ok(ops.program.op("slice_by_size", "first_token", &parameters, FLOAT16, out))
+        })
+    }
+    fn cosines(&mut self, x: &MilValue, name: &str, rows: i64) -> MilValue {
+        self.value(vec![x.shape[0], rows], |ops, out| ops.angles(&x.var, name, rows, out))
+    }
+    fn subtract(&mut self, x: &MilValue, name: &str) -> MilValue {
+        let channels = x.shape[1];
+        self.value(x.shape.clone(), |ops, _| {
+            let less = ops.parameter(name, &[channels], &[1, channels, 1, 1])?;
+            Ok(ops.binary("sub", "scores", &x.var, Parameter::Var(&less)))
+        })
+    }
+    fn any_positive(&mut self, x: &MilValue, worth: f64) -> MilValue {
+        self.value(vec![x.shape[0], 1], |ops, out| Ok(ops.worth_where_positive(&x.var, worth, out)))
+    }
+    fn vector_to_image(&mut self, x: &MilValue) -> MilValue {
+        // It lies so already.
+        MilValue { var: x.var.clone(), shape: vec![x.shape[0], x.shape[1], 1, 1] }
+    }
+    fn blank_where(&mut self, images: &MilValue, flags: &MilValue) -> MilValue {
+        self.value(images.shape.clone(), |ops, _| {
+            let kept = ops.binary("mul", "held_back_negated", &flags.var, Parameter::Half(f16::NEG_ONE));
+            let kept = ops.binary("add", "kept", &kept, Parameter::Half(f16::ONE));
+            Ok(ops.binary("mul", "filtered", &images.var, Parameter::Var(&kept)))
+        })
     }
 }

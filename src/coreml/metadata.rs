@@ -20,7 +20,8 @@ pub struct PackageMetadata {
 }
 
 impl PackageMetadata {
-    /// What the model's folder tells: the licence of its model card (`README.md`), where it has one.
+    /// What the model's folder tells: the licence and the base model of its model card (`README.md`), where it has one;
+    /// what `model_index.json` says it was loaded from.
     pub fn of_folder(model: &str, folder: &Path) -> Self {
         let card = fs::read_to_string(folder.join("README.md")).unwrap_or_default();
         let field = |name: &str| front_matter(&card, name).unwrap_or_default();
@@ -36,7 +37,13 @@ impl PackageMetadata {
             }
             _ => "see the model that this package was made from".to_owned(),
         };
-        Self { model: model.to_owned(), author, license, user_defined: BTreeMap::new() }
+        let mut user_defined = BTreeMap::new();
+        if let Some(base) =
+            front_matter(&card, "base_model").or_else(|| loaded_from(folder)).filter(|base| base != model)
+        {
+            user_defined.insert("palettist.base_model".to_owned(), base);
+        }
+        Self { model: model.to_owned(), author, license, user_defined }
     }
 
     /// `Stable_Diffusion_version_<model>_<component>.mlpackage`, as Apple's converter has it.
@@ -56,6 +63,15 @@ impl PackageMetadata {
             user_defined,
         }
     }
+}
+
+/// The hub id that diffusers noted when it saved the folder; a path of another machine says nothing.
+fn loaded_from(folder: &Path) -> Option<String> {
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("model_index.json")).ok()?).ok()?;
+    let name = index.get("_name_or_path")?.as_str()?;
+    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+    let (owner, model) = name.split_once('/')?;
+    (plain(owner) && plain(model) && !model.contains(['/', '\\'])).then(|| name.to_owned())
 }
 
 /// A field of a model card's YAML front matter, where it is a plain scalar.
@@ -83,5 +99,16 @@ mod tests {
         let metadata = read("---\nlicense: other\nlicense_name: ours\nlicense_link: https://x.org/l\n---\n");
         assert_eq!(metadata.license, "ours (https://x.org/l)");
         assert!(read("license: in the text\n").license.starts_with("see the model"));
+
+        let base = |metadata: PackageMetadata| metadata.user_defined.get("palettist.base_model").cloned();
+        assert_eq!(base(read("no front matter")), None);
+        for (path, expected) in
+            [("runwayml/sd", Some("runwayml/sd")), ("/home/x/sd", None), ("./sd", None), ("a/b", None)]
+        {
+            let index = serde_json::json!({ "_name_or_path": path }).to_string();
+            fs::write(folder.path().join("model_index.json"), index).unwrap();
+            assert_eq!(base(read("no front matter")).as_deref(), expected, "{path}");
+        }
+        assert_eq!(base(read("---\nbase_model: c/d\n---\n")).as_deref(), Some("c/d"));
     }
 }

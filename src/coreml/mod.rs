@@ -10,19 +10,22 @@
 //! | [`lower`] | the vocabulary's interpreter that builds one |
 //! | [`attention`] | its word `attention` for the Neural Engine |
 //! | `recipes` | its words that MIL spells with several operations |
-//! | `text` | its words for text encoders |
+//! | `text`, `safety` | its words for text encoders and for the safety checker |
+//! | [`velocity`] | networks that predict v, as such that predict ε |
 //! | [`package`] | the folder |
 //! | [`metadata`] | what a package says about itself |
 //! | [`interface`] | inputs and outputs of a network, and writing it |
 //! | [`export`] | what Apple's programs expect of a UNet |
 //! | [`components`] | and of the text encoder and the autoencoder |
 //! | [`chunk`] | a package in two |
+//! | [`bundle`] | what apps need beside packages |
 //! | [`read`] | reading a package back and running it |
 //! | [`verify`] | a package against the network it was made from |
 //! | [`layers`] | the same, layer by layer |
 
 pub mod attention;
 pub mod blob;
+pub mod bundle;
 pub mod chunk;
 pub mod components;
 pub mod export;
@@ -36,6 +39,8 @@ pub mod program;
 pub mod proto;
 pub mod read;
 mod recipes;
+mod safety;
 mod text;
+pub mod velocity;
 pub mod verify;
 pub mod weights;

@@ -185,8 +185,13 @@ pub fn compare(
 /// None that Palettist knows, with the inputs it has.
 pub fn part_of(package: &Chain) -> Result<Part> {
     let has = |name: &str| package.inputs().iter().any(|input| input.name == name);
-    let parts =
-        [("sample", Part::Unet), ("input_ids", Part::TextEncoder), ("z", Part::VaeDecoder), ("x", Part::VaeEncoder)];
+    let parts = [
+        ("sample", Part::Unet),
+        ("input_ids", Part::TextEncoder),
+        ("z", Part::VaeDecoder),
+        ("x", Part::VaeEncoder),
+        ("clip_input", Part::SafetyChecker),
+    ];
     match parts.into_iter().find(|(input, _)| has(input)) {
         Some((_, part)) => Ok(part),
         None => bail!(
@@ -371,6 +376,38 @@ pub fn verify_text_encoder(
         };
         let fed = if input.kind.data_type.is_float() { ids.f_to_kind(Kind::Float)? } else { ids };
         Ok(Case { name: name.to_owned(), inputs: [(input.name.clone(), fed)].into(), expected })
+    });
+    compare(package, cases, settings)
+}
+
+/// Compares a safety checker with `reference(clip_input, images, adjustment)`, which gives the outputs by name, on two
+/// random pictures of which one is adjusted to be held back where that can be.
+///
+/// # Errors
+/// When the package has other inputs, and what `reference` returns.
+pub fn verify_safety_checker(
+    package: &Chain,
+    reference: &mut dyn FnMut(&[Tensor; 3]) -> Result<BTreeMap<String, Tensor>>,
+    settings: &Settings,
+) -> Result<Report> {
+    const INPUTS: [&str; 3] = ["clip_input", "images", "adjustment"];
+    let kind = |name: &str| package.inputs().iter().find(|input| input.name == name).map(|input| &input.kind);
+    let [Some(picture), Some(images), Some(adjustment)] = INPUTS.map(kind) else {
+        bail!("{} has the inputs {}", package.path().display(), inputs_of(package));
+    };
+    let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
+    let cases = [0.0, 0.5].into_iter().map(|more| {
+        let inputs = [
+            normal(&mut random, picture)?.f_to_device(settings.device)?,
+            normal(&mut random, images)?.f_to_device(settings.device)?,
+            Tensor::f_full(&adjustment.shape, more, (Kind::Float, settings.device))?,
+        ];
+        let expected = {
+            let _no_gradients = tch::no_grad_guard();
+            reference(&inputs).context("the network that the package is compared with")?
+        };
+        let inputs = INPUTS.map(String::from).into_iter().zip(inputs).collect();
+        Ok(Case { name: format!("adjustment {more}"), inputs, expected })
     });
     compare(package, cases, settings)
 }

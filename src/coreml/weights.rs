@@ -1,6 +1,7 @@
 //! Where exported weights come from: dense tensors or palettes, one at a time.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use half::f16;
@@ -8,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ops::Weights;
 use crate::palette::checkpoint::{PalettizedFile, Parameter};
-use crate::palette::{Palette, PalettizedCheckpoint};
+use crate::palette::{Form, Palette, PalettizedCheckpoint, fit};
 use crate::source::Stored;
 
 /// One parameter of a network, as it is to be stored.
@@ -72,6 +73,25 @@ impl WeightSource for PalettizedFile {
         match self.read(name)? {
             Parameter::Palette(palette) => Ok(Weight::Palette(Cow::Owned(palette))),
             Parameter::Dense(tensor) => dense(&tensor),
+        }
+    }
+}
+
+/// What another source has, some of it as the palettes nearest to it, made when they are asked for.
+pub struct PostTraining<'a> {
+    pub source: &'a dyn WeightSource,
+    /// Which become palettes, and of what form.
+    pub forms: BTreeMap<String, Form>,
+}
+
+impl WeightSource for PostTraining<'_> {
+    fn weight(&self, name: &str) -> Result<Weight<'_>> {
+        match (self.source.weight(name)?, self.forms.get(name)) {
+            (Weight::Dense { shape, values }, Some(form)) => {
+                let fit = fit(&values, &shape, form).with_context(|| format!("palettizing `{name}`"))?;
+                Ok(Weight::Palette(Cow::Owned(fit.palette)))
+            }
+            (weight, _) => Ok(weight),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The networks, each a function over the vocabulary of [`crate::ops`], and the `config.json` of each.
 
 pub mod autoencoder;
+mod clip;
 mod json;
 mod resnet;
+pub mod safety_checker;
 pub mod text_encoder;
 mod transformer;
 pub mod unet;

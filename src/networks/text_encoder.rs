@@ -4,8 +4,9 @@
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
+use super::clip::{Layer, Layers, activation};
 use super::json::Json;
-use crate::ops::{Activation, Block, Linear, Mask, Ops, Parameter, declared};
+use crate::ops::{Activation, Linear, Mask, Ops, Parameter, declared};
 
 /// What `text_encoder/config.json` says.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,13 +42,7 @@ impl TextEncoderConfig {
     pub fn from_json(value: &Value) -> Result<Self> {
         let json = Json::new("CLIPTextModel", value)?;
         json.only("model_type", &[json!("clip_text_model")])?;
-        let activation = match json.text("hidden_act", "quick_gelu")?.as_str() {
-            "quick_gelu" => Activation::QuickGelu,
-            "gelu" => Activation::Gelu,
-            other => bail!(
-                "CLIPTextModel: config.json has `hidden_act`: \"{other}\", which is not supported (quick_gelu or gelu is)"
-            ),
-        };
+        let activation = activation("CLIPTextModel", &json)?;
         let projects = value.pointer("/architectures/0").is_some_and(|class| class == "CLIPTextModelWithProjection");
         let projection = if projects { Some(json.integer("projection_dim", 512)?) } else { None };
         let config = Self {
@@ -85,10 +80,18 @@ pub fn text_encoder<O: Ops>(ops: &mut O, config: &TextEncoderConfig, ids: &O::Va
     let width = config.hidden_size;
     let x = ops.embedding(ids, "text_model.embeddings.token_embedding", config.vocab_size, width);
     let mut x = ops.add_positions(&x, "text_model.embeddings.position_embedding", config.positions);
+    let layers = Layers {
+        width,
+        inner: config.intermediate_size,
+        heads: config.heads,
+        eps: config.layer_norm_eps,
+        activation: config.activation,
+        mask: Mask::Causal,
+    };
     let mut penultimate = ops.share(&x);
     for layer in 0..config.layers {
         penultimate = ops.share(&x);
-        x = ops.block(Layer { config: config.clone(), name: format!("text_model.encoder.layers.{layer}") }, &[&x]);
+        x = ops.block(Layer { layers, name: format!("text_model.encoder.layers.{layer}") }, &[&x]);
     }
     let last_hidden_state = ops.layer_norm(&x, "text_model.final_layer_norm", config.layer_norm_eps);
     let mut pooled = ops.pool_at_end_of_text(&last_hidden_state, ids, config.eos_token_id);
@@ -96,30 +99,4 @@ pub fn text_encoder<O: Ops>(ops: &mut O, config: &TextEncoderConfig, ids: &O::Va
         pooled = ops.linear(&pooled, "text_projection", Linear { in_features: width, out_features, bias: false });
     }
     TextOutput { last_hidden_state, penultimate, pooled }
-}
-
-/// `CLIPEncoderLayer`: causal self-attention, then a feed-forward network, each on a norm, each added.
-struct Layer {
-    config: TextEncoderConfig,
-    name: String,
-}
-
-impl Block for Layer {
-    fn run<O: Ops>(&self, ops: &mut O, inputs: &[O::Value]) -> O::Value {
-        let Self { config, name } = self;
-        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let square = Linear { in_features: width, out_features: width, bias: true };
-        let h = ops.layer_norm(&inputs[0], &format!("{name}.layer_norm1"), eps);
-        let q = ops.linear(&h, &format!("{name}.self_attn.q_proj"), square);
-        let k = ops.linear(&h, &format!("{name}.self_attn.k_proj"), square);
-        let v = ops.linear(&h, &format!("{name}.self_attn.v_proj"), square);
-        let h = ops.attention(&q, &k, &v, config.heads, Mask::Causal);
-        let h = ops.linear(&h, &format!("{name}.self_attn.out_proj"), square);
-        let x = ops.add(&inputs[0], &h);
-        let h = ops.layer_norm(&x, &format!("{name}.layer_norm2"), eps);
-        let h = ops.linear(&h, &format!("{name}.mlp.fc1"), Linear { out_features: inner, ..square });
-        let h = ops.activation(&h, config.activation);
-        let h = ops.linear(&h, &format!("{name}.mlp.fc2"), Linear { in_features: inner, ..square });
-        ops.add(&x, &h)
-    }
 }

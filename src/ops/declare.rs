@@ -71,8 +71,8 @@ impl Ops for Declare {
         x.clone()
     }
     fn conv2d(&mut self, x: &Vec<i64>, name: &str, conv: Conv) -> Vec<i64> {
-        let Conv { in_channels, out_channels, kernel, stride, padding } = conv;
-        self.weight_and_bias(name, vec![out_channels, in_channels, kernel, kernel], true);
+        let Conv { in_channels, out_channels, kernel, stride, padding, bias } = conv;
+        self.weight_and_bias(name, vec![out_channels, in_channels, kernel, kernel], bias);
         let size = |n: i64| (n + 2 * padding - kernel) / stride + 1;
         vec![x[0], out_channels, size(x[2]), size(x[3])]
     }
@@ -135,5 +135,29 @@ impl Ops for Declare {
     }
     fn pool_at_end_of_text(&mut self, x: &Vec<i64>, _ids: &Vec<i64>, _eos: i64) -> Vec<i64> {
         vec![x[0], x[2]]
+    }
+    fn prepend(&mut self, x: &Vec<i64>, name: &str) -> Vec<i64> {
+        self.note(name.to_owned(), vec![x[2]], Initial::Normal(0.02), false);
+        vec![x[0], x[1] + 1, x[2]]
+    }
+    fn first_token(&mut self, x: &Vec<i64>) -> Vec<i64> {
+        vec![x[0], x[2]]
+    }
+    fn cosines(&mut self, x: &Vec<i64>, name: &str, rows: i64) -> Vec<i64> {
+        self.note(name.to_owned(), vec![rows, x[1]], Initial::One, false);
+        vec![x[0], rows]
+    }
+    fn subtract(&mut self, x: &Vec<i64>, name: &str) -> Vec<i64> {
+        self.note(name.to_owned(), vec![x[1]], Initial::One, false);
+        x.clone()
+    }
+    fn any_positive(&mut self, x: &Vec<i64>, _worth: f64) -> Vec<i64> {
+        vec![x[0], 1]
+    }
+    fn vector_to_image(&mut self, x: &Vec<i64>) -> Vec<i64> {
+        vec![x[0], x[1], 1, 1]
+    }
+    fn blank_where(&mut self, images: &Vec<i64>, _flags: &Vec<i64>) -> Vec<i64> {
+        images.clone()
     }
 }

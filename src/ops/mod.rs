@@ -22,12 +22,13 @@ pub struct Conv {
     pub kernel: i64,
     pub stride: i64,
     pub padding: i64,
+    pub bias: bool,
 }
 
 impl Conv {
-    /// Kernel `kernel`, stride 1, padded to keep the size.
+    /// Kernel `kernel`, stride 1, padded to keep the size, with a bias.
     pub fn same(in_channels: i64, out_channels: i64, kernel: i64) -> Self {
-        Self { in_channels, out_channels, kernel, stride: 1, padding: kernel / 2 }
+        Self { in_channels, out_channels, kernel, stride: 1, padding: kernel / 2, bias: true }
     }
 }
 
@@ -89,13 +90,13 @@ pub trait Ops {
     /// Shows what a stage of the network gives to the next. Most interpreters do not look.
     fn feature(&mut self, _x: &Self::Value) {}
 
-    /// `[B, in, H, W] → [B, out, H', W']`, with bias.
+    /// `[B, in, H, W] → [B, out, H', W']`
     fn conv2d(&mut self, x: &Self::Value, name: &str, conv: Conv) -> Self::Value;
     /// `[…, in] → […, out]` on tokens or vectors.
     fn linear(&mut self, x: &Self::Value, name: &str, linear: Linear) -> Self::Value;
     /// Over channels of an image, in `groups`, with scale and shift.
     fn group_norm(&mut self, x: &Self::Value, name: &str, groups: i64, eps: f64) -> Self::Value;
-    /// Over the last axis of tokens, with scale and shift.
+    /// Over the last axis of tokens or vectors, with scale and shift.
     fn layer_norm(&mut self, x: &Self::Value, name: &str, eps: f64) -> Self::Value;
     /// Multi-head attention of `q` `[B, T, C]` on `k`, `v` `[B, S, C]`: softmax(q kᵀ / √(C/heads)) v → `[B, T, C]`.
     fn attention(&mut self, q: &Self::Value, k: &Self::Value, v: &Self::Value, heads: i64, mask: Mask) -> Self::Value;
@@ -103,7 +104,7 @@ pub trait Ops {
     fn activation(&mut self, x: &Self::Value, function: Activation) -> Self::Value;
     /// `[B, T, 2C] → [B, T, C]`: the first half times the exact GELU of the second.
     fn geglu(&mut self, x: &Self::Value) -> Self::Value;
-    /// Sum of two values of one shape.
+    /// Sum of two values of one shape, or of `a` and a number `[1]` or numbers `[B, 1]` for all of a vector.
     fn add(&mut self, a: &Self::Value, b: &Self::Value) -> Self::Value;
     /// An image `[B, C, H, W]` plus a vector `[B, C]`, the same at every pixel.
     fn add_to_pixels(&mut self, image: &Self::Value, vector: &Self::Value) -> Self::Value;
@@ -128,4 +129,18 @@ pub trait Ops {
     /// CLIP's pooling: for each row of ids `[B, T]`, the token of `x` `[B, T, C]` at the end-of-text → `[B, C]`.
     /// With `eos` 2 (old configs) that is the position of the largest id, else the first position of `eos`.
     fn pool_at_end_of_text(&mut self, x: &Self::Value, ids: &Self::Value, eos: i64) -> Self::Value;
+    /// Tokens `[B, T, C]` with the parameter `name` `[C]` in front of them → `[B, 1 + T, C]`.
+    fn prepend(&mut self, x: &Self::Value, name: &str) -> Self::Value;
+    /// `[B, T, C] → [B, C]`: the first token.
+    fn first_token(&mut self, x: &Self::Value) -> Self::Value;
+    /// Cosines of the angles between vectors `[B, C]` and the rows of the parameter `name` `[rows, C]` → `[B, rows]`.
+    fn cosines(&mut self, x: &Self::Value, name: &str, rows: i64) -> Self::Value;
+    /// Vectors `[B, C]` less the parameter `name` `[C]`.
+    fn subtract(&mut self, x: &Self::Value, name: &str) -> Self::Value;
+    /// `[B, C] → [B, 1]`: `worth` where an element is positive, else 0.
+    fn any_positive(&mut self, x: &Self::Value, worth: f64) -> Self::Value;
+    /// `[B, C] → [B, C, 1, 1]`
+    fn vector_to_image(&mut self, x: &Self::Value) -> Self::Value;
+    /// Images `[B, …]`, zero where `flags` `[B, 1, 1, 1]` are 1.
+    fn blank_where(&mut self, images: &Self::Value, flags: &Self::Value) -> Self::Value;
 }

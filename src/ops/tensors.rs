@@ -65,7 +65,10 @@ impl<'w> Tensors<'w> {
     }
 
     fn weight(&mut self, name: &str, part: &str) -> Tensor {
-        let full = format!("{name}.{part}");
+        self.parameter(format!("{name}.{part}"))
+    }
+
+    fn parameter(&mut self, full: String) -> Tensor {
         let weight = self.weights.get(&full);
         let weight = weight.unwrap_or_else(|| panic!("the network asks for {full}, which loading did not check"));
         let weight = weight.to_kind(self.kind);
@@ -142,8 +145,9 @@ impl Ops for Tensors<'_> {
             .unwrap_or_else(|error| panic!("{error:#}"))
     }
     fn conv2d(&mut self, x: &Tensor, name: &str, conv: Conv) -> Tensor {
-        let (weight, bias) = (self.weight(name, "weight"), self.weight(name, "bias"));
-        self.shown(name, x.conv2d(&weight, Some(bias), [conv.stride; 2], [conv.padding; 2], [1, 1], 1))
+        let weight = self.weight(name, "weight");
+        let bias = conv.bias.then(|| self.weight(name, "bias"));
+        self.shown(name, x.conv2d(&weight, bias, [conv.stride; 2], [conv.padding; 2], [1, 1], 1))
     }
     fn linear(&mut self, x: &Tensor, name: &str, linear: Linear) -> Tensor {
         let weight = self.weight(name, "weight");
@@ -229,5 +233,28 @@ impl Ops for Tensors<'_> {
         let position = if eos == 2 { ids.argmax(-1, false) } else { ids.eq(eos).to_kind(Kind::Int).argmax(-1, false) };
         let index = position.view([-1, 1, 1]).expand([-1, 1, x.size()[2]], false);
         x.gather(1, &index, false).squeeze_dim(1)
+    }
+    fn prepend(&mut self, x: &Tensor, name: &str) -> Tensor {
+        let first = self.parameter(name.to_owned()).expand([x.size()[0], 1, -1], false);
+        Tensor::cat(&[&first, x], 1)
+    }
+    fn first_token(&mut self, x: &Tensor) -> Tensor {
+        x.select(1, 0)
+    }
+    fn cosines(&mut self, x: &Tensor, name: &str, _rows: i64) -> Tensor {
+        let unit = |x: &Tensor| x / x.norm_scalaropt_dim(2, [-1], true).clamp_min(1e-12);
+        unit(x).linear(&unit(&self.parameter(name.to_owned())), None::<Tensor>)
+    }
+    fn subtract(&mut self, x: &Tensor, name: &str) -> Tensor {
+        x - self.parameter(name.to_owned())
+    }
+    fn any_positive(&mut self, x: &Tensor, worth: f64) -> Tensor {
+        x.gt(0.0).any_dim(1, true).to_kind(x.kind()) * worth
+    }
+    fn vector_to_image(&mut self, x: &Tensor) -> Tensor {
+        x.unsqueeze(-1).unsqueeze(-1)
+    }
+    fn blank_where(&mut self, images: &Tensor, flags: &Tensor) -> Tensor {
+        images * (1.0 - flags)
     }
 }

@@ -44,7 +44,9 @@ pub fn weight_files(folder: &Path, component: Component) -> Result<Vec<PathBuf>>
     let mut found: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     found.sort();
     let stems = match component {
-        Component::TextEncoder | Component::TextEncoder2 => ["model", "diffusion_pytorch_model"],
+        Component::TextEncoder | Component::TextEncoder2 | Component::SafetyChecker => {
+            ["model", "diffusion_pytorch_model"]
+        }
         _ => ["diffusion_pytorch_model", "model"],
     };
     for stem in stems {

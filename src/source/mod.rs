@@ -28,10 +28,11 @@ pub enum Component {
     /// The second one of Stable Diffusion XL.
     TextEncoder2,
     Autoencoder,
+    SafetyChecker,
 }
 
 impl Component {
-    /// All of them; [`Model::components`] tells those of a model.
+    /// Those that draw; [`Model::components`] tells those of a model.
     pub const ALL: [Component; 4] =
         [Component::Unet, Component::TextEncoder, Component::TextEncoder2, Component::Autoencoder];
 
@@ -42,6 +43,7 @@ impl Component {
             Component::TextEncoder => "text_encoder",
             Component::TextEncoder2 => "text_encoder_2",
             Component::Autoencoder => "vae",
+            Component::SafetyChecker => "safety_checker",
         }
     }
 
@@ -52,13 +54,14 @@ impl Component {
             Component::TextEncoder => "text encoder",
             Component::TextEncoder2 => "second text encoder",
             Component::Autoencoder => "autoencoder",
+            Component::SafetyChecker => "safety checker",
         }
     }
 
     /// The weight file that diffusers and transformers expect in its folder.
     pub fn weight_file(self) -> &'static str {
         match self {
-            Component::TextEncoder | Component::TextEncoder2 => "model.safetensors",
+            Component::TextEncoder | Component::TextEncoder2 | Component::SafetyChecker => "model.safetensors",
             _ => "diffusion_pytorch_model.safetensors",
         }
     }

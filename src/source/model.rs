@@ -11,9 +11,10 @@ use super::files::{TensorFile, write_bytes};
 use super::json::{read_json, read_json_if_there};
 use super::single_file::SingleFile;
 use super::stored::{Origin, Place, Stored};
-use super::{Component, Tokenizer, folder, hub, names};
+use super::{Component, Tokenizer, folder, hub, names, tokenizer};
 use crate::diffusion::parse_config;
 use crate::networks::autoencoder::AutoencoderConfig;
+use crate::networks::safety_checker::SafetyCheckerConfig;
 use crate::networks::text_encoder::TextEncoderConfig;
 use crate::networks::unet::UnetConfig;
 use crate::ops::{Parameter, Weights};
@@ -157,6 +158,19 @@ impl Model {
         self.config(component, TextEncoderConfig::from_json)
     }
 
+    /// `safety_checker/config.json`.
+    pub fn safety_checker_config(&self) -> Result<SafetyCheckerConfig> {
+        self.config(Component::SafetyChecker, SafetyCheckerConfig::from_json)
+    }
+
+    /// Whether it has the component at all.
+    pub fn has(&self, component: Component) -> bool {
+        match &self.form {
+            Form::Folder(folder) => folder.join(component.folder()).join("config.json").is_file(),
+            Form::File(file) => file.config_json(component).is_ok(),
+        }
+    }
+
     /// `scheduler/scheduler_config.json`, in which diffusers writes infinities that JSON does not have.
     pub fn scheduler_config(&self) -> Result<Value> {
         let path = match &self.form {
@@ -224,12 +238,24 @@ impl Model {
         Ok(tokenizer)
     }
 
+    /// The tokenizer as `vocab.json` and `merges.txt`, names and contents.
+    pub fn vocabulary_and_merges(&self) -> Result<[(&'static str, String); 2]> {
+        match &self.form {
+            Form::Folder(folder) => tokenizer::vocabulary_and_merges(&folder.join("tokenizer")),
+            Form::File(file) => {
+                let [vocabulary, merges, ..] = file.tokenizer_files(Component::TextEncoder)?;
+                Ok([vocabulary, merges])
+            }
+        }
+    }
+
     /// The parameters that the component's configuration asks for.
     pub fn parameters(&self, component: Component) -> Result<Vec<Parameter>> {
         Ok(match component {
             Component::Unet => self.unet_config()?.parameters(),
             Component::Autoencoder => self.autoencoder_config()?.parameters(),
             Component::TextEncoder | Component::TextEncoder2 => self.text_encoder_config_of(component)?.parameters(),
+            Component::SafetyChecker => self.safety_checker_config()?.parameters(),
         })
     }
 

@@ -6,6 +6,7 @@ use super::Component;
 ///
 /// - Text encoder: transformers 5 writes names without the prefix `text_model.`; transformers before 4.31 also wrote
 ///   the buffer `position_ids`.
+/// - Safety checker: transformers before 5 wrote `vision_model.` twice; before 4.31 also the buffer `position_ids`.
 /// - Autoencoder: diffusers before 0.12 called the linear layers of its attention `query`, `key`, `value`, `proj_attn`.
 pub fn today(component: Component, name: &str) -> Option<String> {
     match component {
@@ -15,6 +16,14 @@ pub fn today(component: Component, name: &str) -> Option<String> {
         Component::TextEncoder | Component::TextEncoder2 => {
             let bare = name.strip_prefix("text_model.").unwrap_or(name);
             (bare != "embeddings.position_ids").then(|| format!("text_model.{bare}"))
+        }
+        Component::SafetyChecker => {
+            let bare = name.strip_prefix("vision_model.vision_model.").or(name.strip_prefix("vision_model."));
+            match bare {
+                None => Some(name.to_owned()),
+                Some("embeddings.position_ids") => None,
+                Some(bare) => Some(format!("vision_model.{bare}")),
+            }
         }
         Component::Autoencoder => {
             let renamed = attention_layer(name).and_then(|(attention, layer, part)| {
@@ -76,6 +85,12 @@ mod tests {
         for name in ["text_model.embeddings.position_ids", "embeddings.position_ids"] {
             assert_eq!(old(text, name), None);
         }
+        let checker = Component::SafetyChecker;
+        for name in ["vision_model.vision_model.pre_layrnorm.bias", "vision_model.pre_layrnorm.bias"] {
+            assert_eq!(old(checker, name).unwrap(), "vision_model.pre_layrnorm.bias");
+        }
+        assert_eq!(old(checker, "vision_model.vision_model.embeddings.position_ids"), None);
+        assert_eq!(old(checker, "concept_embeds").unwrap(), "concept_embeds");
         let name = "decoder.mid_block.attentions.0.to_q.weight";
         assert_eq!(today_shape(vae, name, &[8, 8, 1, 1]), [8, 8]);
         assert_eq!(today_shape(vae, "decoder.conv_in.weight", &[8, 8, 1, 1]), [8, 8, 1, 1]);

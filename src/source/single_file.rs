@@ -89,6 +89,7 @@ impl SingleFile {
             Component::TextEncoder => inferred::text_encoder(&shapes, self.version),
             Component::TextEncoder2 => inferred::second_text_encoder(&shapes),
             Component::Autoencoder => inferred::autoencoder(&shapes, self.version),
+            Component::SafetyChecker => bail!("single files have no safety checker"),
         };
         config.with_context(|| self.path().display().to_string())
     }
@@ -138,6 +139,7 @@ impl SingleFile {
                     Component::TextEncoder => "cond_stage_model.",
                     Component::TextEncoder2 => "conditioner.embedders.1.",
                     Component::Autoencoder => "first_stage_model.",
+                    Component::SafetyChecker => "safety_checker.",
                 },
             );
             bail!("{shown} has no {title} (no tensor's name begins with `{prefix}`), which is needed here");

@@ -38,11 +38,7 @@ impl Tokenizer {
     /// # Errors
     /// One line with the file: neither form is there, it is not CLIP's kind, a token that another file needs is missing.
     pub fn open(folder: &Path) -> Result<Self> {
-        let whole = folder.join("tokenizer.json");
-        let files = match read_json_if_there(&whole)? {
-            Some(json) => Files::from_tokenizer_json(&json).with_context(|| whole.display().to_string())?,
-            None => Files::from_vocabulary_and_merges(folder)?,
-        };
+        let files = Files::read(folder)?;
         let file = |name: &str| Ok::<_, anyhow::Error>(read_json_if_there(&folder.join(name))?.unwrap_or(Value::Null));
         let config = file("tokenizer_config.json")?;
         // transformers lets the older special_tokens_map.json win, unless the newer file lists its added tokens.
@@ -160,7 +156,40 @@ struct Files {
     pad: Option<String>,
 }
 
+/// `vocab.json` and `merges.txt` of a tokenizer folder, by name, whichever form it has. Apple's Swift package needs the
+/// two special tokens in the former, and a line end after the last line of the latter.
+///
+/// # Errors
+/// Those of [`Tokenizer::open`]; without one of the special tokens.
+pub fn vocabulary_and_merges(folder: &Path) -> Result<[(&'static str, String); 2]> {
+    let Files { mut vocabulary, merges, added, .. } = Files::read(folder)?;
+    for (token, id) in added {
+        vocabulary.entry(token.content).or_insert(u32::try_from(id).context("the id of an added token")?);
+    }
+    for token in [clip::START, clip::END] {
+        if !vocabulary.contains_key(token) {
+            bail!("the tokenizer in {} lacks the token `{token}`", folder.display());
+        }
+    }
+    let mut entries: Vec<(String, u32)> = vocabulary.into_iter().collect();
+    entries.sort_by_key(|(_, id)| *id);
+    let entries = entries.into_iter().map(|(token, id)| Ok(format!("{}: {id}", serde_json::to_string(&token)?)));
+    let merges: String = merges.into_iter().map(|(left, right)| format!("{left} {right}\n")).collect();
+    Ok([
+        ("vocab.json", format!("{{{}}}\n", entries.collect::<Result<Vec<_>>>()?.join(", "))),
+        ("merges.txt", format!("#version: 0.2\n{merges}")),
+    ])
+}
+
 impl Files {
+    fn read(folder: &Path) -> Result<Self> {
+        let whole = folder.join("tokenizer.json");
+        match read_json_if_there(&whole)? {
+            Some(json) => Self::from_tokenizer_json(&json).with_context(|| whole.display().to_string()),
+            None => Self::from_vocabulary_and_merges(folder),
+        }
+    }
+
     fn from_vocabulary_and_merges(folder: &Path) -> Result<Self> {
         let path = folder.join("vocab.json");
         if !path.is_file() {

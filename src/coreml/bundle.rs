@@ -1,0 +1,165 @@
+//! What an app needs beside the packages: the folder `Resources/` that Apple's Swift package reads.
+//!
+//! It holds compiled packages, and the vocabulary and merges of the tokenizer. Compiling is a program of Xcode, so it
+//! happens on a Mac, by the script `compile.sh` that is written here; on a Mac it is run at once.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::attention::AttentionImplementation;
+use super::metadata::PackageMetadata;
+
+/// Last parts of packages' names, and what Swift looks for in `Resources/`. It takes chunks before the whole.
+const COMPILED: [(&str, &str); 10] = [
+    ("text_encoder", "TextEncoder"),
+    ("text_encoder_2", "TextEncoder2"),
+    ("vae_decoder", "VAEDecoder"),
+    ("vae_encoder", "VAEEncoder"),
+    ("unet", "Unet"),
+    ("unet_chunk1", "UnetChunk1"),
+    ("unet_chunk2", "UnetChunk2"),
+    ("control-unet", "ControlledUnet"),
+    ("control-unet_chunk1", "ControlledUnetChunk1"),
+    ("control-unet_chunk2", "ControlledUnetChunk2"),
+];
+
+/// And the safety checker, which programs do without where it is not there.
+const SAFETY_CHECKER: (&str, &str) = ("safety_checker", "SafetyChecker");
+
+/// What [`bundle`] made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    pub resources: PathBuf,
+    pub script: PathBuf,
+    /// Whether the script has been run, which takes a Mac.
+    pub compiled: bool,
+    /// What Swift always needs and the folder has no package for.
+    pub missing: Vec<&'static str>,
+}
+
+/// Makes `folder/Resources/` of the packages in `folder` that `metadata` names and of `tokenizer`, names and contents of
+/// files. `attention` is the UNet's: the Diffusers app tells models apart by it.
+///
+/// # Errors
+/// When the files cannot be written or, on a Mac, when compiling fails.
+pub fn bundle(
+    folder: &Path,
+    metadata: &PackageMetadata,
+    attention: AttentionImplementation,
+    tokenizer: &[(&str, String)],
+) -> Result<Bundle> {
+    let resources = folder.join("Resources");
+    fs::create_dir_all(&resources).with_context(|| format!("cannot create {}", resources.display()))?;
+    for (name, text) in tokenizer {
+        let path = resources.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let package = |component: &str| metadata.package_name(component);
+    let there: Vec<(String, &'static str)> = COMPILED
+        .into_iter()
+        .chain([SAFETY_CHECKER])
+        .map(|(component, compiled)| (package(component), compiled))
+        .filter(|(package, _)| folder.join(package).is_dir())
+        .collect();
+    let has = |name: &str| there.iter().any(|(_, compiled)| *compiled == name);
+    let mut missing: Vec<&'static str> =
+        ["TextEncoder", "VAEDecoder"].into_iter().filter(|compiled| !has(compiled)).collect();
+    if !has("Unet") && !(has("UnetChunk1") && has("UnetChunk2")) {
+        missing.push("Unet");
+    }
+    let path = folder.join("compile.sh");
+    fs::write(&path, script(&there, metadata, attention))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    let compiled = cfg!(target_os = "macos");
+    if compiled {
+        let status = Command::new("sh").arg(&path).status().context("cannot run sh")?;
+        if !status.success() {
+            bail!("compiling failed; `sh {}` tries again", path.display());
+        }
+    }
+    Ok(Bundle { resources, script: path, compiled, missing })
+}
+
+/// The shell script that finishes the work on a Mac.
+fn script(packages: &[(String, &str)], metadata: &PackageMetadata, attention: AttentionImplementation) -> String {
+    let compile: String =
+        packages.iter().map(|(package, compiled)| format!("compile {} {compiled}\n", quoted(package))).collect();
+    let name = metadata.model.rsplit(['/', '\\']).next().unwrap_or_default();
+    let variant = match attention {
+        AttentionImplementation::Original => "original",
+        AttentionImplementation::SplitEinsum => "split_einsum",
+        AttentionImplementation::SplitEinsumV2 => "split_einsum_v2",
+    };
+    include_str!("compile.sh")
+        .replace("'@NAME@'", &quoted(name))
+        .replace("'@VARIANT@'", &format!("'{variant}_compiled'"))
+        .replace("@COMPILE@\n", &compile)
+}
+
+/// A word for the shell that stands for itself.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the script with an `xcrun` that makes empty folders.
+    #[test]
+    #[cfg(unix)]
+    fn the_script_compiles_what_is_there_under_the_names_that_swift_reads() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let metadata = PackageMetadata { model: "someone/it's new".into(), ..Default::default() };
+        for component in ["text_encoder", "unet_chunk1", "unet_chunk2", "safety_checker"] {
+            fs::create_dir(folder.path().join(metadata.package_name(component))).unwrap();
+        }
+        let texts = [("vocab.json", "{}".to_owned()), ("merges.txt", "a b\n".to_owned())];
+        let there = bundle(folder.path(), &metadata, AttentionImplementation::SplitEinsum, &texts);
+        if cfg!(target_os = "macos") {
+            // A real compiler refuses these.
+            return;
+        }
+        let there = there.unwrap();
+        assert_eq!((there.compiled, &there.missing[..]), (false, &["VAEDecoder"][..]));
+
+        let tool = folder.path().join("bin/xcrun");
+        fs::create_dir(tool.parent().unwrap()).unwrap();
+        let fake = "#!/bin/sh\n[ \"$1\" = --find ] && exit 0\n[ -d \"$3\" ] || exit 1\n\
+                    mkdir \"$4/$(basename \"$3\" .mlpackage).mlmodelc\"\n";
+        fs::write(&tool, fake).unwrap();
+        fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", tool.parent().unwrap().display(), std::env::var("PATH").unwrap());
+        // The second time what is there already is made anew.
+        for arguments in [&[][..], &["--mochi"]] {
+            let mut command = Command::new("sh");
+            command.arg(&there.script).args(arguments).env("PATH", &path).env("HOME", folder.path());
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        let names = |folder: PathBuf| {
+            let mut names: Vec<_> =
+                fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        let expected = [
+            "SafetyChecker.mlmodelc",
+            "TextEncoder.mlmodelc",
+            "UnetChunk1.mlmodelc",
+            "UnetChunk2.mlmodelc",
+            "merges.txt",
+            "vocab.json",
+        ];
+        assert_eq!(names(there.resources), expected);
+        assert_eq!(names(folder.path().join("MochiDiffusion/models/it's new")), expected);
+        // A script that cannot find the compiler says so.
+        let output = Command::new("sh").arg(&there.script).output().unwrap();
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Xcode"));
+    }
+}

@@ -1,0 +1,41 @@
+#!/bin/sh
+# Compiles the Core ML packages beside this script. On a Mac with Xcode:
+#
+#   sh compile.sh                  into Resources/, which Apple's Swift package (StableDiffusionSample) reads
+#   sh compile.sh --mochi          and copies that to Mochi Diffusion's models
+#   sh compile.sh --diffusers-app  and packs it as the Diffusers app wants it
+set -eu
+cd -- "$(dirname -- "$0")"
+name='@NAME@'
+variant='@VARIANT@'
+
+if ! xcrun --find coremlcompiler > /dev/null; then
+    echo "coremlcompiler is not here: it comes with Xcode, on a Mac" >&2
+    exit 1
+fi
+
+compile() { # package, its name in Resources/
+    compiled="Resources/$(basename "$1" .mlpackage).mlmodelc"
+    rm -rf -- "$compiled" "Resources/$2.mlmodelc"
+    xcrun coremlcompiler compile "$1" Resources
+    mv -- "$compiled" "Resources/$2.mlmodelc"
+    echo "Resources/$2.mlmodelc"
+}
+
+@COMPILE@
+case "${1-}" in
+--mochi)
+    models="$HOME/MochiDiffusion/models/$name"
+    mkdir -p -- "$models"
+    cp -R Resources/. "$models"
+    echo "$models"
+    ;;
+--diffusers-app)
+    packed="${name}_${variant}"
+    rm -rf -- "$packed" "$packed.zip"
+    cp -R Resources "$packed"
+    zip -qr "$packed.zip" "$packed"
+    rm -rf -- "$packed"
+    echo "$packed.zip"
+    ;;
+esac
