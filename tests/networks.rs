@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::shared;
 use palettist::networks::autoencoder::{AutoencoderConfig, decode, encode};
+use palettist::networks::safety_checker::{SafetyCheckerConfig, safety_checker};
 use palettist::networks::text_encoder::{TextEncoderConfig, text_encoder};
 use palettist::networks::unet::{Added, Condition, UnetConfig, unet};
 use palettist::ops::{Parameter, Tensors, Weights};
@@ -164,6 +165,26 @@ fn text_encoders_agree_with_transformers() {
             ("penultimate", output.penultimate),
             ("pooled", output.pooled),
         ]
+    });
+}
+
+#[test]
+fn safety_checkers_agree_with_diffusers() {
+    let inputs = |case: &Value| {
+        let adjustment = Tensor::from_slice(&[case["adjustment"].as_f64().unwrap() as f32]);
+        (given("picture", &integers(&case["picture"])), given("images", &integers(&case["images"])), adjustment)
+    };
+    agrees("safety", |case| {
+        let config = SafetyCheckerConfig::from_json(&case["config"]).unwrap();
+        let mut weights = weights(&config.parameters());
+        let (picture, images, adjustment) = inputs(case);
+        let output = safety_checker(&mut Tensors::new(&weights), &config, &picture, &images, &adjustment);
+        // What nothing is held against stays as it is.
+        let high = Tensor::full([17], 2.0, (Kind::Float, tch::Device::Cpu));
+        weights.insert("concept_embeds_weights".into(), high);
+        let kept = safety_checker(&mut Tensors::new(&weights), &config, &picture, &images, &adjustment);
+        assert_eq!((kept.filtered, f64::try_from(kept.held_back.sum(Kind::Double)).unwrap()), (images.copy(), 0.0));
+        vec![("removed", images - output.filtered), ("held_back", output.held_back), ("scores", output.scores)]
     });
 }
 

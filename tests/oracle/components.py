@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
-from networks import BK_TINY, TEXT1, TEXT2, VAE, fill, given, tiny_tokenizer
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from networks import BK_TINY, TEXT1, TEXT2, VAE, VISION, fill, given, safety_check, tiny_tokenizer
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 UNET = dict(
@@ -31,14 +31,6 @@ UNET = dict(
     up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
 )
 SMALL_VAE = dict(VAE, block_out_channels=[8, 16, 16, 16], layers_per_block=1)
-VISION = dict(
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    image_size=42,
-    patch_size=14,
-)
 MODELS = {
     "sd1": (UNET, TEXT1, "epsilon"),
     "sd2v": (dict(UNET, attention_head_dim=[2, 4], use_linear_projection=True), TEXT2, "v_prediction"),
@@ -72,16 +64,6 @@ def make(folder):
         ).to(torch.float16).save_pretrained(folder / name / "model")
     checker = fill(StableDiffusionSafetyChecker(CLIPConfig(vision_config=VISION, projection_dim=24)))
     checker.to(torch.float16).save_pretrained(folder / "sd1" / "model" / "safety_checker")
-
-
-def safety_check(checker, clip_input, images, adjustment):
-    """StableDiffusionSafetyChecker.forward_onnx with an adjustment, as Apple's converter has it."""
-    embeds = checker.visual_projection(checker.vision_model(clip_input)[1])
-    special = cosine_distance(embeds, checker.special_care_embeds) - checker.special_care_embeds_weights + adjustment
-    stricter = (special > 0).any(dim=1, keepdim=True) * 0.01
-    scores = cosine_distance(embeds, checker.concept_embeds) - checker.concept_embeds_weights + stricter
-    held_back = (scores > 0).any(dim=1).float()[:, None, None, None]
-    return dict(filtered_images=images * (1 - held_back), has_nsfw_concepts=held_back, concept_scores=scores)
 
 
 def cases(component, pipe):

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "networks"
 
@@ -181,6 +182,31 @@ TEXT_ENCODERS = {
 }
 
 
+VISION = dict(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    image_size=42,
+    patch_size=14,
+)
+SAFETY_CHECKERS = {
+    "safety": (VISION, [2, 3, 42, 42], [2, 8, 6, 3], 0.0),
+    # Patches that the picture does not divide into; an adjustment.
+    "safety_odd": (dict(VISION, image_size=45, hidden_act="gelu"), [1, 3, 45, 45], [1, 5, 7, 3], 0.7),
+}
+
+
+def safety_check(checker, clip_input, images, adjustment):
+    """StableDiffusionSafetyChecker.forward_onnx with an adjustment, as Apple's converter has it."""
+    embeds = checker.visual_projection(checker.vision_model(clip_input)[1])
+    special = cosine_distance(embeds, checker.special_care_embeds) - checker.special_care_embeds_weights + adjustment
+    stricter = (special > 0).any(dim=1, keepdim=True) * 0.01
+    scores = cosine_distance(embeds, checker.concept_embeds) - checker.concept_embeds_weights + stricter
+    held_back = (scores > 0).any(dim=1).float()[:, None, None, None]
+    return dict(filtered_images=images * (1 - held_back), has_nsfw_concepts=held_back, concept_scores=scores)
+
+
 def residual_shapes(config, sample):
     """One for each value that the UNet keeps for its way up, the last again for the middle."""
     batch, _, height, width = sample
@@ -243,6 +269,15 @@ def main():
         outputs[f"{name}.last_hidden_state"] = result.last_hidden_state
         outputs[f"{name}.penultimate"] = result.hidden_states[-2]
         outputs[f"{name}.pooled"] = result.text_embeds if "projection_dim" in config else result.pooler_output
+        cases.append(case)
+    for name, (vision, picture, images, adjustment) in SAFETY_CHECKERS.items():
+        model = fill(StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=24)))
+        case = dict(name=name, picture=picture, images=images, adjustment=adjustment, config=config_of(model))
+        result = safety_check(model, given("picture", picture), given("images", images), adjustment)
+        # With these weights all pictures are held back, and are black.
+        outputs[f"{name}.removed"] = given("images", images) - result["filtered_images"]
+        outputs[f"{name}.held_back"] = result["has_nsfw_concepts"]
+        outputs[f"{name}.scores"] = result["concept_scores"]
         cases.append(case)
     lines = ",\n".join(json.dumps(case, sort_keys=True) for case in cases)
     (FIXTURES / "cases.json").write_text(f"[\n{lines}\n]\n")
