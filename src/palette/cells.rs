@@ -1,7 +1,8 @@
 //! Weights as points of D, sorted by where they lie, so that a block of them sees the same few entries of a palette.
 //!
-//! A point's *cell* is the entry that is nearest to it before a step; where there are points enough, each cell is cut
-//! once more, by the signs of its points' distance from that entry. Points are kept as that distance in units of 1/κ,
+//! A point's *cell* is the entry that is nearest to it before a step; each cell is cut further, by the signs of its
+//! points' distance from that entry along one axis after the other, as long as there are points enough. Points are kept as
+//! that distance in units of 1/κ,
 //! κ² = log₂e/τ, in which attention is 2^−|y−e|² and f32 loses nothing however far from zero a cell lies. Pieces of a
 //! tensor are sorted each by itself, so that threads share nothing; their size depends on the tensor's alone.
 
@@ -12,8 +13,8 @@ use rayon::prelude::*;
 use super::nearest::nearest;
 use super::piece;
 
-/// Points of a cell that are worth another cut.
-const WORTH_CUTTING: usize = 48;
+/// As many points a cell there are at least, on average, where cells are cut.
+const WORTH_CUTTING: usize = 28;
 /// Points whose nearest entries are found at a time.
 const BATCH: usize = 1 << 12;
 
@@ -96,7 +97,8 @@ impl<const D: usize> Frame<D> {
     }
 
     fn sort_piece(&self, weights: &[f32], labels: &[u8], origins: &[[[f32; 2]; D]]) -> Sorted<D> {
-        let cuts = if labels.len() >= WORTH_CUTTING * self.origins.len() << D { D } else { 0 };
+        let cuts =
+            (0..=D).rev().find(|&cuts| labels.len() >= (WORTH_CUTTING * self.origins.len()) << cuts).unwrap_or(0);
         let scale = self.scale as f32;
         let at = |rows: &[f32], i: usize, label: u8| -> [f32; D] {
             let origin = &origins[label as usize];

@@ -1,7 +1,7 @@
 //! What differentiable k-means of vectors does with every weight: attention to the entries that its cell sees, and sums.
 //!
 //! A block of points that see the same entries is computed at once, so that the compiler makes vectors of it, as wide as
-//! the processor has (found at run time). Entries whose attention is below 2⁻³² of the largest count as not seen, being
+//! the processor has (found at run time). Entries whose attention is below 2⁻²⁶ of the largest count as not seen, being
 //! lost in its rounding. Sums run in f32 over a cell of a piece, then in f64, in a fixed order; every multiplication and
 //! addition that is fused is so on every processor: results do not depend on threads or on the width of vectors.
 
@@ -31,9 +31,9 @@ struct CellSums<const D: usize> {
 struct Block<'a, const D: usize> {
     /// How many of the registers hold points.
     parts: usize,
-    points: [Points; D],
+    points: &'a [Points; D],
     /// 1 for points, 0 past the end of the cell.
-    valid: Points,
+    valid: &'a Points,
     seen: &'a [Seen<D>],
     /// A row for each of `seen`; 0 past the end of the cell.
     attention: &'a [Points],
@@ -41,6 +41,12 @@ struct Block<'a, const D: usize> {
 
 /// One pass over all points.
 trait Pass<const D: usize>: Sync {
+    /// Whether it makes sums, and of other numbers too.
+    const SUMS: bool;
+    const OTHER: bool;
+    /// Whether it reads or replaces what points carry.
+    const CARRIES: bool;
+
     /// [`Seen::vector`] and [`Seen::constant`] of an entry for cells of this label.
     fn prepare(&self, frame: &Frame<D>, label: usize, place: usize) -> ([f32; D], f32);
 
@@ -57,6 +63,10 @@ pub fn update<const D: usize>(frame: &Frame<D>, pieces: &mut [Sorted<D>], entrie
 struct Update;
 
 impl<const D: usize> Pass<D> for Update {
+    const SUMS: bool = true;
+    const OTHER: bool = false;
+    const CARRIES: bool = false;
+
     fn prepare(&self, _: &Frame<D>, _: usize, _: usize) -> ([f32; D], f32) {
         ([0.0; D], 0.0)
     }
@@ -96,6 +106,10 @@ struct Read<'a, const D: usize> {
 }
 
 impl<const D: usize> Pass<D> for Read<'_, D> {
+    const SUMS: bool = false;
+    const OTHER: bool = false;
+    const CARRIES: bool = true;
+
     fn prepare(&self, frame: &Frame<D>, label: usize, place: usize) -> ([f32; D], f32) {
         offset(frame, label, &self.last[place])
     }
@@ -147,6 +161,10 @@ struct ReadBack<'a, const D: usize> {
 }
 
 impl<const D: usize> Pass<D> for ReadBack<'_, D> {
+    const SUMS: bool = true;
+    const OTHER: bool = true;
+    const CARRIES: bool = true;
+
     fn prepare(&self, frame: &Frame<D>, label: usize, place: usize) -> ([f32; D], f32) {
         offset(frame, label, &self.last[place])
     }
@@ -203,6 +221,10 @@ struct UpdateBack<'a, const D: usize> {
 }
 
 impl<const D: usize> Pass<D> for UpdateBack<'_, D> {
+    const SUMS: bool = true;
+    const OTHER: bool = false;
+    const CARRIES: bool = true;
+
     fn prepare(&self, frame: &Frame<D>, label: usize, place: usize) -> ([f32; D], f32) {
         let (share, new, origin) = (&self.share[place], &self.new[place], &frame.origins[label]);
         let constant: f64 = (0..D).map(|d| share[d] * (new[d] - origin[d]) * frame.scale).sum();
@@ -319,7 +341,7 @@ fn run_any<const D: usize, P: Pass<D>>(
     pass: &P,
 ) -> (Vec<Sums<D>>, f64) {
     let mut totals = vec![Sums { weight: 0.0, moment: [0.0; D], other: [0.0; D] }; entries.len()];
-    let mut extra = 0.0;
+    let (mut extra, unit) = (0.0, 1.0 / frame.scale);
     let mut nearby = Nearby::new(entries.len());
     let mut seen = Vec::with_capacity(entries.len());
     let mut attention = vec![[[0.0; LANES]; PARTS]; entries.len()];
@@ -335,39 +357,53 @@ fn run_any<const D: usize, P: Pass<D>>(
             let parts = here.len().div_ceil(LANES);
             let mut valid = [[0.0; LANES]; PARTS];
             valid.as_flattened_mut()[..here.len()].fill(1.0);
-            let points = std::array::from_fn(|d| load(&points[d], here.clone()));
+            let points = std::array::from_fn(|d| load(&points[d][here.clone()]));
             let attention = &mut attention[..seen.len()];
             attend(&points, parts, &valid, &seen, attention);
-            let block = Block { parts, points, valid, seen: &seen, attention };
-            let mut with = std::array::from_fn(|d| load(&carried[d], here.clone()));
+            let block = Block { parts, points: &points, valid: &valid, seen: &seen, attention };
+            if !P::CARRIES {
+                extra += pass.block(&block, &mut sums, &mut [[[0.0; LANES]; PARTS]; D]);
+                continue;
+            }
+            let mut with = std::array::from_fn(|d| load(&carried[d][here.clone()]));
             extra += pass.block(&block, &mut sums, &mut with);
             for d in 0..D {
-                if let Some(to) = carried[d].get_mut(here.clone()) {
-                    to.copy_from_slice(&with[d].as_flattened()[..here.len()]);
-                }
+                carried[d][here.clone()].copy_from_slice(&with[d].as_flattened()[..here.len()]);
             }
+        }
+        if !P::SUMS {
+            continue;
         }
         for (seen, sums) in seen.iter().zip(&sums) {
             let total = &mut totals[seen.place];
             let (entry, origin) = (&entries[seen.place], &frame.origins[cell.label]);
-            let sum = |lanes: &Lanes| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
             let weight = sum(&sums.weight);
             total.weight += weight;
             for d in 0..D {
-                total.moment[d] += sum(&sums.moment[d]) / frame.scale + weight * (origin[d] - entry[d]);
-                total.other[d] += sum(&sums.other[d]);
+                total.moment[d] += sum(&sums.moment[d]) * unit + weight * (origin[d] - entry[d]);
+                total.other[d] += if P::OTHER { sum(&sums.other[d]) } else { 0.0 };
             }
         }
     }
     (totals, extra)
 }
 
-/// Part of a coordinate; zeros where there is none, as of what is not carried.
+/// Of all lanes, in a fixed order that vectors can follow.
 #[inline(always)]
-fn load(numbers: &[f32], here: std::ops::Range<usize>) -> Points {
-    let mut points = [[0.0; LANES]; PARTS];
-    if let Some(numbers) = numbers.get(here) {
-        points.as_flattened_mut()[..numbers.len()].copy_from_slice(numbers);
+fn sum(lanes: &Lanes) -> f64 {
+    let mut sums: [f64; LANES] = lanes.map(f64::from);
+    for width in [8, 4, 2, 1] {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
     }
+    sums[0]
+}
+
+/// Some numbers as a block; zeros past their end.
+#[inline(always)]
+fn load(numbers: &[f32]) -> Points {
+    let mut points = [[0.0; LANES]; PARTS];
+    points.as_flattened_mut()[..numbers.len()].copy_from_slice(numbers);
     points
 }

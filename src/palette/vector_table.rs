@@ -9,6 +9,11 @@
 //!
 //! Points share nothing as numbers of one code do, so each pass goes over all of them; what is kept between passes does not
 //! grow with points × entries. c⁰ is held constant.
+//!
+//! Forward and back, three iterations, 7.4 M weights of one Gaussian, ns of CPU time a weight at ρ = 1, 0.3 and 0.1 (a Xeon
+//! with AVX-512 shared with other work, November 2026): D = 2 with 16 entries 71, 47, 45; D = 2 with 256 entries 117, 87, 83;
+//! D = 4 with 256 entries 536, 265, 203. Beside the weight, the soft weight and the gradient a step holds a byte a point, and
+//! while a layer is computed 8 bytes a weight and 2 a point more.
 
 use anyhow::{Result, ensure};
 
