@@ -21,13 +21,14 @@ const LEAST_CORESET: usize = 1 << 13;
 const LARGEST_CORESET: usize = 1 << 15;
 /// Starts of which the best goes on: as many as make this many entries, within limits; few entries have more ways to be
 /// wrong and cost less.
-const STARTED_ENTRIES: usize = 128;
+const STARTED_ENTRIES: usize = 64;
 const STARTS: (usize, usize) = (2, 16);
 /// Draws for each centre of k-means++.
 const DRAWS: usize = 3;
-/// Iterations end when the error falls by less than this part of itself, or after so many.
+/// Iterations of a start end when the error falls by less than this part of itself, or after so many: which is best shows
+/// early, and what was merged and split moves on.
 const TOLERANCE: f64 = 3e-4;
-const ITERATIONS: usize = 40;
+const ITERATIONS: usize = 8;
 /// So many parts of the entries are merged and split at once, fewer after each time that did not help; single ones so
 /// many times. Iterations that each trial gets, and the part of the error by which it must lower it.
 const SWAPPED: usize = 8;
