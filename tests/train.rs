@@ -181,6 +181,48 @@ fn palettes_of_vectors_are_trained_and_packed() {
     }
 }
 
+/// With assignments fixed from the first step, norms and biases move only where that is asked for.
+#[test]
+fn norms_and_biases_are_estimated_again_unless_told_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path());
+    let trained = |reestimate: bool| {
+        let arguments = [
+            "train".to_owned(),
+            config.display().to_string(),
+            format!("palettize.reestimate_norms_and_biases={reestimate}"),
+            format!("output_dir=run-{reestimate}"),
+            "palettize.freeze_fraction=1.0".into(),
+            "palettize.palette_learning_rate=1e-3".into(),
+            "train.train_text_encoder=false".into(),
+            "train.max_train_steps=3".into(),
+            "sample.sample_every_n_steps=0".into(),
+            "export.coreml=false".into(),
+        ];
+        succeed(run(folder.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>()));
+        let file = format!("run-{reestimate}/tiny.palettes.safetensors");
+        PalettizedCheckpoint::read(&folder.path().join(file)).unwrap()
+    };
+    let (with, without) = (trained(true), trained(false));
+    let plain = folder.path().join("plain.palettes.safetensors");
+    let model = format!("{ROOT}/tests/fixtures/pipeline/model");
+    let arguments = ["palettize", &model, "-o", plain.to_str().unwrap(), "--bits", "2", "--weight-threshold", "100"];
+    succeed(run(folder.path(), &arguments));
+    let plain = PalettizedCheckpoint::read(&plain).unwrap();
+    let moved = |trained: &PalettizedCheckpoint| {
+        trained.dense.iter().filter(|(name, tensor)| !tensor.equal(&plain.dense[*name])).count()
+    };
+    assert_eq!(moved(&without), 0);
+    assert!(moved(&with) > plain.dense.len() / 2, "{} of {}", moved(&with), plain.dense.len());
+    // Palettes learn in both, and assignments stay those of the start.
+    for trained in [&with, &without] {
+        let same = |(name, palette): (&String, &palettist::palette::Palette)| {
+            palette.indices == plain.palettes[name].indices && palette.entries != plain.palettes[name].entries
+        };
+        assert!(trained.palettes.iter().all(same));
+    }
+}
+
 #[test]
 fn the_package_of_a_run_is_the_network_that_was_trained() {
     let folder = tempfile::tempdir().unwrap();

@@ -121,6 +121,7 @@ impl Default for Palettize {
             temperature_start: 1.0,
             temperature_end: 0.1,
             freeze_fraction: 0.2,
+            reestimate_norms_and_biases: true,
             palette_learning_rate: 5e-6,
             recipe: None,
             overrides: Vec::new(),

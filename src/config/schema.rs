@@ -260,7 +260,8 @@ pub struct Palettize {
     pub group_size: usize,
     /// Which channels are grouped, and along which the weights of an entry lie: 0 = output, 1 = input.
     pub group_axis: usize,
-    /// Weights that an entry holds: 1, 2 or 4.
+    /// Weights that an entry holds: 1, 2 or 4. On a CPU palettes of 2 (with 4 bits) cost some ten times as much
+    /// a step, of 4 (with 8 bits) forty to a hundred times.
     pub cluster_dim: usize,
     /// Multiplies each output channel by a number of its own.
     pub enable_per_channel_scale: bool,
@@ -274,8 +275,10 @@ pub struct Palettize {
     pub temperature_start: f64,
     /// ρ when assignments freeze; in between it falls geometrically.
     pub temperature_end: f64,
-    /// Last fraction of the run, with assignments fixed: only palettes, biases and norms learn.
+    /// Last fraction of the run, with assignments fixed: only palettes, and biases and norms, learn.
     pub freeze_fraction: f64,
+    /// In that fraction biases, norms and whatever else has no palette go on learning; `false`: palettes alone learn.
+    pub reestimate_norms_and_biases: bool,
     /// Learning rate of palettes while assignments are fixed; default: `learning_rate`.
     pub palette_learning_rate: f64,
     /// Bits of each layer, as `palettist analyze` writes them: in place of `n_bits` and `weight_threshold`; what it does not

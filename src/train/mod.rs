@@ -232,7 +232,11 @@ impl Run<'_> {
         let config = self.config;
         let train = &config.train;
         let stop = train.stop_text_encoder_training;
-        let learns = |slot: &Slot| slot.component != Component::TextEncoder || stop == 0 || step < stop;
+        let alone = self.frozen && !config.palettize.reestimate_norms_and_biases;
+        let learns = |slot: &Slot| match slot.component {
+            Component::TextEncoder => stop == 0 || step < stop,
+            _ => slot.palette.is_some() || !alone,
+        };
         let temperature = self.schedules.temperature(step);
         let begun = trained.begin(temperature, learns)?;
         let micro_steps = train.gradient_accumulation_steps as u64;
