@@ -207,7 +207,9 @@ fn what_the_user_keeps_is_kept() {
     let overrides =
         "palettize.overrides=[{match=\"conv_out.weight\", n_bits=8}, {match=\"time_embedding.*\", skip=true}]";
     let keep = ["--keep", "*.conv1.weight=6", "--keep", "mid_block.resnets.0.conv1.weight=16"];
-    let more = [&["-o", "kept.toml", "--target-megabytes", "0.05", "--samples", "2", overrides], &keep[..]].concat();
+    let more =
+        [&["-o", "kept.toml", "--target-megabytes", "0.05", "--samples", "2", "--bits", "1,2,4", overrides], &keep[..]]
+            .concat();
     let (out, _) = work.succeed(&work.analyze(&[&more[..], &["--json"]].concat()));
     let recipe = work.recipe("kept.toml");
     assert_eq!(recipe["conv_out.weight"], 8);
@@ -219,7 +221,7 @@ fn what_the_user_keeps_is_kept() {
     let layers = found["layers"].as_array().unwrap();
     let measured =
         |name: &str| layers.iter().find(|l| l["name"] == name).unwrap()["measured"].as_array().unwrap().len();
-    assert_eq!((measured("conv_out.weight"), measured("conv_in.weight")), (1, 5));
+    assert_eq!((measured("conv_out.weight"), measured("conv_in.weight")), (1, 3));
     // The weights as `inspect` counts them are what was said and within the megabytes.
     work.succeed(&["palettize", &work.model, "-o", "kept.palettes.safetensors", "--recipe", "kept.toml"]);
     let bytes = work.inspect("kept.palettes.safetensors")["bits"].as_u64().unwrap() / 8;
@@ -284,8 +286,17 @@ fn a_recipe_of_another_model_is_refused_with_its_line() {
 #[test]
 fn an_interrupted_analysis_goes_on() {
     let work = Work::new();
-    let arguments =
-        work.analyze(&["-o", "mixed.toml", "--target-bits", "3", "--samples", "300", "train.train_batch_size=100"]);
+    let arguments = work.analyze(&[
+        "-o",
+        "mixed.toml",
+        "--target-bits",
+        "3",
+        "--bits",
+        "1,4",
+        "--samples",
+        "100",
+        "train.train_batch_size=50",
+    ]);
     let child = work.program(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let rows = || fs::read_to_string(work.path("measurements.jsonl")).map_or(0, |text| text.lines().count());
     let start = Instant::now();
@@ -301,7 +312,36 @@ fn an_interrupted_analysis_goes_on() {
     assert!(before > 0);
     let (_, error) = work.succeed(&arguments);
     assert!(error.contains(&format!("{before} of ")), "{error}");
-    assert_eq!(rows(), 5 * work.recipe("mixed.toml").len());
+    assert_eq!(rows(), 2 * work.recipe("mixed.toml").len());
+}
+
+/// Palettes by importance are other palettes, with a larger plain error; a run is told how they were made.
+#[test]
+fn palettize_calibrates_on_the_pictures_of_a_config() {
+    let work = Work::new();
+    let with = |file: &str, more: &[&str]| {
+        let arguments = ["palettize", &work.model, "-o", file, "--bits", "2", "--weight-threshold", "200"];
+        work.succeed(&[&arguments[..], more].concat()).0
+    };
+    let calibrate = ["--calibrate", "tiny.toml", "--calibration-samples", "5"];
+    let plain = with("plain.palettes.safetensors", &[]);
+    let calibrated = with("calibrated.palettes.safetensors", &calibrate);
+    let error = |out: &str| -> f64 {
+        let (_, rest) = out.split_once("relative squared error ").unwrap();
+        rest.split(',').next().unwrap().parse().unwrap()
+    };
+    assert!(error(&calibrated) > error(&plain), "{calibrated}{plain}");
+    let recipe = &work.inspect("calibrated.palettes.safetensors")["metadata"]["recipe"];
+    assert!(recipe.as_str().unwrap().contains("--calibrate tiny.toml --calibration-samples 5"), "{recipe}");
+    // The same again, to the byte.
+    with("again.palettes.safetensors", &calibrate);
+    let read = |file: &str| fs::read(work.path(file)).unwrap();
+    assert!(read("again.palettes.safetensors") == read("calibrated.palettes.safetensors"));
+
+    let grouped = ["--granularity", "per_grouped_channel", "--group-size", "4"];
+    let arguments = ["palettize", &work.model, "-o", "x.palettes.safetensors", "--bits", "2"];
+    let error = work.fail(&[&arguments[..], &grouped, &calibrate].concat(), 2);
+    assert!(error.contains("not with palettes for groups of channels"), "{error}");
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::f16;
-use palettist::ops::{Initial, Parameter};
+use palettist::ops::{Initial, Parameter, Weights};
 use palettist::palette::codes::{Code, Histogram};
 use palettist::palette::packing::{pack, unpack};
 use palettist::palette::{BITS, Form, Palette, PalettizedCheckpoint, kmeans, post_training};
@@ -414,7 +414,7 @@ fn a_network_is_palettized_by_threshold() {
     let run = |weights: Vec<anyhow::Result<(String, Tensor)>>| {
         let layers = std::sync::Mutex::new(Vec::new());
         let about = BTreeMap::from([("recipe".to_string(), "palettize --bits 2".to_string())]);
-        let made = post_training::palettize(weights.into_iter(), &chosen, about, &|layer| {
+        let made = post_training::palettize(weights.into_iter(), &chosen, Weights::new(), about, &|layer| {
             layers.lock().unwrap().push((layer.name.clone(), layer.elements, layer.form.bits, layer.relative_error));
         })?;
         Ok((made, layers.into_inner().unwrap()))

@@ -1,14 +1,15 @@
 //! Post-training palettes of every form: never worse than coremltools', right on degenerate weights, the same on any
 //! number of threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use half::f16;
-use palettist::palette::{Form, LutDtype, fit};
+use palettist::palette::{Form, LutDtype, fit, kmeans};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
+use tch::Tensor;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/palettes");
 
@@ -200,4 +201,63 @@ fn what_is_a_palette_already_stays_as_it_is() {
         let made = fit(&palette.dense(), &shape, &form).unwrap();
         assert!(made.error <= 1e-9 * made.power, "{form:?}: {}", made.error / made.power);
     }
+}
+
+/// scikit-learn's weighted k-means, the best of ten starts, is never better.
+#[test]
+fn weighted_palettes_are_never_worse_than_scikit_learns() {
+    let folder = Path::new(FIXTURES);
+    let tensors: HashMap<String, Tensor> =
+        Tensor::read_safetensors(folder.join("weighted.safetensors")).unwrap().into_iter().collect();
+    let text = std::fs::read_to_string(folder.join("weighted.json")).unwrap();
+    let errors: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let (mut compared, mut better) = (0, 0);
+    for (case, by_bits) in errors.as_object().unwrap() {
+        let values: Vec<f16> = Vec::try_from(&tensors[&format!("{case}.values")]).unwrap();
+        let importance: Vec<f32> = Vec::try_from(&tensors[&format!("{case}.importance")]).unwrap();
+        let mut sorted: Vec<(f64, f64)> = values
+            .iter()
+            .zip(&importance)
+            .map(|(v, &i)| (v.to_f64(), f64::from(i)))
+            .filter(|(_, i)| *i > 0.0)
+            .collect();
+        sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (numbers, weights): (Vec<f64>, Vec<f64>) = sorted.into_iter().unzip();
+        let error = |entries: &[f64]| -> f64 {
+            let nearest = |v: f64| entries.iter().map(|e| (v - e) * (v - e)).fold(f64::INFINITY, f64::min);
+            numbers.iter().zip(&weights).map(|(&v, w)| w * nearest(v)).sum()
+        };
+        for (bits, theirs) in by_bits.as_object().unwrap() {
+            let bits: u32 = bits.parse().unwrap();
+            let of = |key: &str| theirs[key].as_f64().unwrap();
+            let ours = error(&kmeans::means(&numbers, &weights, 1 << bits));
+            assert!(ours <= of("centres") * (1.0 + 1e-12), "{case}, {bits} bits: {ours} above {}", of("centres"));
+            let fit = kmeans::fit_weighted(&values, &importance, &[values.len() as i64], bits).unwrap();
+            let entries: Vec<f64> = fit.palette.entries.iter().map(|e| e.to_f64()).collect();
+            let rounded = error(&entries);
+            assert!(rounded <= of("rounded") * (1.0 + 1e-3), "{case}, {bits} bits: {rounded} above {}", of("rounded"));
+            // Each value is at the nearest entry, those without importance too.
+            let nearest = |v: f64| entries.iter().map(|e| (v - e).abs()).fold(f64::INFINITY, f64::min);
+            let dense = fit.palette.dense();
+            assert!(values.iter().zip(dense).all(|(v, d)| (v.to_f64() - d.to_f64()).abs() == nearest(v.to_f64())));
+            compared += 1;
+            better += usize::from(ours < of("centres") * 0.999);
+        }
+    }
+    assert!(compared == 20 && better > 5, "{better} of {compared}");
+}
+
+#[test]
+fn importances_are_checked_and_none_at_all_means_all_alike() {
+    let values: Vec<f16> = (0..50).map(|i| f16::from_f32((i * i) as f32)).collect();
+    let fit = |importance: &[f32]| kmeans::fit_weighted(&values, importance, &[50], 2);
+    let plain = kmeans::fit(&values, &[50], 2).unwrap().palette;
+    assert_eq!(fit(&[0.0; 50]).unwrap().palette, plain);
+    assert_eq!(fit(&[3.5; 50]).unwrap().palette, plain);
+    for (place, bad) in [(0, -1.0), (7, f32::NAN), (49, f32::INFINITY)] {
+        let mut importance = [1.0; 50];
+        importance[place] = bad;
+        assert!(fit(&importance).unwrap_err().to_string().contains("1 importances are negative"));
+    }
+    assert!(fit(&[1.0; 49]).is_err());
 }

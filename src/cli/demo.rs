@@ -105,7 +105,7 @@ fn post_training(model: &Model, trained: &PalettizedCheckpoint) -> Result<Palett
     let chosen = trained.palettes.iter().map(|(name, palette)| (name.clone(), palette.form)).collect();
     let weights = model.weights(Component::Unet, Kind::Half, Device::Cpu)?;
     let metadata = [(SOURCE_MODEL.to_owned(), model.path().display().to_string())].into();
-    post_training::palettize(weights.into_iter().map(Ok), &chosen, metadata, &|_| {})
+    post_training::palettize(weights.into_iter().map(Ok), &chosen, Weights::new(), metadata, &|_| {})
 }
 
 /// Losses, and how much of what post-training lost came back.

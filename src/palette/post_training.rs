@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::{Form, Palette, PalettizedCheckpoint, fit};
-use crate::ops::Parameter;
+use super::{Form, Palette, PalettizedCheckpoint, fit, kmeans};
+use crate::ops::{Parameter, Weights};
 use crate::torch::slices;
 
 /// A weight with no more elements than this stays dense, unless told otherwise (coremltools' default).
@@ -55,7 +55,8 @@ pub fn chosen_by(parameters: &[Parameter], wanted: impl Fn(&Parameter) -> Option
 
 /// Makes palettes of the parameters `chosen` (name → form) of `weights` and keeps all others in f16, two layers or so
 /// in memory at a time beside the result when `weights` reads lazily. `progress` is told of each layer that is done,
-/// from several threads and in no fixed order.
+/// from several threads and in no fixed order. Where `importance` has a tensor for a parameter (fp32 on the CPU, of its shape),
+/// its palette is the one with the least error weighted by it ([`kmeans::fit_weighted`]).
 ///
 /// # Errors
 /// The first of `weights` that could not be read; a parameter that is chosen and missing, there twice, or not finite
@@ -63,6 +64,7 @@ pub fn chosen_by(parameters: &[Parameter], wanted: impl Fn(&Parameter) -> Option
 pub fn palettize(
     weights: impl Iterator<Item = Result<(String, Tensor)>> + Send,
     chosen: &BTreeMap<String, Form>,
+    mut importance: Weights,
     metadata: BTreeMap<String, String>,
     progress: &(dyn Fn(&Layer) + Sync),
 ) -> Result<PalettizedCheckpoint> {
@@ -70,10 +72,15 @@ pub fn palettize(
         Palette(Palette),
         Dense(Tensor),
     }
+    let weights = weights.map(|item| {
+        let (name, tensor) = item?;
+        let importance = importance.remove(&name);
+        Ok((name, tensor, importance))
+    });
     let parts: Vec<(String, Part)> = weights
         .par_bridge()
-        .map(|item| {
-            let (name, tensor) = item?;
+        .map(|item: Result<(String, Tensor, Option<Tensor>)>| {
+            let (name, tensor, importance) = item?;
             let made = || -> Result<Part> {
                 let _guard = tch::no_grad_guard();
                 let halves = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
@@ -83,7 +90,13 @@ pub fn palettize(
                     ensure!(bad == 0, "{bad} of its values are infinite, not numbers, or beyond the range of f16");
                     return Ok(Part::Dense(halves));
                 };
-                let fit = fit(values, &halves.size(), form)?;
+                let fit = match &importance {
+                    None => fit(values, &halves.size(), form)?,
+                    Some(importance) => {
+                        ensure!(form.is_per_tensor(), "importance is known for one table of fp16 numbers only");
+                        kmeans::fit_weighted(values, slices::floats(importance)?, &halves.size(), form.bits)?
+                    }
+                };
                 let relative_error = if fit.power > 0.0 { fit.error / fit.power } else { 0.0 };
                 let (elements, stored_bits) = (values.len(), fit.palette.stored_bits());
                 progress(&Layer { name: name.clone(), elements, form: *form, stored_bits, relative_error });

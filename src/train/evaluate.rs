@@ -1,19 +1,20 @@
-//! The validation loss of any weights, outside a run: what `evaluate` and `demo` compare models by.
+//! Noised pictures outside a run: the validation loss of any weights, by which `evaluate` and `demo` compare models, and
+//! what `analyze` and calibration look at.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::examples::{Encoder, Texts};
 use super::setup::{check_conditions, transform};
-use super::validate::{Validation, mean_square};
+use super::validate::{Input, Validation, mean_square};
 use crate::config::Config;
-use crate::data::{Cache, CaptionOptions, Key, read_folder};
+use crate::data::{Cache, CaptionOptions, Key, Sample, dreambooth, read_folder};
 use crate::diffusion::NoiseSchedule;
 use crate::networks::unet::UnetConfig;
 use crate::ops::Weights;
 use crate::source::{Component, Model};
 
-/// The validation split of a config, encoded by one model.
+/// Pictures of a config, encoded by one model.
 pub struct Evaluation {
     unet: UnetConfig,
     schedule: NoiseSchedule,
@@ -46,9 +47,27 @@ impl Evaluation {
         let folder = config.data.validation_data_dir.as_ref().context(
             "the config has no `data.validation_data_dir`: set it to a folder with pictures that are not trained on",
         )?;
-        let batch = config.train.train_batch_size;
-        let samples = samples.unwrap_or(batch * config.validation.batches);
-        let mut pictures = read_folder(folder, &CaptionOptions::from(&config.data))?;
+        let samples = samples.unwrap_or(config.train.train_batch_size * config.validation.batches);
+        Self::of(read_folder(folder, &CaptionOptions::from(&config.data))?, config, model, samples, device)
+    }
+
+    /// The same of the pictures that the config trains on (DreamBooth's: those of the subject).
+    ///
+    /// # Errors
+    /// Whatever is wrong with the data or the model.
+    pub fn of_training(config: &Config, model: &Model, samples: usize, device: Device) -> Result<Self> {
+        let pictures = match (&config.data.dreambooth, &config.data.train_data_dir) {
+            (Some(settings), _) => {
+                dreambooth(&settings.instance_data_dir, &settings.instance_prompt, None, &settings.class_prompt)?
+                    .instance
+            }
+            (None, Some(folder)) => read_folder(folder, &CaptionOptions::from(&config.data))?,
+            (None, None) => bail!("the config has no `data.train_data_dir`"),
+        };
+        Self::of(pictures, config, model, samples, device)
+    }
+
+    fn of(mut pictures: Vec<Sample>, config: &Config, model: &Model, samples: usize, device: Device) -> Result<Self> {
         // The others are never looked at.
         pictures.truncate(samples);
         let cache = Cache::open(&config.data.cache_dir)?;
@@ -62,7 +81,7 @@ impl Evaluation {
         let validation = Validation::new(
             &examples,
             autoencoder.scaling_factor,
-            (batch, samples),
+            (config.train.train_batch_size, samples),
             config.validation.seed,
             &schedule,
             (device, Kind::Float),
@@ -100,6 +119,19 @@ impl Evaluation {
             &self.schedule,
             |captions, sizes| self.texts.embed(captions, sizes, None),
             see,
+        )
+    }
+
+    /// Gives `see` what goes into the UNet, `batch` at a time, and the UNet's configuration.
+    ///
+    /// # Errors
+    /// A caption can't be embedded; those of `see`.
+    pub fn inputs(&self, batch: i64, see: &mut dyn FnMut(&Input, &UnetConfig) -> Result<()>) -> Result<()> {
+        self.validation.inputs(
+            batch,
+            &self.schedule,
+            |captions, sizes| self.texts.embed(captions, sizes, None),
+            &mut |input| see(input, &self.unet),
         )
     }
 

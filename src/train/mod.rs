@@ -9,6 +9,7 @@ mod class_images;
 mod denoise;
 pub mod evaluate;
 mod examples;
+pub mod fisher;
 pub mod initialise;
 mod learning_rate;
 mod objective;

@@ -12,6 +12,14 @@ use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::{Tensors, Weights};
 use crate::torch::random::{Purpose, generator, normal};
 
+/// A batch as the UNet sees it, and what it should predict (fp32).
+pub struct Input {
+    pub noised: Tensor,
+    pub timesteps: Tensor,
+    pub told: Conditioning,
+    pub target: Tensor,
+}
+
 /// Fixed examples.
 pub struct Validation {
     /// Scaled latents `[N, 4, h, w]`.
@@ -92,18 +100,36 @@ impl Validation {
         see: &mut dyn FnMut(&Tensor, &Tensor) -> Result<()>,
     ) -> Result<()> {
         let _guard = tch::no_grad_guard();
+        self.inputs(self.batch, schedule, embed, &mut |input| {
+            let Input { noised, timesteps, told, target } = input;
+            let mut ops = Tensors::new(weights).computing_in(self.kind);
+            let output = unet(&mut ops, config, noised, timesteps, told.condition());
+            see(&output.to_kind(Kind::Float), target)
+        })
+    }
+
+    /// Gives `see` what goes into the UNet, `batch` at a time.
+    ///
+    /// # Errors
+    /// A caption can't be embedded; those of `see`; [`super::Stopped`].
+    pub fn inputs(
+        &self,
+        batch: i64,
+        schedule: &NoiseSchedule,
+        embed: impl Fn(&[String], &[SizeIds]) -> Result<Conditioning>,
+        see: &mut dyn FnMut(&Input) -> Result<()>,
+    ) -> Result<()> {
         let count = self.len() as i64;
-        for start in (0..count).step_by(self.batch as usize) {
+        for start in (0..count).step_by(batch as usize) {
             super::go_on()?;
-            let size = self.batch.min(count - start);
+            let size = batch.min(count - start);
             let part = |t: &Tensor| t.narrow(0, start, size);
             let (latents, noise, timesteps) = (part(&self.latents), part(&self.noise), part(&self.timesteps));
             let range = start as usize..(start + size) as usize;
             let told = embed(&self.captions[range.clone()], &self.sizes[range])?.to_kind(self.kind);
             let noised = schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
-            let mut ops = Tensors::new(weights).computing_in(self.kind);
-            let output = unet(&mut ops, config, &noised, &timesteps, told.condition());
-            see(&output.to_kind(Kind::Float), &schedule.target(&latents, &noise, &timesteps))?;
+            let target = schedule.target(&latents, &noise, &timesteps);
+            see(&Input { noised, timesteps, told, target })?;
         }
         Ok(())
     }
