@@ -41,7 +41,11 @@ impl<const D: usize> SoftenVectors<D> {
         ensure!(centroids.iter().all(|c| c.is_finite()), "an entry of the palette is not a finite number");
         ensure!(tau > 0.0 && tau.is_finite(), "the temperature must be positive: {tau}");
         let origins: Vec<Vector<D>> = centroids.chunks_exact(D).map(|c| std::array::from_fn(|d| c[d])).collect();
-        ensure!(inner > 0 && weight.numel() % (D * inner) == 0, "{} weights are no vectors of {D}", weight.numel());
+        ensure!(
+            inner > 0 && weight.numel().is_multiple_of(D * inner),
+            "{} weights are no vectors of {D}",
+            weight.numel()
+        );
         let frame = Frame { inner, scale: (std::f64::consts::LOG2_E / tau).sqrt(), origins };
         let (labels, table);
         if weight.device() == Device::Cpu {

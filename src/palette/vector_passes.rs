@@ -5,6 +5,9 @@
 //! lost in its rounding. Sums run in f32 over a cell of a piece, then in f64, in a fixed order; every multiplication and
 //! addition that is fused is so on every processor: results do not depend on threads or on the width of vectors.
 
+// Loops over lanes and axes by number, as the compiler makes vectors of them.
+#![allow(clippy::needless_range_loop)]
+
 use std::f64::consts::LN_2;
 
 use rayon::prelude::*;
