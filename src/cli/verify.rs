@@ -118,7 +118,8 @@ pub fn against(
             let parameters = part.parameters(model)?;
             let tensors =
                 parameters.iter().map(|p| Ok((p.name.clone(), stored.tensor(&p.name, Kind::Half, Device::Cpu)?)));
-            palettize(tensors, &forms(&parameters, form), BTreeMap::new(), &|_| ())?.weights(Kind::Float, Device::Cpu)
+            palettize(tensors, &forms(&parameters, form), Default::default(), BTreeMap::new(), &|_| ())?
+                .weights(Kind::Float, Device::Cpu)
         }
     };
     let named = |outputs: Vec<(&str, Tensor)>| Ok(outputs.into_iter().map(|(name, x)| (name.to_owned(), x)).collect());
