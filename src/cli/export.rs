@@ -43,7 +43,8 @@ pub struct Args {
     #[arg(long, default_value = "coreml", value_parser = ["coreml", "diffusers"])]
     format: String,
     /// Which networks, with commas between: unet (the default), text_encoder, text_encoder_2 (of Stable Diffusion XL),
-    /// vae_decoder, vae_encoder, safety_checker; or all that the model has
+    /// vae_decoder, vae_encoder, safety_checker; or all that the model has, the safety checker only for 512×512 pixels,
+    /// the one size at which Apple's programs can use it
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     component: Vec<String>,
     /// Palettes of N bits for the weights as they are, without training: N for every network that is exported, or NAME=N
