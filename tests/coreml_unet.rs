@@ -348,6 +348,18 @@ fn an_independent_checker_runs_the_chunks() {
     }
 }
 
+/// A folder and what is in it; files may be changed, which those of the fixtures may not.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => std::fs::write(to, std::fs::read(entry.path()).unwrap()).unwrap(),
+        }
+    }
+}
+
 /// Through the command line: chunks for ControlNets, verified with their layers.
 #[test]
 fn the_command_line_exports_and_verifies_chunks() {
@@ -377,12 +389,22 @@ fn the_command_line_exports_and_verifies_chunks() {
     assert!(code == 2 && said.contains("goes with"), "{said}");
     let (code, said) = run(&["verify", packages[1]]);
     assert!(code == 0 && said.contains("sound"), "{said}");
+    // SDXL; and a model that predicts v, whose second chunk needs sample and timestep to tell the noise from it.
     let xl = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdxl/model");
-    let (code, said) = run(&[&["export", xl, "-o", to[3], "--chunk-unet"][..], &more].concat());
-    assert_eq!(code, 0, "{said}");
-    let first = said.lines().find(|line| line.ends_with("_chunk1.mlpackage")).unwrap();
-    let (code, said) = run(&["verify", first, "--against", xl]);
-    assert!(code == 0 && said.contains("timestep 981 "), "{said}");
+    let velocity = folder.path().join("velocity");
+    copy(Path::new(model), &velocity);
+    let schedule = velocity.join("scheduler/scheduler_config.json");
+    let text = std::fs::read_to_string(&schedule).unwrap();
+    let changed = text.replace(r#""prediction_type": "epsilon""#, r#""prediction_type": "v_prediction""#);
+    assert_ne!(changed, text);
+    std::fs::write(&schedule, changed).unwrap();
+    for model in [xl, velocity.to_str().unwrap()] {
+        let (code, said) = run(&[&["export", model, "-o", to[3], "--chunk-unet"][..], &more].concat());
+        assert_eq!(code, 0, "{said}");
+        let first = said.lines().find(|line| line.ends_with("_chunk1.mlpackage")).unwrap();
+        let (code, said) = run(&["verify", first, "--against", model, "--min-psnr", "50"]);
+        assert!(code == 0 && said.contains("timestep 981 "), "{said}");
+    }
 
     let (code, said) = run(&[&to[..], &["--component", "vae_decoder"]].concat());
     assert!(code == 2 && said.contains("--chunk-unet is about the UNet"), "{said}");

@@ -139,7 +139,7 @@ impl Attended {
 /// Writes a text encoder, `part` of its model.
 ///
 /// # Errors
-/// Those of [`write`]; an encoder for shorter texts than [`PROMPT_TOKENS`].
+/// Those of [`write()`]; an encoder for shorter texts than [`PROMPT_TOKENS`].
 pub fn export_text_encoder(
     part: Part,
     attended: Attended,
@@ -180,7 +180,7 @@ pub fn autoencoder_numbers(part: Part, model: &Model) -> Result<InputKind> {
 /// [`autoencoder_numbers`] has it.
 ///
 /// # Errors
-/// Those of [`write`]; a size that cannot be exported.
+/// Those of [`write()`]; a size that cannot be exported.
 pub fn export_vae_decoder(
     config: &AutoencoderConfig,
     numbers: InputKind,
@@ -209,7 +209,7 @@ pub fn export_vae_decoder(
 /// [`autoencoder_numbers`] has it.
 ///
 /// # Errors
-/// Those of [`write`]; a size that cannot be exported.
+/// Those of [`write()`]; a size that cannot be exported.
 pub fn export_vae_encoder(
     config: &AutoencoderConfig,
     numbers: InputKind,
@@ -241,7 +241,7 @@ pub fn export_vae_encoder(
 /// Writes a safety checker for pictures of `height × width` pixels. Apple's programs only use it for 512×512.
 ///
 /// # Errors
-/// Those of [`write`].
+/// Those of [`write()`].
 pub fn export_safety_checker(
     config: &SafetyCheckerConfig,
     (height, width): (i64, i64),

@@ -75,7 +75,7 @@ pub fn residual_name(number: usize) -> String {
 /// many parameters of how many are written.
 ///
 /// # Errors
-/// Those of [`write`]; a size that cannot be exported.
+/// Those of [`write()`]; a size that cannot be exported.
 pub fn export_unet(
     config: &UnetConfig,
     weights: &dyn WeightSource,

@@ -89,7 +89,7 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
     }
 
     /// An input of the program; `shape` is the network's (`[B, C, H, W]`, `[B, T, C]`, `[B, C]` or `[B]`). It is
-    /// given as [`as_input`] says.
+    /// given as `as_input` says.
     pub fn input(&mut self, name: &str, shape: &[i64]) -> MilValue {
         let (given, memory) = (as_input(shape), in_memory(shape));
         let mut var = self.program.input(name, self.element, &given);

@@ -22,7 +22,8 @@ use crate::networks::unet::{Added, Condition, TIME_IDS};
 pub struct Settings<'a> {
     /// Of the random inputs.
     pub seed: u64,
-    /// For UNets, of 1000: little noise, half, nearly all. The last tells whether the sinusoid of large numbers survived.
+    /// For UNets, of 1000: little noise, half, nearly all. The last tells whether the sinusoid of large numbers
+    /// survived.
     pub timesteps: Vec<i64>,
     pub device: Device,
     /// What a run may take of main memory, in bytes: packages that ask for more are refused, not run.
@@ -113,8 +114,8 @@ pub struct Case {
 /// [a recording](Settings::recording) watches the network that makes the cases.
 ///
 /// # Errors
-/// When it takes more memory than it [may](Settings::memory), cannot be run on these inputs, or its outputs are not those
-/// expected.
+/// When it takes more memory than it [may](Settings::memory), cannot be run on these inputs, or its outputs are not
+/// those expected.
 pub fn compare(
     package: &Chain,
     cases: impl IntoIterator<Item = Result<Case>>,
@@ -233,8 +234,9 @@ impl UnetInputs {
 /// takes the context as `[B,T,C]` or, as Apple's, `[B,C,1,T]`.
 ///
 /// # Errors
-/// When the package is not a UNet with the inputs `sample`, `timestep` and `encoder_hidden_states`, with or without SDXL's
-/// `time_ids` and `text_embeds` and a ControlNet's `additional_residual_0` and so on, and one output, and what `reference` returns.
+/// When the package is not a UNet with the inputs `sample`, `timestep` and `encoder_hidden_states`, with or without
+/// SDXL's `time_ids` and `text_embeds` and a ControlNet's `additional_residual_0` and so on, and one output, and what
+/// `reference` returns.
 pub fn verify_unet(
     package: &Chain,
     reference: &mut dyn FnMut(&UnetInputs) -> Result<Tensor>,
