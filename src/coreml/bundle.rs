@@ -67,7 +67,8 @@ pub fn bundle(
     let has = |name: &str| there.iter().any(|(_, compiled)| *compiled == name);
     let mut missing: Vec<&'static str> =
         ["TextEncoder", "VAEDecoder"].into_iter().filter(|compiled| !has(compiled)).collect();
-    if !has("Unet") && !(has("UnetChunk1") && has("UnetChunk2")) {
+    let unet = has("Unet") || (has("UnetChunk1") && has("UnetChunk2"));
+    if !unet {
         missing.push("Unet");
     }
     let path = folder.join("compile.sh");

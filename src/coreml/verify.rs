@@ -100,6 +100,9 @@ impl fmt::Display for Report {
     }
 }
 
+/// What a network gives, by the names of a package's outputs.
+pub type Outputs = BTreeMap<String, Tensor>;
+
 /// One set of inputs.
 pub struct Case {
     /// What messages call it.
@@ -389,7 +392,7 @@ pub fn verify_text_encoder(
 /// When the package has other inputs, and what `reference` returns.
 pub fn verify_safety_checker(
     package: &Chain,
-    reference: &mut dyn FnMut(&[Tensor; 3]) -> Result<BTreeMap<String, Tensor>>,
+    reference: &mut dyn FnMut(&[Tensor; 3]) -> Result<Outputs>,
     settings: &Settings,
 ) -> Result<Report> {
     const INPUTS: [&str; 3] = ["clip_input", "images", "adjustment"];
