@@ -9,7 +9,8 @@ use tch::{Device, Kind, Tensor};
 use super::doctor::memory;
 use super::nbits::{Nbits, forms};
 use super::{Usage, print};
-use crate::coreml::components::{Attended, Part};
+use crate::coreml::components::{Attended, Part, autoencoder_numbers};
+use crate::coreml::interface::InputKind;
 use crate::coreml::layers::Recording;
 use crate::coreml::read::{Chain, Precision};
 use crate::coreml::verify::{
@@ -111,7 +112,9 @@ pub fn against(
             part = Part::TextEncoder2;
         }
     }
-    let own = || match nbits.of(part) {
+    // An autoencoder that computes in fp32 stays as it is.
+    let in_fp32 = part.component() == Component::Autoencoder && autoencoder_numbers(part, model)? == InputKind::Single;
+    let own = || match nbits.of(part).filter(|_| !in_fp32) {
         None => model.weights(part.component(), Kind::Float, Device::Cpu),
         Some(form) => {
             let stored = model.stored(part.component())?;
