@@ -20,7 +20,7 @@ use crate::source::{Component, Model};
 use crate::train::evaluate::Evaluation;
 use crate::train::{Ended, Resume, go_on};
 
-/// The whole path on the small base: trains 2- and 4-bit palettes, exports, verifies, compares
+/// The whole path on the small base: trains palettes of 2, of mixed and of 4 bits, exports, verifies, compares
 #[derive(clap::Args)]
 pub struct Args {
     /// The folder with the project's configs/, datasets/ and examples/
@@ -38,9 +38,13 @@ const PROMPTS: [&str; 6] = [
     "an orange cat at night",
 ];
 
+/// The configs that are trained, and what their rows are called.
+const TRAINED: [(&str, &str); 3] =
+    [("demo-2bit", "2 bits"), ("demo-mixed", "2.1 bits, mixed"), ("demo-4bit", "4.1 bits, mixed")];
+
 /// One row of the table and of the picture.
 struct Row {
-    name: &'static str,
+    name: String,
     weights: Weights,
     loss: f64,
 }
@@ -49,53 +53,48 @@ pub fn run(args: Args) -> Result<()> {
     std::env::set_current_dir(&args.project)
         .with_context(|| format!("cannot go to the project's folder {}", args.project.display()))?;
     train::stop_on_interrupt()?;
-    let configs = [2, 4].map(|bits| (bits, PathBuf::from(format!("configs/demo-{bits}bit.toml"))));
     let mut trained = Vec::new();
-    let mut last = None;
-    for (bits, path) in &configs {
+    for (name, bits) in TRAINED {
+        let path = PathBuf::from(format!("configs/{name}.toml"));
         if !path.is_file() {
             bail!("{} is not here: run the demo in the project's folder, or pass --project", path.display());
         }
-        let config = config::load(path, &[])?;
-        eprintln!("\n{bits} bits: training into {}", config.output_dir.display());
+        let config = config::load(&path, &[])?;
+        eprintln!("\n{bits}: training into {}", config.output_dir.display());
         if crate::train::run(&config, &Resume::Auto)? == Ended::Stopped {
             return Err(Interrupted("stopped after saving; the same command goes on".into()).into());
         }
         let palettes = config.output_dir.join(format!("{}.palettes.safetensors", config.name));
-        trained.push((*bits, PalettizedCheckpoint::read(&palettes)?, config.clone()));
-        last = Some(config);
+        trained.push((bits, PalettizedCheckpoint::read(&palettes)?, config));
     }
-    let config = last.context("no configs")?;
+    let (_, _, config) = trained.last().context("no configs")?;
     let model = Model::open(&config.model.pretrained_model_name_or_path)?;
 
     eprintln!("\nmeasuring");
-    let evaluation = Evaluation::open(&config, &model, None, Device::Cpu)?;
+    let evaluation = Evaluation::open(config, &model, None, Device::Cpu)?;
     let float = model.weights(Component::Unet, Kind::Float, Device::Cpu)?;
-    let mut rows = vec![row("float", float, &evaluation)?];
+    let mut rows = vec![row("float".into(), float, &evaluation)?];
     for (bits, checkpoint, _) in &trained {
-        let names = if *bits == 2 {
-            ["post-training 2-bit", "trained 2-bit"]
-        } else {
-            ["post-training 4-bit", "trained 4-bit"]
-        };
         let plain = post_training(&model, checkpoint)?;
-        rows.push(row(names[0], plain.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
-        rows.push(row(names[1], checkpoint.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
+        rows.push(row(format!("post-training, {bits}"), plain.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
+        rows.push(row(format!("trained, {bits}"), checkpoint.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
     }
     table(&rows, evaluation.examples())?;
     for (_, checkpoint, config) in &trained {
         package(config, &model, checkpoint)?;
     }
     let picture = Path::new("runs/demo.png");
+    let names: Vec<String> = rows.iter().map(|row| row.name.clone()).collect();
     draw(&model, rows, picture)?;
     print(format_args!(
-        "\n{}: rows are float, post-training 2-bit, trained 2-bit, post-training 4-bit, trained 4-bit;\ncolumns are {}",
+        "\n{}: rows are {};\ncolumns are {}",
         picture.display(),
+        names.join("; "),
         PROMPTS.map(|prompt| format!("\"{prompt}\"")).join(", ")
     ))
 }
 
-fn row(name: &'static str, weights: Weights, evaluation: &Evaluation) -> Result<Row> {
+fn row(name: String, weights: Weights, evaluation: &Evaluation) -> Result<Row> {
     let loss = evaluation.measure(&weights)?.loss;
     Ok(Row { name, weights, loss })
 }
@@ -115,7 +114,7 @@ fn table(rows: &[Row], examples: usize) -> Result<()> {
         "\nvalidation denoising loss, {examples} noised pictures, the same noise and timesteps for all"
     ))?;
     for row in rows {
-        print(format_args!("  {:20} {:.6}  {:+8.2} %", row.name, row.loss, 100.0 * (row.loss / float - 1.0)))?;
+        print(format_args!("  {:31} {:.6}  {:+8.2} %", row.name, row.loss, 100.0 * (row.loss / float - 1.0)))?;
     }
     for pair in rows[1..].chunks(2) {
         let recovered = (pair[0].loss - pair[1].loss) / (pair[0].loss - float);

@@ -112,7 +112,7 @@ impl Objective for Denoise {
         }
         let mut random = generator(seed, Purpose::Timesteps, index);
         let steps = self.schedule.timesteps();
-        let timesteps = draw_timesteps(&mut random, size[0], steps as i64, self.config.train.timestep_beta)?;
+        let timesteps = draw_timesteps(&mut random, size[0], steps, self.config.train.timestep_beta)?;
         if let Some(gamma) = self.config.train.min_snr_gamma {
             for (weight, snr) in weights.iter_mut().zip(self.snr_weights(gamma, &timesteps)) {
                 *weight *= snr;
