@@ -32,11 +32,11 @@ fn fails(folder: &Path, arguments: &[&str], code: i32) -> String {
 }
 
 /// A folder with a model, captioned pictures and a config that names them.
-struct Workplace {
+struct Work {
     folder: tempfile::TempDir,
 }
 
-impl Workplace {
+impl Work {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let pictures = folder.path().join("pictures");
@@ -70,7 +70,7 @@ impl Workplace {
 
 #[test]
 fn check_tells_what_a_run_would_do_and_writes_nothing() {
-    let work = Workplace::new();
+    let work = Work::new();
     let (code, out, error) = run(work.folder.path(), &["check", "run.toml", "train.train_batch_size=2"]);
     assert_eq!(code, 0, "{error}");
     for expected in [
@@ -91,7 +91,7 @@ fn check_tells_what_a_run_would_do_and_writes_nothing() {
 
 #[test]
 fn captions_that_will_be_cut_are_counted() {
-    let work = Workplace::new();
+    let work = Work::new();
     std::fs::write(work.path("pictures/0.txt"), "a cat, ".repeat(30)).unwrap();
     std::fs::write(work.path("pictures/2.txt"), "a house, ".repeat(40)).unwrap();
     let (code, out, error) = run(work.folder.path(), &["check", "run.toml"]);
@@ -108,7 +108,7 @@ fn captions_that_will_be_cut_are_counted() {
 
 #[test]
 fn a_misspelt_key_names_the_nearest_and_its_line() {
-    let work = Workplace::new();
+    let work = Work::new();
     work.add_to_config("learning_rte = 1e-6\nmax_grad_norm = \"1\"\n");
     assert_eq!(
         work.check(2),
@@ -119,7 +119,7 @@ fn a_misspelt_key_names_the_nearest_and_its_line() {
 
 #[test]
 fn all_mistakes_in_the_data_are_told_at_once() {
-    let work = Workplace::new();
+    let work = Work::new();
     std::fs::remove_file(work.path("pictures/0.png")).unwrap();
     std::fs::remove_file(work.path("pictures/1.txt")).unwrap();
     work.add_to_config(
@@ -137,7 +137,7 @@ fn all_mistakes_in_the_data_are_told_at_once() {
 
 #[test]
 fn a_truncated_picture_is_named() {
-    let work = Workplace::new();
+    let work = Work::new();
     let bytes = std::fs::read(work.path("pictures/2.png")).unwrap();
     std::fs::write(work.path("pictures/2.png"), &bytes[..bytes.len() / 2]).unwrap();
     assert!(work.check(1).contains("pictures/2.png"));
@@ -145,7 +145,7 @@ fn a_truncated_picture_is_named() {
 
 #[test]
 fn a_missing_folder_of_pictures_and_a_missing_model_are_both_named() {
-    let work = Workplace::new();
+    let work = Work::new();
     let arguments =
         ["check", "run.toml", "data.train_data_dir=no/pictures", "model.pretrained_model_name_or_path=no/such/model"];
     let error = fails(work.folder.path(), &arguments, 1);
@@ -154,7 +154,7 @@ fn a_missing_folder_of_pictures_and_a_missing_model_are_both_named() {
 
 #[test]
 fn a_unet_of_an_unsupported_kind_is_named_with_key_and_value() {
-    let work = Workplace::new();
+    let work = Work::new();
     let model = work.path("model");
     copy(Path::new(MODEL), &model);
     let config = model.join("unet/config.json");

@@ -187,7 +187,10 @@ pub fn finish(
     let mut facts = vec![("model", config.model.pretrained_model_name_or_path.clone())];
     if let Some(checkpoint) = &checkpoint {
         facts.push(("palettized weights", checkpoint.palettes.len().to_string()));
-        facts.push(("bits of a palette's index", config.palettize.n_bits.to_string()));
+        let (bits, weights) = checkpoint.palettes.values().fold((0, 0), |(bits, weights), palette| {
+            (bits + palette.stored_bits(), weights + palette.shape.iter().product::<i64>())
+        });
+        facts.push(("bits a palettized weight, palettes counted", format!("{:.3}", bits as f64 / weights.max(1) as f64)));
         facts.push(("palettes' mean relative squared error", format!("{:.5}", trained.palette_error())));
     }
     write_report(&output.folder, &config.name, &facts)?;
