@@ -20,8 +20,10 @@ fn load(file: &Path) -> Config {
 #[test]
 fn every_shipped_config_is_right_and_survives_being_resolved() {
     for file in shipped() {
-        let config = load(&file);
+        let mut config = load(&file);
         let resolved = config.resolved_toml();
+        // A recipe is among its overrides.
+        config.palettize.recipe = None;
         assert_eq!(config::parse(&resolved, "resolved", &[]).unwrap(), config, "{}", file.display());
     }
 }
