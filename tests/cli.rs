@@ -296,6 +296,15 @@ fn inspect_reads_packages() {
 }
 
 #[test]
+fn inspect_of_a_models_folder_names_its_files() {
+    let error = fails(Path::new("."), &["inspect", MODEL], 1);
+    assert!(
+        error.contains("a model's folder") && error.contains("unet/diffusion_pytorch_model.safetensors"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_truncated_safetensors_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let source = Path::new(MODEL).join("unet/diffusion_pytorch_model.safetensors");

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tch::Kind;
 
@@ -114,6 +114,11 @@ impl Contents {
     }
 
     fn package(path: &Path) -> Result<Self> {
+        // Users know model folders better than packages.
+        let network = path.join("unet/diffusion_pytorch_model.safetensors");
+        if network.exists() {
+            bail!("{} is a model's folder: name one of its files, such as {}", path.display(), network.display());
+        }
         let package = Package::open(path)?;
         let mut entries = Vec::new();
         for weight in package.weights()? {

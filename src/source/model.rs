@@ -68,8 +68,8 @@ impl Model {
         if hub::is_id(model) && !is_file_name {
             let folder = hub::cached(model).ok_or_else(|| {
                 anyhow!(
-                    "{model} is neither a folder nor in the local Hugging Face cache; fetch it with: hf download {model} \
-                     --exclude '*.ckpt' '*.bin'"
+                    "there is no folder {model}, and no model of that name in the local Hugging Face cache; if it is a hub \
+                     id, fetch it with: hf download {model} --exclude '*.ckpt' '*.bin'"
                 )
             })?;
             let is_xl = folder::check(&folder).with_context(|| format!("the cached snapshot of {model}"))?;

@@ -190,7 +190,10 @@ pub fn finish(
         let (bits, weights) = checkpoint.palettes.values().fold((0, 0), |(bits, weights), palette| {
             (bits + palette.stored_bits(), weights + palette.shape.iter().product::<i64>())
         });
-        facts.push(("bits a palettized weight, palettes counted", format!("{:.3}", bits as f64 / weights.max(1) as f64)));
+        facts.push((
+            "bits a palettized weight, palettes counted",
+            format!("{:.3}", bits as f64 / weights.max(1) as f64),
+        ));
         facts.push(("palettes' mean relative squared error", format!("{:.5}", trained.palette_error())));
     }
     write_report(&output.folder, &config.name, &facts)?;
