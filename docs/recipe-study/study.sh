@@ -18,7 +18,7 @@ while IFS='|' read -r name steps seed config changes; do
   grep -q "^$name$tab$steps$tab$seed$tab" "$table" 2>/dev/null && continue
   rm -rf "$out/run"
   set -- $changes
-  short="output_dir=$out/run seed=$seed validation.every_n_steps=0 checkpoint.checkpointing_steps=0 export.coreml=false"
+  short="output_dir=$out/run data.cache_dir=runs/cache seed=$seed validation.every_n_steps=0 checkpoint.checkpointing_steps=0 export.coreml=false"
   train="train $config train.max_train_steps=$steps"
   # Without training: the palettes that a run starts from. A run of one step whose learning rates are as good as zero.
   [ "$steps" = 0 ] && train="train $config train.max_train_steps=1 train.lr_scheduler=constant train.learning_rate=1e-20 \
