@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::shared;
+use common::{dense, distance, shared};
 use half::f16;
 use palettist::ops::Weights;
 use palettist::palette::codes::{Code, Histogram};
@@ -60,18 +60,6 @@ fn backward(state: &impl Backward, upstream: &Tensor) -> Tensor {
     let mut gradient = upstream.copy();
     state.in_place(&mut gradient).unwrap();
     gradient
-}
-
-fn dense(frozen: &Frozen, shape: &[i64]) -> Tensor {
-    let mut dense = Tensor::zeros(shape, FLOAT);
-    frozen.dense(&mut dense).unwrap();
-    dense
-}
-
-/// |a − b| / |b|, L2.
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    let (a, b) = (a.to_kind(Kind::Double).view(-1), b.to_kind(Kind::Double).view(-1));
-    ((&a - &b).norm() / b.norm()).double_value(&[])
 }
 
 #[test]

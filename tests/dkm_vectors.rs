@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::shared;
+use common::{dense, distance, shared};
 use palettist::ops::Weights;
 use palettist::palette::codes::Code;
 use palettist::palette::{DkmLayer, Form, Frozen, LutDtype, SoftenRows};
@@ -37,18 +37,6 @@ fn backward(state: &SoftenRows, upstream: &Tensor) -> Tensor {
     let mut gradient = upstream.copy();
     state.backward(&mut gradient).unwrap();
     gradient
-}
-
-fn dense(frozen: &Frozen, shape: &[i64]) -> Tensor {
-    let mut dense = Tensor::zeros(shape, FLOAT);
-    frozen.dense(&mut dense).unwrap();
-    dense
-}
-
-/// |a − b| / |b|, L2.
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    let (a, b) = (a.to_kind(Kind::Double).view(-1), b.to_kind(Kind::Double).view(-1));
-    ((&a - &b).norm() / b.norm()).double_value(&[])
 }
 
 /// Vectors of one group, `[n, d]`, of a part of a weight; and back.

@@ -15,7 +15,7 @@ use crate::palette::allocate::{Allocation, Choice, allocate};
 use crate::palette::{BITS, Form};
 use crate::report::Progress;
 use crate::source::{Component, Model, files};
-use crate::train::evaluate::Evaluation;
+use crate::train::evaluate::{Evaluation, snr};
 use crate::train::sensitivity::{Effect, Measurements, Sensitivity, measure};
 
 /// Noised pictures that the signal-to-noise ratio is measured on. It has no noise of its own to average away: only pictures
@@ -88,10 +88,10 @@ pub fn run(args: Args) -> Result<()> {
     let path = args.output.with_file_name(MEASUREMENTS);
     let effects = plan.measure(&mut sensitivity, &config.palettize.form(BITS[0]), &path)?;
 
-    let float = sensitivity.loss;
+    let float = sensitivity.float.loss;
     let damage = |effect: &Effect| if by_loss { effect.loss - float } else { effect.mse };
     let allocation = plan.allocate(&effects, damage, budget)?;
-    let power = sensitivity.power;
+    let power = sensitivity.float.power();
     let together = sensitivity.together(&plan.chosen(&allocation))?;
     let outcome =
         Outcome { plan: &plan, effects: &effects, allocation: &allocation, damage: &damage, float, power, together };
@@ -325,7 +325,7 @@ impl Outcome<'_> {
     }
 
     fn snr(&self, mse: f64) -> f64 {
-        10.0 * (self.power / mse).log10()
+        snr(self.power, mse)
     }
 
     /// (layer, its bits, its damage)

@@ -11,7 +11,7 @@ use crate::config;
 use crate::diffusion::pipeline::unet_weights;
 use crate::palette::PalettizedCheckpoint;
 use crate::source::Model;
-use crate::train::evaluate::Evaluation;
+use crate::train::evaluate::{Evaluation, snr};
 
 /// The denoising loss on a config's validation split, next to the float model's, and how far the outputs are from its
 #[derive(clap::Args)]
@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Result<()> {
     let measure = |palettes| evaluation.measure(&unet_weights(&model, palettes, Kind::Float, device)?);
     let float = measure(None)?;
     let palettized = checkpoint.as_ref().map(|checkpoint| measure(Some(checkpoint))).transpose()?;
-    let palettized = palettized.map(|palettized| (palettized.loss, float.snr(&palettized)));
+    let palettized = palettized.map(|palettized| (palettized.loss, snr(float.power(), palettized.difference(&float))));
     let examples = evaluation.examples();
     if args.json {
         let (loss, snr) = palettized.unzip();

@@ -166,11 +166,10 @@ impl Objective for Denoise {
         let Some(validation) = &self.validation else { return Ok(None) };
         let texts = networks.get(&Component::TextEncoder).map(|weights| Tensors::new(weights).computing_in(self.kind));
         let weights = networks.get(&Component::Unet).context("the UNet does not train")?;
-        validation
-            .loss(weights, &self.unet, &self.schedule, |captions, sizes| {
-                self.texts.embed(captions, sizes, texts.clone())
-            })
-            .map(Some)
+        let measured = validation.measure(weights, &self.unet, &self.schedule, |captions, sizes| {
+            self.texts.embed(captions, sizes, texts.clone())
+        })?;
+        Ok(Some(measured.loss))
     }
 
     fn pictures(&mut self, networks: &Networks) -> Result<Vec<Tensor>> {

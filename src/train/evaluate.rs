@@ -2,11 +2,12 @@
 //! what `analyze` and calibration look at.
 
 use anyhow::{Context, Result, bail};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::examples::{Encoder, Texts};
 use super::setup::{check_conditions, transform};
-use super::validate::{Input, Validation, mean_square};
+use super::validate::{Input, Validation};
+pub use super::validate::{Measured, snr};
 use crate::config::Config;
 use crate::data::{Cache, CaptionOptions, Key, Sample, dreambooth, read_folder};
 use crate::diffusion::NoiseSchedule;
@@ -20,21 +21,6 @@ pub struct Evaluation {
     schedule: NoiseSchedule,
     validation: Validation,
     texts: Texts,
-}
-
-/// One model's answers to the noised pictures.
-pub struct Measured {
-    /// The denoising loss.
-    pub loss: f64,
-    /// `[examples, 4, h, w]`
-    outputs: Tensor,
-}
-
-impl Measured {
-    /// How little the outputs of `other` differ from these, in dB: 10 log₁₀(Σ these² / Σ difference²).
-    pub fn snr(&self, other: &Self) -> f64 {
-        10.0 * (mean_square(&self.outputs) / mean_square(&(&other.outputs - &self.outputs))).log10()
-    }
 }
 
 impl Evaluation {
@@ -94,32 +80,13 @@ impl Evaluation {
         self.validation.len()
     }
 
-    /// The denoising loss of the UNet with these fp32 weights, with its outputs.
+    /// What the UNet with these fp32 weights answers, and its denoising loss.
     ///
     /// # Errors
     /// A caption can't be embedded.
     pub fn measure(&self, weights: &Weights) -> Result<Measured> {
-        let (mut loss, mut outputs) = (0.0, Vec::new());
-        self.outputs(weights, &mut |output, target| {
-            loss += mean_square(&(output - target)) * output.size()[0] as f64;
-            outputs.push(output.shallow_clone());
-            Ok(())
-        })?;
-        Ok(Measured { loss: loss / self.examples() as f64, outputs: Tensor::f_cat(&outputs, 0)? })
-    }
-
-    /// Gives `see` what the UNet with these fp32 weights predicts and what it should, a batch at a time.
-    ///
-    /// # Errors
-    /// A caption can't be embedded; those of `see`.
-    pub fn outputs(&self, weights: &Weights, see: &mut dyn FnMut(&Tensor, &Tensor) -> Result<()>) -> Result<()> {
-        self.validation.outputs(
-            weights,
-            &self.unet,
-            &self.schedule,
-            |captions, sizes| self.texts.embed(captions, sizes, None),
-            see,
-        )
+        self.validation
+            .measure(weights, &self.unet, &self.schedule, |captions, sizes| self.texts.embed(captions, sizes, None))
     }
 
     /// Gives `see` what goes into the UNet, `batch` at a time, and the UNet's configuration.

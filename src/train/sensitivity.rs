@@ -19,10 +19,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
-use super::evaluate::Evaluation;
-use super::validate::mean_square;
+use super::evaluate::{Evaluation, Measured};
 use crate::data::{Key, hash_weights};
 use crate::ops::Weights;
 use crate::palette::{Form, Palette, fit};
@@ -42,12 +41,8 @@ pub struct Sensitivity<'a> {
     evaluation: &'a Evaluation,
     /// fp32.
     weights: Weights,
-    /// Its outputs, a batch each.
-    float: Vec<Tensor>,
-    /// Its loss.
-    pub loss: f64,
-    /// Mean square of its outputs.
-    pub power: f64,
+    /// What it answers.
+    pub float: Measured,
 }
 
 impl<'a> Sensitivity<'a> {
@@ -56,20 +51,11 @@ impl<'a> Sensitivity<'a> {
     /// # Errors
     /// Its outputs are not finite; [`super::Stopped`].
     pub fn new(evaluation: &'a Evaluation, weights: Weights) -> Result<Self> {
-        let (mut float, mut loss, mut power) = (Vec::new(), 0.0, 0.0);
-        evaluation.outputs(&weights, &mut |output, target| {
-            let size = output.size()[0] as f64;
-            loss += mean_square(&(output - target)) * size;
-            power += mean_square(output) * size;
-            float.push(output.shallow_clone());
-            Ok(())
-        })?;
-        let count = evaluation.examples() as f64;
-        let (loss, power) = (loss / count, power / count);
-        if !(loss.is_finite() && power > 0.0) {
+        let float = evaluation.measure(&weights)?;
+        if !(float.loss.is_finite() && float.power() > 0.0) {
             bail!("the float model's output is not finite, or nothing but zeros: there is nothing to measure against");
         }
-        Ok(Self { evaluation, weights, float, loss, power })
+        Ok(Self { evaluation, weights, float })
     }
 
     /// The key of the network, what goes into it, and how palettes of this form (its bits do not matter) are made:
@@ -81,11 +67,6 @@ impl<'a> Sensitivity<'a> {
         let network = hash_weights(&self.weights)?;
         let palettes = format!("sensitivity 1: {:?}", Form { bits: 0, ..*form });
         Ok(Key::of(&[palettes.as_bytes(), network.bytes(), self.evaluation.key()?.bytes()]))
-    }
-
-    /// The signal-to-noise ratio of the output in dB, for its mean squared difference from the float network's.
-    pub fn snr(&self, mse: f64) -> f64 {
-        10.0 * (self.power / mse).log10()
     }
 
     /// The palettes of the layer `name`, one of each form.
@@ -133,16 +114,8 @@ impl<'a> Sensitivity<'a> {
 
     /// Of the weights as they are now.
     fn effect(&self) -> Result<Effect> {
-        let (mut mse, mut loss, mut batch) = (0.0, 0.0, 0);
-        self.evaluation.outputs(&self.weights, &mut |output, target| {
-            let size = output.size()[0] as f64;
-            mse += mean_square(&(output - &self.float[batch])) * size;
-            loss += mean_square(&(output - target)) * size;
-            batch += 1;
-            Ok(())
-        })?;
-        let count = self.evaluation.examples() as f64;
-        let effect = Effect { mse: mse / count, loss: loss / count };
+        let measured = self.evaluation.measure(&self.weights)?;
+        let effect = Effect { mse: measured.difference(&self.float), loss: measured.loss };
         if !(effect.mse.is_finite() && effect.loss.is_finite()) {
             bail!("the network's output is not finite");
         }

@@ -68,44 +68,28 @@ impl Validation {
         self.captions.len()
     }
 
-    /// The mean squared error of the predicted noise (or velocity) of the UNet with these weights.
+    /// What the UNet with these weights predicts, and its mean squared error.
     ///
     /// # Errors
     /// A caption can't be embedded; [`super::Stopped`].
-    pub fn loss(
+    pub fn measure(
         &self,
         weights: &Weights,
         config: &UnetConfig,
         schedule: &NoiseSchedule,
         embed: impl Fn(&[String], &[SizeIds]) -> Result<Conditioning>,
-    ) -> Result<f64> {
-        let mut total = 0.0;
-        self.outputs(weights, config, schedule, embed, &mut |output, target| {
-            total += mean_square(&(output - target)) * output.size()[0] as f64;
-            Ok(())
-        })?;
-        Ok(total / self.len() as f64)
-    }
-
-    /// Gives `see` what the UNet with these weights predicts and what it should, fp32, a batch at a time.
-    ///
-    /// # Errors
-    /// A caption can't be embedded; those of `see`.
-    pub fn outputs(
-        &self,
-        weights: &Weights,
-        config: &UnetConfig,
-        schedule: &NoiseSchedule,
-        embed: impl Fn(&[String], &[SizeIds]) -> Result<Conditioning>,
-        see: &mut dyn FnMut(&Tensor, &Tensor) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Measured> {
         let _guard = tch::no_grad_guard();
+        let (mut total, mut outputs) = (0.0, Vec::new());
         self.inputs(self.batch, schedule, embed, &mut |input| {
             let Input { noised, timesteps, told, target } = input;
             let mut ops = Tensors::new(weights).computing_in(self.kind);
-            let output = unet(&mut ops, config, noised, timesteps, told.condition());
-            see(&output.to_kind(Kind::Float), target)
-        })
+            let output = unet(&mut ops, config, noised, timesteps, told.condition()).to_kind(Kind::Float);
+            total += mean_square(&(&output - target)) * output.size()[0] as f64;
+            outputs.push(output);
+            Ok(())
+        })?;
+        Ok(Measured { loss: total / self.len() as f64, outputs: Tensor::f_cat(&outputs, 0)? })
     }
 
     /// Gives `see` what goes into the UNet, `batch` at a time.
@@ -156,8 +140,33 @@ impl Validation {
     }
 }
 
+/// One network's answers to the examples.
+pub struct Measured {
+    /// The mean squared error of the predicted noise (or velocity).
+    pub loss: f64,
+    /// fp32 `[examples, 4, h, w]`
+    outputs: Tensor,
+}
+
+impl Measured {
+    /// Mean square of the outputs.
+    pub fn power(&self) -> f64 {
+        mean_square(&self.outputs)
+    }
+
+    /// Mean squared difference of the outputs from those of `other`.
+    pub fn difference(&self, other: &Self) -> f64 {
+        mean_square(&(&self.outputs - &other.outputs))
+    }
+}
+
+/// A signal-to-noise ratio in dB, of mean squares.
+pub fn snr(power: f64, noise: f64) -> f64 {
+    10.0 * (power / noise).log10()
+}
+
 /// In fp64.
-pub fn mean_square(values: &Tensor) -> f64 {
+fn mean_square(values: &Tensor) -> f64 {
     values.square().mean(Kind::Double).double_value(&[])
 }
 

@@ -13,7 +13,7 @@ use half::f16;
 use palettist::coreml::export::PackageMetadata;
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Weights;
-use palettist::palette::{Form, LutDtype, Palette, PalettizedCheckpoint};
+use palettist::palette::{Form, Frozen, LutDtype, Palette, PalettizedCheckpoint};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -142,4 +142,17 @@ pub fn palettized_as(config: &UnetConfig, forms: &[Form]) -> PalettizedCheckpoin
     // Every form has its layer.
     assert!(checkpoint.palettes.len() >= forms.len().min(50));
     checkpoint
+}
+
+/// What the network sees of a layer whose assignments are fixed.
+pub fn dense(frozen: &Frozen, shape: &[i64]) -> Tensor {
+    let mut dense = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    frozen.dense(&mut dense).unwrap();
+    dense
+}
+
+/// |a − b| / |b|, L2.
+pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(Kind::Double).view(-1), b.to_kind(Kind::Double).view(-1));
+    ((&a - &b).norm() / b.norm()).double_value(&[])
 }
