@@ -16,7 +16,7 @@ use crate::coreml::components::{
     export_vae_encoder,
 };
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
-use crate::coreml::interface::{Destination, InputKind, Weighted};
+use crate::coreml::interface::{Destination, Weighted};
 use crate::coreml::program::Target;
 use crate::coreml::velocity::Velocity;
 use crate::coreml::weights::{PostTraining, WeightSource};
@@ -194,13 +194,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     for part in parts {
         let job = Job { model: &model, part, unet: &options, metadata: &metadata };
-        let mut form = nbits.of(part);
-        if form.is_some()
-            && part.component() == Component::Autoencoder
-            && autoencoder_numbers(part, &model)? == InputKind::Single
-        {
+        let form = nbits.of_model(part, &model)?;
+        if form.is_none() && nbits.of(part).is_some() {
             print(format_args!("{part} stays as it is: it computes in fp32, and palettes are fp16"))?;
-            form = None;
         }
         let export = |folder: &Path| match (&checkpoint, form) {
             (Some(checkpoint), _) if part == Part::Unet => job.export(checkpoint, folder),

@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
-use crate::coreml::components::Part;
+use crate::coreml::components::{Part, autoencoder_numbers};
+use crate::coreml::interface::InputKind;
 use crate::ops::Parameter;
 use crate::palette::Form;
 use crate::palette::post_training::{WEIGHT_THRESHOLD, chosen};
+use crate::source::{Component, Model};
 
 /// Bits of the palettes of each package.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +50,16 @@ impl Nbits {
     /// The form of a package's palettes; none where its weights stay fp16.
     pub fn of(&self, part: Part) -> Option<Form> {
         self.named.get(&part).copied().or(self.rest).map(Form::per_tensor)
+    }
+
+    /// The form of the palettes that the package of this model gets: that of [`Self::of`], but none where it computes in
+    /// fp32, since palettes are fp16.
+    ///
+    /// # Errors
+    /// The autoencoder's configuration can't be read.
+    pub fn of_model(&self, part: Part, model: &Model) -> Result<Option<Form>> {
+        let fp32 = part.component() == Component::Autoencoder && autoencoder_numbers(part, model)? == InputKind::Single;
+        Ok(self.of(part).filter(|_| !fp32))
     }
 
     /// Whether a package is named in so many words.

@@ -9,8 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::doctor::memory;
 use super::nbits::{Nbits, forms};
 use super::{Usage, print};
-use crate::coreml::components::{Attended, Part, autoencoder_numbers};
-use crate::coreml::interface::InputKind;
+use crate::coreml::components::{Attended, Part};
 use crate::coreml::layers::Recording;
 use crate::coreml::read::{Chain, Precision};
 use crate::coreml::verify::{
@@ -51,11 +50,14 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    let model = args.against.as_deref().map(Model::open).transpose()?;
+    let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
+    let nbits = args.quantize_nbits.clone().unwrap_or_default();
     let mut failed = Vec::new();
     let behind = |path: &Path| first_chunk(path).filter(|first| first.exists());
     for path in args.packages.iter().filter(|path| behind(path).is_none_or(|first| !args.packages.contains(&first))) {
         print(path.display())?;
-        let Some(model) = &args.against else {
+        let Some(model) = &model else {
             for package in Chain::open(path)?.packages() {
                 print(format_args!(
                     "  sound: specification version {}, {} operations",
@@ -69,10 +71,7 @@ pub fn run(args: Args) -> Result<()> {
             let message = format!("{} goes with {}: verify that", path.display(), first.display());
             return Err(Usage(message).into());
         }
-        let model = Model::open(model)?;
-        let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
-        let nbits = args.quantize_nbits.clone().unwrap_or_default();
-        let report = against(path, &model, checkpoint.as_ref(), &nbits, args.layers)?;
+        let report = against(path, model, checkpoint.as_ref(), &nbits, args.layers)?;
         print(format!("{report}").trim_end())?;
         let least = report.least(Precision::Float32).min(report.least(Precision::Float16));
         // A NaN is a failure too.
@@ -112,9 +111,7 @@ pub fn against(
             part = Part::TextEncoder2;
         }
     }
-    // An autoencoder that computes in fp32 stays as it is.
-    let in_fp32 = part.component() == Component::Autoencoder && autoencoder_numbers(part, model)? == InputKind::Single;
-    let own = || match nbits.of(part).filter(|_| !in_fp32) {
+    let own = || match nbits.of_model(part, model)? {
         None => model.weights(part.component(), Kind::Float, Device::Cpu),
         Some(form) => {
             let stored = model.stored(part.component())?;
