@@ -45,7 +45,7 @@ impl Layer {
 
     fn step(&mut self, place: usize) {
         let layer = &self.palettes[place];
-        let (tau, code) = (layer.temperature(0, TEMPERATURE), layer.code());
+        let (tau, code) = (layer.temperature(0, TEMPERATURE), layer.code(0, TEMPERATURE));
         let (_, state) = soften(&self.weight, &layer.centroids, tau, ITERATIONS, code, &mut self.soft).expect("finite");
         state.backward(&mut self.gradient).expect("of the same shape");
     }

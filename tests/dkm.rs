@@ -33,7 +33,7 @@ fn softened(weight: &Tensor, centroids: &[f64], tau: f64, iterations: usize, cod
 }
 
 /// One step of a layer: the soft weight and the state.
-fn step(layer: &mut DkmLayer, weight: &Tensor, rho: f64, code: Code) -> (Tensor, SoftenRows) {
+fn step(layer: &mut DkmLayer, weight: &Tensor, rho: f64, code: Option<Code>) -> (Tensor, SoftenRows) {
     let mut soft = weight.empty_like();
     let state = layer.soften(weight, rho, 3, code, &mut soft).unwrap();
     (soft, state)
@@ -74,12 +74,16 @@ fn reference_values() {
         let name = case["name"].as_str().unwrap();
         let file = TensorFile::open(&folder.join(format!("{name}.safetensors"))).unwrap();
         let get = |part: &str| file.tensor(part).unwrap();
-        let code = if case["rounded_to"] == "bf16" { Code::Bf16 } else { Code::F16 };
         let centroids = Vec::<f64>::try_from(get("centroids_in").to_kind(Kind::Double).view(-1)).unwrap();
         let tau = get("tau").to_kind(Kind::Double).double_value(&[0]);
         let weight = get("weight").to_kind(Kind::Float);
+        // Those that are rounded to bf16 are numbers of f16 too where they are not next to zero: everything times 256.
+        let up = if case["rounded_to"] == "bf16" { 256.0 } else { 1.0 };
+        let centroids: Vec<f64> = centroids.iter().map(|c| c * up).collect();
+        let iterations = case["iterations"].as_u64().unwrap() as usize;
         let (soft, centroids, state) =
-            softened(&weight, &centroids, tau, case["iterations"].as_u64().unwrap() as usize, code);
+            softened(&(weight.copy() * up), &centroids, tau * up * up, iterations, Code::F16);
+        let (soft, centroids) = (soft / up, centroids.iter().map(|c| c / up).collect::<Vec<f64>>());
         let gradient = backward(&state, &get("upstream").to_kind(Kind::Float));
         assert_eq!((soft.size(), gradient.size()), (weight.size(), weight.size()));
         let errors = [
@@ -107,18 +111,26 @@ fn by_the_book(weight: &Tensor, centroids: &Tensor, tau: f64, iterations: usize)
     (attention.matmul(&centroids.view([-1, 1])).view_as(weight), centroids)
 }
 
+/// What is seen of a weight through a code, by libtorch's own rounding.
+fn rounded(weight: &Tensor, code: Code) -> Tensor {
+    match code {
+        Code::F16 => weight.to_kind(Kind::Half).to_kind(Kind::Float),
+        Code::Fixed { step } => (weight / f64::from(step)).round() * f64::from(step),
+    }
+}
+
 #[test]
 fn gradients_are_autograds_at_every_size_and_temperature() {
     let _alone = seeded(7);
     for (round, bits) in [1u32, 2, 4, 6, 8].into_iter().cycle().take(20).enumerate() {
-        let code = [Code::F16, Code::Bf16][round % 2];
-        let kind = [Kind::Half, Kind::BFloat16][round % 2];
         let shape: &[i64] = [&[700i64] as &[i64], &[23, 7, 3, 3], &[1, 1], &[60, 61]][round % 4];
-        let scale = [0.02, 1.0, 1e-3][round % 3];
-        let weight = (Tensor::randn(shape, DOUBLE) * scale + 0.3 * scale).to_kind(kind).to_kind(Kind::Float);
+        let (scale, rho) = ([0.02, 1.0, 1e-3][round % 3], [1.0, 0.3, 0.1, 3.0][round / 5]);
+        let weight = (Tensor::randn(shape, DOUBLE) * scale + 0.3 * scale).to_kind(Kind::Float);
         let upstream = Tensor::randn(shape, FLOAT);
         let layer = DkmLayer::new("layer", Form::per_tensor(bits), &weight).unwrap();
-        let tau = layer.temperature(0, [1.0, 0.3, 0.1, 3.0][round / 5]);
+        let code = [Code::F16, layer.code(0, rho)][round % 2];
+        let weight = rounded(&weight, code);
+        let tau = layer.temperature(0, rho);
         let wide = weight.to_kind(Kind::Double).set_requires_grad(true);
         let (book_soft, book_centroids) = by_the_book(&wide, &Tensor::from_slice(&layer.centroids), tau, 3);
         let book = Tensor::run_backward(&[(&book_soft * &upstream).sum(Kind::Double)], &[&wide], false, false);
@@ -196,7 +208,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let (weight, upstream) = (weight.shallow_clone(), upstream.shallow_clone());
         pool.install(move || {
             let mut layer = DkmLayer::new("layer", Form::per_tensor(4), &weight).unwrap();
-            let (soft, state) = step(&mut layer, &weight, 0.5, Code::F16);
+            let (soft, state) = step(&mut layer, &weight, 0.5, None);
             let gradient = backward(&state, &upstream);
             let frozen = layer.freeze(&weight).unwrap();
             (soft, gradient, layer, frozen.gradient(&upstream).unwrap(), frozen.palette().unwrap())
@@ -222,7 +234,7 @@ fn degenerate_layers_stay_finite() {
         [&[], &[0.0; 9], &[0.25; 9], &[-1.0, 1.0, 1.0], &outlier, &denormals, &far_below, &[tiny, 3e4]];
     for values in cases {
         for bits in palettist::palette::BITS {
-            for code in [Code::F16, Code::Bf16] {
+            for code in [Some(Code::F16), None, Some(Code::fixed(1e-4))] {
                 let weight = Tensor::from_slice(values);
                 let mut layer = DkmLayer::new("layer", Form::per_tensor(bits), &weight).unwrap();
                 for rho in [1.0, 0.1, 1e-6] {
@@ -247,9 +259,7 @@ fn degenerate_layers_stay_finite() {
         );
         assert!(message.contains("mid.weight") && message.contains("1 of its values"), "{message}");
         let mut layer = DkmLayer::new("mid.weight", Form::per_tensor(2), &Tensor::from_slice(&[1.0f32, 2.0])).unwrap();
-        assert!(
-            layer.soften(&Tensor::from_slice(&[1.0, bad]), 1.0, 3, Code::Bf16, &mut Tensor::zeros([2], FLOAT)).is_err()
-        );
+        assert!(layer.soften(&Tensor::from_slice(&[1.0, bad]), 1.0, 3, None, &mut Tensor::zeros([2], FLOAT)).is_err());
         assert!(layer.hard(&Tensor::from_slice(&[1.0, bad])).is_err());
     }
 }
@@ -265,7 +275,7 @@ fn cooling_brings_the_soft_weight_to_the_hard_one() {
     assert_eq!(layer.kmeans_mse, [fit.error]);
     let mut gaps = Vec::new();
     for rho in [1.0, 0.1, 1e-3, 1e-5] {
-        let (soft, state) = step(&mut layer, &weight, rho, Code::F16);
+        let (soft, state) = step(&mut layer, &weight, rho, Some(Code::F16));
         let hard = layer.hard(&weight).unwrap().tensor(Kind::Float, Device::Cpu).unwrap();
         gaps.push(distance(&soft, &hard));
         let error = (&hard - &weight).square().mean(Kind::Double).double_value(&[]);
@@ -328,12 +338,12 @@ fn layers_are_saved_and_restored_exactly() {
     let _alone = seeded(6);
     let weight = Tensor::randn([50, 50], FLOAT);
     let mut layer = DkmLayer::new("a.weight", Form::per_tensor(4), &weight).unwrap();
-    drop(step(&mut layer, &weight, 0.7, Code::Bf16));
+    drop(step(&mut layer, &weight, 0.7, None));
     let saved: Weights = layer.tensors().into_iter().collect();
     let mut restored = DkmLayer::restore("a.weight", Form::per_tensor(4), &[50, 50], &saved, Device::Cpu).unwrap();
     assert_eq!(restored, layer);
-    let (one, _) = step(&mut layer, &weight, 0.5, Code::Bf16);
-    let (two, _) = step(&mut restored, &weight, 0.5, Code::Bf16);
+    let (one, _) = step(&mut layer, &weight, 0.5, None);
+    let (two, _) = step(&mut restored, &weight, 0.5, None);
     assert!(one.equal(&two) && layer == restored);
     let message = format!(
         "{:#}",
@@ -380,14 +390,25 @@ fn forms(bits: u32) -> Vec<Form> {
 #[test]
 fn groups_and_scales_have_autograds_gradients() {
     let _alone = seeded(21);
-    for (round, form) in [2, 4].into_iter().flat_map(forms).enumerate() {
-        let shape: &[i64] = if round % 2 == 0 { &[8, 12, 3, 3] } else { &[12, 20] };
+    let cases = [2, 4].into_iter().flat_map(forms).flat_map(|form| [(form, Some(Code::F16)), (form, None)]);
+    for (round, (form, code)) in cases.enumerate().filter(|(_, (form, code))| code.is_some() || !form.per_channel_scale)
+    {
+        let shape: &[i64] = if round % 4 < 2 { &[8, 12, 3, 3] } else { &[12, 20] };
         // Channels of different spread; scaled ones are not on the grid of codes, so these are compared more loosely.
         let spread = Tensor::logspace(-0.5, 0.5, shape[0], 10.0, DOUBLE);
         let spread = spread.view(along_channels(shape).as_slice());
-        let weight = (Tensor::randn(shape, DOUBLE) * 0.05 * spread).to_kind(Kind::Half).to_kind(Kind::Float);
+        let weight = rounded(&(Tensor::randn(shape, DOUBLE) * 0.05 * spread).to_kind(Kind::Float), Code::F16);
         let upstream = Tensor::randn(shape, FLOAT);
         let mut layer = DkmLayer::new("layer", form, &weight).unwrap();
+        let weight = match code {
+            Some(_) => weight,
+            None => {
+                // On the grid of each group's own code.
+                let parts = weight.chunk(form.groups(shape) as i64, form.axis as i64).into_iter().enumerate();
+                let parts: Vec<Tensor> = parts.map(|(group, part)| rounded(&part, layer.code(group, 0.5))).collect();
+                Tensor::cat(&parts, form.axis as i64)
+            }
+        };
         let start = layer.centroids.clone();
         let scales: Option<Tensor> =
             layer.tensors().into_iter().find(|(name, _)| name == "layer.scales").map(|(_, t)| t);
@@ -413,7 +434,7 @@ fn groups_and_scales_have_autograds_gradients() {
         };
         let book = Tensor::run_backward(&[(&soft * &upstream).sum(Kind::Double)], &[&wide], false, false);
 
-        let (ours, state) = step(&mut layer, &weight, 0.5, Code::F16);
+        let (ours, state) = step(&mut layer, &weight, 0.5, code);
         let gradient = backward(&state, &upstream);
         let (near, steep) = if scales.is_some() { (2e-3, 3e-2) } else { (1e-6, 2e-6) };
         assert!(distance(&ours, &soft) < near, "{form:?}: {}", distance(&ours, &soft));

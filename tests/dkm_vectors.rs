@@ -6,7 +6,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{dense, distance, shared};
 use palettist::ops::Weights;
-use palettist::palette::codes::Code;
 use palettist::palette::{DkmLayer, Form, Frozen, LutDtype, SoftenRows};
 use palettist::source::files::TensorFile;
 use tch::{Device, Kind, Tensor};
@@ -29,7 +28,7 @@ fn form(bits: u32, cluster_dim: usize) -> Form {
 /// One step of a layer: the soft weight and the state.
 fn step(layer: &mut DkmLayer, weight: &Tensor, rho: f64) -> (Tensor, SoftenRows) {
     let mut soft = weight.empty_like();
-    let state = layer.soften(weight, rho, 3, Code::F16, &mut soft).unwrap();
+    let state = layer.soften(weight, rho, 3, None, &mut soft).unwrap();
     (soft, state)
 }
 
@@ -222,7 +221,7 @@ fn degenerate_layers_stay_finite() {
         assert!(message.contains("mid.weight") && message.contains("1 of its values"), "{message}");
         let mut layer =
             DkmLayer::new("mid.weight", form(2, 2), &Tensor::from_slice(&[1.0f32, 2.0]).view([2, 1])).unwrap();
-        let message = layer.soften(&weight, 1.0, 3, Code::Bf16, &mut weight.empty_like()).err().unwrap();
+        let message = layer.soften(&weight, 1.0, 3, None, &mut weight.empty_like()).err().unwrap();
         assert!(format!("{message:#}").contains("mid.weight: some of its values are infinite"), "{message:#}");
         assert!(layer.hard(&weight).is_err());
     }

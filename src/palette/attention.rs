@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 /// Bins in a block.
-pub const LANES: usize = 32;
+pub const LANES: usize = super::codes::BLOCK;
 
 /// One number for each bin of a block.
 pub type Lanes = [f64; LANES];
@@ -92,7 +92,67 @@ pub fn attend(values: &Lanes, entries: &[f64], near: usize, tau: f64, attention:
     }
 }
 
-/// eˣ for x ≤ 0 (a little above for rounding), to 5e-16; below −700 as at −700.
+/// [`attend`] for bins that are evenly spaced, `step` apart from `first` on: the attention to an entry, beside that to
+/// another, is a geometric progression then, and takes one multiplication a bin rather than an exponential. `near` is the
+/// entry that is nearest to the first bin; the others must be [near enough](is_tame).
+#[inline(always)]
+pub fn attend_evenly(first: f64, step: f64, entries: &[f64], near: usize, tau: f64, attention: &mut [Lanes]) {
+    /// Entries whose exponentials are taken at once.
+    const FEW: usize = 4;
+    if entries.len() == 1 {
+        attention[0] = [1.0; LANES];
+        return;
+    }
+    let scale = 1.0 / tau;
+    let nearest = entries[near];
+    let mut norm = [0.0; LANES];
+    for (entries, rows) in entries.chunks(FEW).zip(attention.chunks_mut(FEW)) {
+        // The progressions' first terms, then their ratios.
+        let mut powers = [0.0; 2 * FEW];
+        for (j, &entry) in entries.iter().enumerate() {
+            let width = (nearest - entry) * scale;
+            powers[j] = (nearest + entry - 2.0 * first) * width;
+            powers[FEW + j] = -2.0 * step * width;
+        }
+        for power in &mut powers {
+            *power = exp(*power);
+        }
+        for (j, row) in rows.iter_mut().enumerate().take(entries.len()) {
+            let mut ratio = powers[FEW + j];
+            row[0] = powers[j];
+            let mut known = 1;
+            while known < LANES {
+                let (terms, next) = row.split_at_mut(known);
+                for lane in 0..known {
+                    next[lane] = terms[lane] * ratio;
+                }
+                ratio *= ratio;
+                known *= 2;
+            }
+            for lane in 0..LANES {
+                norm[lane] += row[lane];
+            }
+        }
+    }
+    for sum in &mut norm {
+        *sum = 1.0 / *sum;
+    }
+    for row in attention.iter_mut().take(entries.len()) {
+        for lane in 0..LANES {
+            row[lane] *= norm[lane];
+        }
+    }
+}
+
+/// Whether the progressions of [`attend_evenly`] stay within what floats can hold, for entries at most `furthest` from the
+/// one that is nearest to the first bin.
+#[inline]
+pub fn is_tame(step: f64, furthest: f64, tau: f64) -> bool {
+    // So much an exponent changes from the first bin to the last.
+    2.0 * LANES as f64 * step * furthest / tau < 600.0
+}
+
+/// eˣ to 5e-16; below −700 as at −700, and not for x > 700.
 ///
 /// x = k·ln 2 + r with |r| ≤ ln 2 / 2, and the series of eʳ up to r¹³/13!, whose next term is 4e-18.
 #[inline(always)]
@@ -147,6 +207,26 @@ mod tests {
         }
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(-1e6), exp(-700.0));
+    }
+
+    #[test]
+    fn progressions_are_the_softmax() {
+        let entries = [-0.3, 0.1, 0.1, 0.48, 1.2];
+        for (step, tau) in [(0.002, 0.05), (0.02, 0.05), (1e-4, 3e-3)] {
+            let first = 0.2;
+            let mut ours = [[0.0; LANES]; 5];
+            assert!(is_tame(step, 1.2 - 0.1, tau));
+            attend_evenly(first, step, &entries, 1, tau, &mut ours);
+            for lane in 0..LANES {
+                let u = first + step * lane as f64;
+                let raw = entries.map(|c| (-(u - c) * (u - c) / tau).exp());
+                let norm: f64 = raw.iter().sum();
+                for j in 0..5 {
+                    assert!((ours[j][lane] - raw[j] / norm).abs() < 1e-13, "{step} {tau} {lane} {j}");
+                }
+            }
+        }
+        assert!(!is_tame(0.02, 1.1, 2e-3));
     }
 
     #[test]

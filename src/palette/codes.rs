@@ -4,9 +4,11 @@
 //! 65,536 bins. Each splits its tensor into pieces that depend on its size alone and merges them in order, so that
 //! results do not depend on the number of threads.
 
+use std::ops::Range;
+
 use anyhow::{Result, ensure};
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -16,50 +18,62 @@ use crate::torch::slices;
 /// How many values a 16-bit code has.
 pub const CODES: usize = 1 << 16;
 
-/// Which 16-bit number stands for a weight; both round to nearest, ties to even.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Neighbouring codes of fixed point that a histogram has all or none of.
+pub const BLOCK: usize = 32;
+
+/// Which 16-bit number stands for a weight; all round to nearest, ties to even.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Code {
-    /// 8 bits of exponent, 7 of fraction: some 4,000 bins on a trained layer, enough at 1 and 2 bits.
-    Bf16,
-    /// 5 bits of exponent, 10 of fraction: some 20,000 bins.
+    /// A number of f16: fine near zero, and at home with a few weights far above the others. Some 20,000 bins.
     F16,
+    /// Multiples of `step`, a power of two, up to 32,766 of them: as many bins as a temperature needs, evenly spaced, which
+    /// makes their attention cheap ([`super::table`]).
+    Fixed { step: f32 },
 }
 
 impl Code {
+    /// Multiples of a step of at most `finest`, as good a one as any for a number out of reach.
+    pub fn fixed(finest: f64) -> Self {
+        // The power of two below, far from where floats end.
+        let finest = finest.clamp(1e-25, 1e25) as f32;
+        Self::Fixed { step: f32::from_bits(finest.to_bits() & 0x7F80_0000) }
+    }
+
+    /// This code, or one that also holds weights as large as `most`: with a larger step, or where that would be
+    /// [`MOST_COARSER`] times as large, f16.
+    fn holding(self, most: f64) -> Self {
+        let Self::Fixed { step } = self else { return self };
+        let mut coarser = step;
+        while most > MOST_STEPS * f64::from(coarser) {
+            coarser *= 2.0;
+        }
+        if coarser > MOST_COARSER * step { Self::F16 } else { Self::Fixed { step: coarser } }
+    }
+
     /// The value that a code stands for.
     pub fn value(self, code: u16) -> f64 {
         match self {
-            Code::Bf16 => bf16::from_bits(code).to_f64(),
             Code::F16 => f16::from_bits(code).to_f64(),
+            Code::Fixed { step } => (f64::from(code) - 32_768.0) * f64::from(step),
         }
     }
 
     /// The code of a value.
     pub fn of(self, value: f32) -> u16 {
         match self {
-            Code::Bf16 => bf16::from_f32(value).to_bits(),
             Code::F16 => f16::from_f32(value).to_bits(),
-        }
-    }
-
-    /// The code of infinity: those below it are of finite positive values, ascending; with the sign, 0x8000, of
-    /// negative ones.
-    const fn infinity(self) -> usize {
-        match self {
-            Code::Bf16 => 0x7F80,
-            Code::F16 => 0x7C00,
-        }
-    }
-
-    fn kind(self) -> Kind {
-        match self {
-            Code::Bf16 => Kind::BFloat16,
-            Code::F16 => Kind::Half,
+            Code::Fixed { step } => passes::fixed_code(value / step),
         }
     }
 }
 
-/// How many weights have each code; only codes that occur, ascending by value.
+/// As many steps a weight is at most, with fixed point: the code beyond stands for all that are more.
+const MOST_STEPS: f64 = 32_766.0;
+/// Times.
+const MOST_COARSER: f32 = 16.0;
+
+/// How many weights have each code, ascending by value: of f16 only codes that occur; of fixed point whole blocks of
+/// [`BLOCK`] codes, each with one at least that does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
     pub code: Code,
@@ -75,25 +89,35 @@ impl Histogram {
     pub fn of_halves(values: &[f16]) -> Result<Self> {
         let values: &[u16] = values.reinterpret_cast();
         let pieces = values.par_chunks(piece(values.len())).map(|piece| {
-            let mut counts = scratch::take::<u32>();
+            let mut counts = scratch::zeros();
             piece.iter().for_each(|&code| counts[code as usize] += 1);
             counts
         });
         Self::merge(Code::F16, pieces.collect())
     }
 
-    /// Of a tensor of f32 on any device.
+    /// Of a tensor of f32 on any device. Where `code` is fixed point with too small a range, a coarser one takes its place,
+    /// or f16 where that would be much coarser.
     ///
     /// # Errors
-    /// When a value is infinite, not a number, or beyond what the code can hold.
+    /// When a value is infinite, not a number, or beyond what f16 can hold.
     pub fn of(weight: &Tensor, code: Code) -> Result<Self> {
+        let counted = Self::count(weight, code);
+        if counted.is_ok() || code == Code::F16 || weight.numel() == 0 {
+            return counted;
+        }
+        let most = weight.f_abs()?.f_max()?.f_double_value(&[])?;
+        if most.is_finite() { Self::count(weight, code.holding(most)) } else { counted }
+    }
+
+    fn count(weight: &Tensor, code: Code) -> Result<Self> {
         if weight.device() != Device::Cpu {
             return Self::merge(code, vec![operators::counts(weight, code)?]);
         }
         let weight = weight.f_contiguous()?;
         let values = slices::floats(&weight)?;
         let pieces = values.par_chunks(piece(values.len())).map(|piece| {
-            let mut counts = scratch::take::<u32>();
+            let mut counts = scratch::zeros();
             passes::count(piece, code, &mut counts);
             counts
         });
@@ -101,28 +125,54 @@ impl Histogram {
     }
 
     fn merge(code: Code, mut pieces: Vec<Box<ByCode<u32>>>) -> Result<Self> {
-        let mut counts = pieces.pop().unwrap_or_else(scratch::take);
-        for piece in pieces {
-            counts.iter_mut().zip(piece.iter()).for_each(|(sum, count)| *sum += count);
-            scratch::put_back(piece);
+        let mut counts = pieces.pop().unwrap_or_else(scratch::zeros);
+        for mut piece in pieces {
+            counts.iter_mut().zip(piece.iter_mut()).for_each(|(sum, count)| *sum += std::mem::take(count));
+            scratch::put_back_zeros(piece);
         }
-        let (positive, negative) = counts.split_at(CODES / 2);
-        let ((positive, above), (negative, below)) =
-            (positive.split_at(code.infinity()), negative.split_at(code.infinity()));
-        let bad: u64 = above.iter().chain(below).map(|&n| n as u64).sum();
-        ensure!(bad == 0, "{bad} of its values are infinite, not numbers, or beyond the range of {code:?}");
-        let mut histogram = Self { code, bins: Vec::with_capacity(1 << 15), counts: Vec::with_capacity(1 << 15) };
-        // Ascending by value: negative codes backwards, -0 before 0.
-        for (bin, &count) in negative.iter().enumerate().rev().filter(|(_, n)| **n > 0) {
-            histogram.bins.push((CODES / 2 + bin) as u16);
-            histogram.counts.push(count);
+        /// Blocks of the codes of finite positive numbers of f16, and where those of negative ones begin.
+        const FINITE: usize = 0x7C00 / BLOCK;
+        const MINUS: usize = CODES / 2 / BLOCK;
+        let of = |blocks: Range<usize>| &counts[blocks.start * BLOCK..blocks.end * BLOCK];
+        let bad: u64 = match code {
+            Code::F16 => of(FINITE..MINUS).iter().chain(of(MINUS + FINITE..2 * MINUS)).map(|&n| u64::from(n)).sum(),
+            Code::Fixed { .. } => u64::from(counts[0]) + u64::from(counts[CODES - 1]),
+        };
+        ensure!(
+            bad == 0,
+            "{bad} of its values are infinite{}",
+            if code == Code::F16 { ", not numbers, or beyond the range of f16" } else { " or not numbers" }
+        );
+        let mut histogram = Self { code, bins: Vec::with_capacity(1 << 12), counts: Vec::with_capacity(1 << 12) };
+        match code {
+            // Ascending by value: negative codes backwards, -0 before 0.
+            Code::F16 => {
+                (MINUS..MINUS + FINITE).rev().for_each(|block| histogram.take(&mut counts, block, true));
+                (0..FINITE).for_each(|block| histogram.take(&mut counts, block, false));
+            }
+            Code::Fixed { .. } => (0..2 * MINUS).for_each(|block| histogram.take(&mut counts, block, false)),
         }
-        for (bin, &count) in positive.iter().enumerate().filter(|(_, n)| **n > 0) {
-            histogram.bins.push(bin as u16);
-            histogram.counts.push(count);
-        }
-        scratch::put_back(counts);
+        scratch::put_back_zeros(counts);
         Ok(histogram)
+    }
+
+    /// Moves a block of `counts` to the end, leaving zeros there.
+    fn take(&mut self, counts: &mut ByCode<u32>, block: usize, backwards: bool) {
+        let first = block * BLOCK;
+        let counts = &mut counts[first..first + BLOCK];
+        // Without a branch for each: most blocks are empty.
+        if counts.iter().fold(0, |all, n| all | n) == 0 {
+            return;
+        }
+        let every = matches!(self.code, Code::Fixed { .. });
+        for place in 0..BLOCK {
+            let place = if backwards { BLOCK - 1 - place } else { place };
+            if every || counts[place] > 0 {
+                self.bins.push((first + place) as u16);
+                self.counts.push(counts[place]);
+            }
+        }
+        counts.fill(0);
     }
 
     /// How many weights there are.
@@ -137,9 +187,13 @@ impl Histogram {
 
     /// Mean squared distance of the weights to the nearest of `entries` (ascending); 0 without weights.
     pub fn error(&self, entries: &[f64]) -> f64 {
+        self.error_of(&self.values(), entries)
+    }
+
+    /// [`Self::error`], for those who have the `values` of the bins.
+    pub fn error_of(&self, values: &[f64], entries: &[f64]) -> f64 {
         let (mut sum, mut near) = (0.0, 0);
-        for (&bin, &n) in self.bins.iter().zip(&self.counts) {
-            let value = self.code.value(bin);
+        for (&value, &n) in values.iter().zip(&self.counts) {
             while near + 1 < entries.len() && (value - entries[near + 1]).abs() <= (value - entries[near]).abs() {
                 near += 1;
             }
@@ -184,18 +238,22 @@ pub fn add_up(weight: &Tensor, gradient: &Tensor, histogram: &Histogram) -> Resu
     let (weight, gradient) = (weight.f_contiguous()?, gradient.f_contiguous()?);
     let (weights, gradient) = (slices::floats(&weight)?, slices::floats(&gradient)?);
     let size = piece(weights.len());
-    let pieces: Vec<Box<ByCode<f32>>> = weights
+    let mut pieces: Vec<Box<ByCode<f32>>> = weights
         .par_chunks(size)
         .zip(gradient.par_chunks(size))
         .map(|(weights, gradient)| {
-            let mut sums = scratch::take();
+            let mut sums = scratch::zeros();
             passes::add_up(weights, code, gradient, &mut sums);
             sums
         })
         .collect();
-    let sum = |&bin: &u16| pieces.iter().map(|piece| piece[bin as usize] as f64).sum();
-    let sums = histogram.bins.iter().map(sum).collect();
-    pieces.into_iter().for_each(scratch::put_back);
+    let mut sums = vec![0.0; histogram.bins.len()];
+    for mut piece in pieces.drain(..) {
+        // Other codes than the histogram's have no weights.
+        let found = histogram.bins.iter().map(|&bin| std::mem::take(&mut piece[bin as usize]));
+        sums.iter_mut().zip(found).for_each(|(sum, part)| *sum += f64::from(part));
+        scratch::put_back_zeros(piece);
+    }
     Ok(sums)
 }
 
@@ -230,27 +288,41 @@ mod scratch {
 
     use super::*;
 
+    type Tables = RefCell<Vec<Box<dyn Any>>>;
+
     thread_local! {
-        static KEPT: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+        /// Of zeros: whoever puts a table back here has cleared what it wrote, which is less than the whole.
+        static ZEROS: Tables = const { RefCell::new(Vec::new()) };
+        static OTHERS: Tables = const { RefCell::new(Vec::new()) };
     }
 
-    /// As many as a thread keeps: of a large layer each piece has its own.
+    /// As many as a thread keeps of each: of a large layer each piece has its own.
     const MOST: usize = 20;
 
-    /// A table with what a former user left in it.
-    fn any<T: Copy + Default + 'static>() -> Box<ByCode<T>> {
-        let kept = KEPT.with_borrow_mut(|kept| {
+    fn take<T: Copy + Default + 'static>(tables: &'static std::thread::LocalKey<Tables>) -> Box<ByCode<T>> {
+        let kept = tables.with_borrow_mut(|kept| {
             let place = kept.iter().position(|table| table.is::<ByCode<T>>())?;
             kept.swap_remove(place).downcast().ok()
         });
         kept.unwrap_or_else(|| vec![T::default(); CODES].try_into().ok().expect("as long as the array"))
     }
 
+    fn keep<T: 'static>(tables: &'static std::thread::LocalKey<Tables>, table: Box<ByCode<T>>) {
+        tables.with_borrow_mut(|kept| {
+            if kept.len() < MOST {
+                kept.push(table);
+            }
+        });
+    }
+
     /// A table of zeros.
-    pub fn take<T: Copy + Default + 'static>() -> Box<ByCode<T>> {
-        let mut table = any();
-        table.fill(T::default());
-        table
+    pub fn zeros<T: Copy + Default + 'static>() -> Box<ByCode<T>> {
+        take(&ZEROS)
+    }
+
+    /// For [`zeros`] to give out again.
+    pub fn put_back_zeros<T: 'static>(table: Box<ByCode<T>>) {
+        keep(&ZEROS, table);
     }
 
     /// A table with these values at the bins of `histogram`, and anything elsewhere.
@@ -258,19 +330,16 @@ mod scratch {
         histogram: &Histogram,
         values: impl Iterator<Item = T>,
     ) -> Box<ByCode<T>> {
-        let mut table = any();
+        let mut table = take(&OTHERS);
         for (&bin, value) in histogram.bins.iter().zip(values) {
             table[bin as usize] = value;
         }
         table
     }
 
+    /// For [`filled`] to write over.
     pub fn put_back<T: 'static>(table: Box<ByCode<T>>) {
-        KEPT.with_borrow_mut(|kept| {
-            if kept.len() < MOST {
-                kept.push(table);
-            }
-        });
+        keep(&OTHERS, table);
     }
 }
 
@@ -286,8 +355,19 @@ mod operators {
 
     /// The code of each element: `[elements]` Int.
     fn codes(weight: &Tensor, code: Code) -> Result<Tensor> {
-        let bits = weight.f_to_kind(code.kind())?.f_contiguous()?.f_view_dtype(Kind::Int16)?;
-        Ok(bits.f_to_kind(Kind::Int)?.f_bitwise_and(0xFFFFi64)?.f_view(-1)?)
+        let codes = match code {
+            Code::F16 => {
+                let bits = weight.f_to_kind(Kind::Half)?.f_contiguous()?.f_view_dtype(Kind::Int16)?;
+                bits.f_to_kind(Kind::Int)?.f_bitwise_and(0xFFFFi64)?
+            }
+            Code::Fixed { step } => {
+                // Everything that is refused to the least code.
+                let mut steps =
+                    weight.f_mul_scalar(1.0 / f64::from(step))?.f_round()?.f_nan_to_num(-32_768.0, None, None)?;
+                steps.f_clamp_(-32_768.0, 32_767.0)?.f_add_scalar_(32_768.0)?.f_to_kind(Kind::Int)?
+            }
+        };
+        Ok(codes.f_reshape(-1)?)
     }
 
     fn by_code<T: Copy + Default + 'static>(values: impl Iterator<Item = T>) -> Box<ByCode<T>> {
@@ -327,21 +407,25 @@ mod tests {
         tch::manual_seed(2);
         // More than one piece, and values where rounding to a code ties.
         let float = (Kind::Float, Device::Cpu);
-        // Halfway between two numbers of bf16 (7 bits of fraction), then of f16 (10).
-        let halfway = |bits: i32, odd: i32| 1.0 + odd as f32 * 0.5f32.powi(bits + 1);
-        let ties =
-            Tensor::from_slice(&[halfway(7, 1), halfway(7, 3), halfway(10, 1), -halfway(10, 3), 0.0, -0.0, 1e-7]);
+        let step = 2f32.powi(-12);
+        // Halfway between two numbers of f16 (10 bits of fraction), and of fixed point.
+        let halfway = |odd: i32| 1.0 + odd as f32 * 0.5f32.powi(11);
+        let ties = Tensor::from_slice(&[halfway(1), -halfway(3), 0.0, -0.0, 1e-7, 1.5 * step, 2.5 * step]);
         let weight = Tensor::cat(&[Tensor::randn([300_000], float), ties], 0);
         let gradient = Tensor::randn_like(&weight);
-        for code in [Code::Bf16, Code::F16] {
+        for code in [Code::Fixed { step }, Code::F16] {
             let histogram = Histogram::of(&weight, code).unwrap();
             assert_eq!(Histogram::merge(code, vec![operators::counts(&weight, code).unwrap()]).unwrap(), histogram);
-            assert_eq!(histogram.total(), 300_007.0);
+            assert_eq!((histogram.code, histogram.total()), (code, 300_007.0));
 
             // Rounding by libtorch, then the value of each code.
             let mut ours = Tensor::empty_like(&weight);
             look_up(&weight, &histogram, &histogram.values(), &mut ours).unwrap();
-            assert!(ours.equal(&weight.to_kind(code.kind()).to_kind(Kind::Float)));
+            let rounded = match code {
+                Code::F16 => weight.to_kind(Kind::Half).to_kind(Kind::Float),
+                Code::Fixed { step } => (&weight / f64::from(step)).round() * f64::from(step),
+            };
+            assert!(ours.equal(&rounded));
             let table = scratch::filled(&histogram, histogram.values().into_iter().map(|v| v as f32));
             assert!(ours.equal(&operators::look_up(&weight, code, &table).unwrap()));
 
@@ -359,5 +443,34 @@ mod tests {
             operators::combine(&weight, code, &table, &mut theirs).unwrap();
             assert!((ours - theirs).abs().max().double_value(&[]) < 1e-5);
         }
+    }
+
+    /// Where a step is too fine for the largest weight it grows, and where it would grow by much f16 takes its place; what
+    /// is refused leaves nothing behind for the next.
+    #[test]
+    fn large_weights_make_the_step_coarser() {
+        let float = (Kind::Float, Device::Cpu);
+        let code = Code::fixed(0.0005);
+        assert_eq!(code, Code::Fixed { step: 2f32.powi(-11) });
+        let of = |most: f64| {
+            let weight = Tensor::cat(&[Tensor::randn([5000], float), Tensor::from_slice(&[most as f32])], 0);
+            Histogram::of(&weight, code)
+        };
+        for (most, expected) in [
+            (4.0, code),
+            (15.99, code),
+            (-16.5, Code::Fixed { step: 2f32.powi(-10) }),
+            (200.0, Code::Fixed { step: 2f32.powi(-7) }),
+            (300.0, Code::F16),
+        ] {
+            let histogram = of(most).unwrap();
+            assert_eq!((histogram.code, histogram.total()), (expected, 5001.0), "{most}");
+        }
+        for bad in [1e5, f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+            let message = of(bad).unwrap_err().to_string();
+            assert!(message.starts_with("1 of its values"), "{message}");
+        }
+        assert_eq!(of(1.0).unwrap().total(), 5001.0);
+        assert_eq!(Histogram::of(&Tensor::zeros([0], float), code).unwrap().bins, [0u16; 0]);
     }
 }

@@ -196,10 +196,14 @@ impl DkmLayer {
         make().with_context(|| format!("parameter {name}"))
     }
 
-    /// The code through which weights are seen while they train: few entries need few bins, and a group of channels has
-    /// few weights for many.
-    pub fn code(&self) -> Code {
-        if self.form.bits <= 2 || self.form.group_size.is_some() { Code::Bf16 } else { Code::F16 }
+    /// The code through which the weights of a group are seen at ρ = `rho`: its step is at most a sixteenth of ρ · √MSE of the
+    /// k-means. Neighbouring entries are some √(12 MSE) apart; attention passes from one to the other as a logistic function
+    /// of scale τ / 2(c₂ − c₁), which is a 24th of ρ times that distance: more than two steps. A group of few weights gets about
+    /// as many bins as it has weights.
+    pub fn code(&self, group: usize, rho: f64) -> Code {
+        let weights = self.rows.shape().iter().product::<i64>() as f64 / self.rows.groups().max(1) as f64;
+        let few = 4.0 * self.power.sqrt() / weights.max(1.0);
+        Code::fixed((rho * self.kmeans_mse[group].sqrt() / 16.0).max(few))
     }
 
     /// τ of a group = ρ · the error of its k-means: with it attention is as soft in every layer, whatever the scale of
@@ -214,7 +218,8 @@ impl DkmLayer {
         mean / self.power.max(f64::MIN_POSITIVE)
     }
 
-    /// [`soften`] at ρ = `rho` into `soft`; keeps the new centroids.
+    /// [`soften`] at ρ = `rho` into `soft`; keeps the new centroids. Numbers are seen through `code`, or where there is none
+    /// through that of [`Self::code`]; vectors as they are.
     ///
     /// # Errors
     /// As [`soften`]; names the layer.
@@ -223,7 +228,7 @@ impl DkmLayer {
         weight: &Tensor,
         rho: f64,
         iterations: usize,
-        code: Code,
+        code: Option<Code>,
         soft: &mut Tensor,
     ) -> Result<SoftenRows> {
         let mut softened = || {
@@ -237,7 +242,7 @@ impl DkmLayer {
             let mut groups = Vec::with_capacity(self.rows.groups());
             for group in 0..self.rows.groups() {
                 let (row, mut soft) = (rows.f_get(group as i64)?, softened.f_get(group as i64)?);
-                let tau = self.temperature(group, rho);
+                let (tau, code) = (self.temperature(group, rho), code.unwrap_or_else(|| self.code(group, rho)));
                 let entries = &mut self.centroids[group * table..][..table];
                 let (new, state) = match self.form.cluster_dim {
                     1 => self::soften(&row, entries, tau, iterations, code, &mut soft)

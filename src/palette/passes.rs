@@ -78,21 +78,23 @@ fn with_codes(block: &[f32], code: Code, then: impl FnOnce(&[u16])) {
     }
     match code {
         Code::F16 => buffer.convert_from_f32_slice(block),
-        Code::Bf16 => {
+        Code::Fixed { step } => {
             let codes: &mut [u16] = buffer.reinterpret_cast_mut();
-            codes.iter_mut().zip(block).for_each(|(code, value)| *code = bf16_code(*value));
+            let scale = 1.0 / step;
+            codes.iter_mut().zip(block).for_each(|(code, value)| *code = fixed_code(value * scale));
         }
     }
     then(buffer.reinterpret_cast());
 }
 
-/// To nearest, ties to even. A NaN comes out as an infinity: both are refused alike.
+/// Of a weight in steps: to nearest, ties to even. What is no number or does not fit comes out as the first code or the
+/// last, which no weight has.
 #[inline]
-fn bf16_code(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let infinite = bits & 0x7F80_0000 == 0x7F80_0000;
-    let rounded = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
-    if infinite { 0x7F80 } else { rounded }
+pub fn fixed_code(steps: f32) -> u16 {
+    let rounded = steps.round_ties_even();
+    // As the processor converts: what no i32 holds is the least of them.
+    let whole = if rounded < 2f32.powi(31) { rounded as i32 } else { i32::MIN };
+    (whole.clamp(i16::MIN.into(), i16::MAX.into()) + 0x8000) as u16
 }
 
 /// The same with AVX-512. Pointers move in steps of 16 within their slices; what is left over is done one by one with
@@ -120,14 +122,9 @@ mod wide {
         let values = unsafe { _mm512_loadu_ps(weights) };
         match code {
             Code::F16 => _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(values),
-            Code::Bf16 => {
-                let bits = _mm512_castps_si512(values);
-                let exponent = _mm512_set1_epi32(0x7F80_0000);
-                let infinite = _mm512_cmpeq_epi32_mask(_mm512_and_epi32(bits, exponent), exponent);
-                let odd = _mm512_and_epi32(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-                let rounded = _mm512_mask_mov_epi32(rounded, infinite, exponent);
-                _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
+            Code::Fixed { step } => {
+                let whole = _mm512_cvtps_epi32(_mm512_mul_ps(values, _mm512_set1_ps(1.0 / step)));
+                _mm256_xor_si256(_mm512_cvtsepi32_epi16(whole), _mm256_set1_epi16(i16::MIN))
             }
         }
     }
@@ -215,44 +212,48 @@ mod wide {
 mod tests {
     use super::*;
 
-    /// Wide and plain codes are those of the `half` crate, rounding ties and odd lengths included.
+    /// Wide and plain codes are those of the `half` crate, and of plain rounding; ties and odd lengths included.
     #[test]
-    fn codes_are_those_of_half() {
+    fn codes_are_the_nearest() {
+        let step = 2f32.powi(-17);
         let mut values: Vec<f32> = (0..70_001).map(|i| ((i * 7919) as f32 * 1e-3).sin() * 0.03).collect();
         let halfway = |bits: i32, odd: i32| 1.0 + odd as f32 * 0.5f32.powi(bits + 1);
-        values.extend([halfway(7, 1), halfway(7, 3), halfway(10, 1), -halfway(10, 3), 0.0, -0.0, 1e-7, 3e-8, 65504.0]);
-        values.extend([1e-41, -1e-44, 1e6, f32::INFINITY, f32::NEG_INFINITY]);
-        let bits = |code: Code, v: f32| match code {
+        values.extend([halfway(10, 1), -halfway(10, 3), 0.0, -0.0, 1e-7, 3e-8, 65504.0, 1e-41, -1e-44, 1e6]);
+        values.extend([0.5 * step, -0.5 * step, 1.5 * step, -2.5 * step, 32766.0 * step, 32767.0 * step, -1e30, 1e30]);
+        values.extend([f32::INFINITY, f32::NEG_INFINITY]);
+        let by_hand = |code: Code, v: f32| match code {
             Code::F16 => f16::from_f32(v).to_bits(),
-            Code::Bf16 if v.is_infinite() => 0x7F80,
-            Code::Bf16 => half::bf16::from_f32(v).to_bits(),
+            Code::Fixed { .. } if v / step >= 2f32.powi(31) => 0,
+            Code::Fixed { .. } => ((v / step).round_ties_even().clamp(-32768.0, 32767.0) + 32768.0) as u16,
         };
-        for code in [Code::F16, Code::Bf16] {
+        for code in [Code::F16, Code::Fixed { step }] {
             let mut table = vec![0f32; CODES];
             (0..CODES).for_each(|c| table[c] = c as f32);
             let table: &ByCode<f32> = table.as_slice().try_into().unwrap();
             let mut found = vec![0f32; values.len()];
             look_up(&values, code, table, &mut found);
             for (&value, found) in values.iter().zip(&found) {
-                assert_eq!(*found as u16, bits(code, value), "{value} by {code:?}");
+                assert_eq!(*found as u16, by_hand(code, value), "{value} by {code:?}");
+                assert_eq!(code.of(value), by_hand(code, value), "{value} by {code:?}");
             }
             let mut counts = vec![0u32; CODES];
             count(&values, code, counts.as_mut_slice().try_into().unwrap());
             assert_eq!(counts.iter().sum::<u32>() as usize, values.len());
-            assert!(values.iter().all(|&v| counts[bits(code, v) as usize] > 0));
-            // NaN is an infinity or a NaN, whatever the code.
+            assert!(values.iter().all(|&v| counts[by_hand(code, v) as usize] > 0));
+            // What is no number has a code that is refused.
             let mut found = [0f32];
             look_up(&[f32::NAN], code, table, &mut found);
-            let exponent = if code == Code::F16 { 0x7C00 } else { 0x7F80 };
-            assert_eq!(found[0] as u16 & exponent, exponent);
+            let found = found[0] as u16;
+            assert!(if code == Code::F16 { found & 0x7C00 == 0x7C00 } else { found == 0 });
         }
+        assert_eq!(fixed_code(f32::NAN), 0);
     }
 
     #[test]
     fn sums_and_combinations_are_by_code() {
         let weights: Vec<f32> = (0..1_234).map(|i| (i % 5) as f32 - 2.0).collect();
         let gradient: Vec<f32> = (0..1_234).map(|i| i as f32).collect();
-        for code in [Code::F16, Code::Bf16] {
+        for code in [Code::F16, Code::Fixed { step: 0.25 }] {
             let mut sums = vec![0f32; CODES];
             add_up(&weights, code, &gradient, sums.as_mut_slice().try_into().unwrap());
             let mut table = vec![[0f32; 2]; CODES];

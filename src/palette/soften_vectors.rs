@@ -157,7 +157,9 @@ mod tests {
         let near = |a: &Tensor, b: &Tensor| ((a - b).norm() / b.norm()).double_value(&[]);
         assert!(near(&soft, &operators.carried().unwrap()) < 1e-5);
         let theirs: Vec<f64> = table.entries().iter().flatten().copied().collect();
-        assert!(near(&Tensor::from_slice(&ours), &Tensor::from_slice(&theirs)) < 1e-5);
+        // An entry that no point is near follows logits of −40 and more, of which f32 loses 40 · 2⁻²⁴ on either side: the
+        // largest part of this distance, and another one on another processor (1.1e-5 was seen).
+        assert!(near(&Tensor::from_slice(&ours), &Tensor::from_slice(&theirs)) < 3e-5);
         let error = table.hard_error / (channels * inner) as f64;
         assert!((state.hard_error() / error - 1.0).abs() < 1e-4, "{} is not {error}", state.hard_error());
 

@@ -14,7 +14,7 @@
 //! Everything here is f64: at a low temperature the attention between two entries is a spike that f32 entries would
 //! shift. Terms below e⁻³⁸ of their row's largest are left out, being lost in its rounding: that leaves a few entries a
 //! bin whatever the palette's size, often one, and no denormals. Bins go through the arithmetic (`attention`)
-//! in blocks that see the same entries. Sums run over fixed runs of bins, merged in order: results do not depend on
+//! in blocks: of evenly spaced codes, or of any that see the same entries. Sums run over fixed runs of bins, merged in order: results do not depend on
 //! the number of threads.
 
 use std::ops::Range;
@@ -22,8 +22,8 @@ use std::ops::Range;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::attention::{Block, LANES, Lanes, attend, sum};
-use super::codes::Histogram;
+use super::attention::{Block, LANES, Lanes, attend, attend_evenly, is_tame, sum};
+use super::codes::{Code, Histogram};
 
 /// Logits further than this below the largest of their row count as minus infinity: e⁻³⁸ is 3e-17.
 const FLOOR: f64 = 38.0;
@@ -107,7 +107,7 @@ impl Table {
 
     /// Mean squared distance of the weights to the nearest of the last entries: the error if palettes were made now.
     pub fn hard_error(&self) -> f64 {
-        self.histogram.error(self.last())
+        self.histogram.error_of(&self.values, self.last())
     }
 
     /// f_b for each bin of the histogram.
@@ -181,13 +181,31 @@ impl Table {
     #[inline(always)]
     fn run<P: Pass>(&self, t: usize, first: usize, values: &[f64], pass: &P) -> P::Sums {
         let centroids = &self.centroids[t];
+        let step = match self.histogram.code {
+            Code::Fixed { step } => Some(f64::from(step)),
+            Code::F16 => None,
+        };
         let mut sums = pass.start();
         let mut attention = vec![[0.0; LANES]; centroids.len()];
         let (mut from, mut near) = (0, 0);
         while from < values.len() {
             let Window { entries, until } = self.window(values[from], centroids, &mut near);
-            let most = (from + LANES).min(values.len());
-            let to = from + values[from..most].partition_point(|&u| u < until).max(1);
+            // Of even codes the next LANES, whatever each of them sees; or else those that see the same.
+            let last = values.get(from + LANES - 1).filter(|_| from.is_multiple_of(LANES));
+            let even = step.zip(last).and_then(|(step, &last)| {
+                let entries = entries.start..self.window(last, centroids, &mut near.clone()).entries.end;
+                let nearest = centroids[near];
+                let furthest = (centroids[entries.end - 1] - nearest).max(nearest - centroids[entries.start]);
+                is_tame(step, furthest, self.tau).then_some((step, entries))
+            });
+            let (to, entries) = match &even {
+                Some((_, entries)) => (from + LANES, entries.clone()),
+                None => {
+                    let most = if step.is_some() { from / LANES * LANES + LANES } else { from + LANES };
+                    let most = most.min(values.len());
+                    (from + values[from..most].partition_point(|&u| u < until).max(1), entries)
+                }
+            };
             let mut block = Block {
                 start: first + from,
                 len: to - from,
@@ -199,8 +217,11 @@ impl Table {
             block.values[..to - from].copy_from_slice(&values[from..to]);
             let counts = &self.histogram.counts[first + from..first + to];
             block.counts.iter_mut().zip(counts).for_each(|(to, &n)| *to = f64::from(n));
-            let seen = &centroids[block.entries.clone()];
-            attend(&block.values, seen, near - block.entries.start, self.tau, block.attention);
+            let (seen, near) = (&centroids[block.entries.clone()], near - block.entries.start);
+            match even {
+                Some((step, _)) => attend_evenly(values[from], step, seen, near, self.tau, block.attention),
+                None => attend(&block.values, seen, near, self.tau, block.attention),
+            }
             pass.block(&mut sums, &block);
             from = to;
         }

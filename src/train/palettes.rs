@@ -62,7 +62,7 @@ impl LayerPalette {
     pub fn seen(&mut self, value: &Tensor, temperature: f64) -> Result<Seen> {
         let soften = match &mut self.phase {
             Phase::Soft(layer) => {
-                let soften = layer.soften(value, temperature, self.iterations, layer.code(), &mut self.network)?;
+                let soften = layer.soften(value, temperature, self.iterations, None, &mut self.network)?;
                 self.relative_error = soften.hard_error() / layer.power.max(f64::MIN_POSITIVE);
                 Some(soften)
             }
