@@ -130,8 +130,10 @@ impl Palette {
         {
             return Err(anyhow!("a palette entry is {value}, which is no integer of 8 bits"));
         }
-        if let Some(index) = indices.iter().find(|&&i| i as usize >= 1 << form.bits) {
-            return Err(anyhow!("index {index} points past the {} entries of its palette", 1 << form.bits));
+        // The largest of all is found many at a time; the first that is too large would be looked for one by one.
+        let largest = indices.iter().fold(0, |largest, &index| index.max(largest));
+        if usize::from(largest) >= 1 << form.bits {
+            return Err(anyhow!("index {largest} points past the {} entries of its palette", 1 << form.bits));
         }
         let palette = Self { form, shape, indices, entries, scales };
         if let Some(value) = palette.tables().1.iter().find(|e| !e.is_finite()) {

@@ -14,15 +14,42 @@ pub fn packed_len(count: usize, bits: u32) -> Option<usize> {
 /// # Panics
 /// When `bits` is not in 1..=8.
 pub fn pack(indices: &[u8], bits: u32) -> Vec<u8> {
-    assert!((1..=8).contains(&bits), "indices have 1 to 8 bits, not {bits}");
-    let mask = ((1u32 << bits) - 1) as u8;
-    // Eight indices fill `bits` bytes exactly, so every block starts on a byte.
-    let mut packed = Vec::with_capacity(packed_len(indices.len(), bits).unwrap_or(0));
-    for block in indices.chunks(8) {
-        let stream = block.iter().enumerate().fold(0u64, |s, (i, &v)| s | ((v & mask) as u64) << (i as u32 * bits));
-        packed.extend_from_slice(&stream.to_le_bytes()[..(block.len() * bits as usize).div_ceil(8)]);
+    match bits {
+        1 => pack_blocks::<1>(indices),
+        2 => pack_blocks::<2>(indices),
+        3 => pack_blocks::<3>(indices),
+        4 => pack_blocks::<4>(indices),
+        5 => pack_blocks::<5>(indices),
+        6 => pack_blocks::<6>(indices),
+        7 => pack_blocks::<7>(indices),
+        8 => indices.to_vec(),
+        _ => panic!("indices have 1 to 8 bits, not {bits}"),
     }
+}
+
+/// Eight indices fill N bytes exactly, so every block of them starts on a byte.
+fn pack_blocks<const N: usize>(indices: &[u8]) -> Vec<u8> {
+    let (blocks, rest) = indices.as_chunks::<8>();
+    let mut packed = vec![0; (indices.len() * N).div_ceil(8)];
+    let (whole, last) = packed.split_at_mut(blocks.len() * N);
+    for (to, block) in whole.as_chunks_mut::<N>().0.iter_mut().zip(blocks) {
+        to.copy_from_slice(&join::<N>(*block)[..N]);
+    }
+    let mut block = [0; 8];
+    block[..rest.len()].copy_from_slice(rest);
+    last.copy_from_slice(&join::<N>(block)[..last.len()]);
     packed
+}
+
+/// The low N bits of eight bytes, one behind the other: of bytes two and two, then of those pairs, then of those.
+fn join<const N: usize>(bytes: [u8; 8]) -> [u8; 8] {
+    const PAIRS: u64 = 0x00FF_00FF_00FF_00FF;
+    const FOURS: u64 = 0x0000_FFFF_0000_FFFF;
+    const EIGHT: u64 = 0x0000_0000_FFFF_FFFF;
+    let x = u64::from_le_bytes(bytes) & (((1 << N) - 1) * 0x0101_0101_0101_0101);
+    let x = x & PAIRS | (x & !PAIRS) >> (8 - N);
+    let x = x & FOURS | (x & !FOURS) >> (16 - 2 * N);
+    (x & EIGHT | (x & !EIGHT) >> (32 - 4 * N)).to_le_bytes()
 }
 
 /// The `count` indices in `packed`.
