@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::{Config, Dreambooth};
 use crate::data::is_picture;
-use crate::diffusion::pipeline::{Noise, Pipeline, Request};
+use crate::diffusion::pipeline::{Noise, Pipeline, Request, initial_noise};
 use crate::report::{Progress, pictures};
 use crate::source::Model;
 
@@ -42,20 +42,27 @@ pub fn draw_missing(
         missing.len()
     );
     let pipeline = Pipeline::load(model, None, Kind::Float, device)?;
-    let side = config.data.resolution;
+    let side = config.data.resolution / pipeline.autoencoder_config.factor();
+    let shape = [pipeline.unet_config.in_channels, side, side];
+    let noise = |index: usize| initial_noise(config.seed.wrapping_mul(1_000_003).wrapping_add(index as u64), 1, shape);
     let mut bar = Progress::new("drawing class pictures", 0, missing.len() as u64).counting("picture");
-    for (done, &index) in missing.iter().enumerate() {
+    let mut done = 0;
+    for batch in missing.chunks(settings.sample_batch_size) {
         let request = Request {
             prompt: settings.class_prompt.clone(),
             steps: settings.prior_sample_steps,
             guidance_scale: settings.prior_guidance_scale,
-            noise: Noise::Seed(config.seed.wrapping_mul(1_000_003).wrapping_add(index as u64)),
-            size: Some((side, side)),
+            noise: Noise::Latents(Tensor::cat(&batch.iter().map(|&index| noise(index)).collect::<Vec<_>>(), 0)),
+            images: batch.len(),
+            batch: batch.len(),
             ..Request::default()
         };
-        let picture = pipeline.generate(&request, &mut |_, _| super::go_on())?.images.get(0);
-        pictures::write_png(&folder.join(name(index)), &pictures::from_tensor(&picture)?)?;
-        bar.update(done as u64 + 1, &[]);
+        let drawn = pipeline.generate(&request, &mut |_, _| super::go_on())?.images;
+        for (&index, picture) in batch.iter().zip(drawn.unbind(0)) {
+            pictures::write_png(&folder.join(name(index)), &pictures::from_tensor(&picture)?)?;
+        }
+        done += batch.len() as u64;
+        bar.update(done, &[]);
     }
     bar.finish();
     Ok(())
