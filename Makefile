@@ -24,8 +24,9 @@ build: $(FETCHED)
 demo: build
 	$(BINARY) demo
 
+# Tests run side by side; libtorch's threads would spin for each other on processors that others want.
 test: $(FETCHED)
-	$(CARGO) test
+	GOMP_SPINCOUNT=1000 $(CARGO) test
 
 # PALETTIST_PEERS=PYTHON make bench: beside the peers, where that Python has torch, diffusers and coremltools.
 bench: $(FETCHED)
