@@ -110,7 +110,8 @@ fn packages_agree_with_diffusers() {
         let said = palettist(&["verify", package.to_str().unwrap(), "--against", model.to_str().unwrap()]);
         eprintln!("{said}");
     };
-    for (model, target) in [("sd1", "iOS16"), ("sd1", "iOS18"), ("sd2v", "iOS16"), ("sd2v", "iOS17")] {
+    let models = [("sd1", "iOS16"), ("sd1", "iOS18"), ("sd2v", "iOS16"), ("sd2v", "iOS17"), ("bk", "iOS16")];
+    for (model, target) in models {
         let model = folder.path().join(model);
         let checker = if model.join("model/safety_checker").is_dir() { ",safety_checker" } else { "" };
         let parts = format!("unet,text_encoder,vae_decoder,vae_encoder{checker}");
@@ -123,7 +124,7 @@ fn packages_agree_with_diffusers() {
     let said = oracle(&[Path::new("check"), folder.path(), &tools]);
     let results: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     let results = results.as_object().unwrap();
-    assert_eq!(results.len(), 18);
+    assert_eq!(results.len(), 22);
     for (package, result) in results {
         eprintln!("{package}: {}", result["ports"]);
         assert_eq!(result["issues"], serde_json::json!([]), "{package}");

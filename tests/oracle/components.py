@@ -4,9 +4,10 @@
     python tests/oracle/components.py check FOLDER TOOLS    (and coremltools 9)
 
 `make` writes small models with random weights, as diffusers saves them in fp16: FOLDER/sd1/model (predicts noise, quick
-GELU) and FOLDER/sd2v/model (predicts v, GELU, linear projections). `check` takes the packages in FOLDER/*/coreml,
-validates each with the independent checker in TOOLS, loads it with coremltools, runs it, and compares with the network of
-the model; it prints as JSON, for each package, what was wrong with it, its inputs and outputs, and the PSNRs in dB.
+GELU), FOLDER/sd2v/model (predicts v, GELU, linear projections) and FOLDER/bk/model (BK-SDM: no middle block). `check` takes
+the packages in FOLDER/*/coreml, validates each with the independent checker in TOOLS, loads it with coremltools, runs it,
+and compares with the network of the model; it prints as JSON, for each package, what was wrong with it, its inputs and
+outputs, and the PSNRs in dB.
 """
 
 import json
@@ -34,6 +35,7 @@ SMALL_VAE = dict(VAE, block_out_channels=[8, 16, 16, 16], layers_per_block=1)
 MODELS = {
     "sd1": (UNET, TEXT1, "epsilon"),
     "sd2v": (dict(UNET, attention_head_dim=[2, 4], use_linear_projection=True), TEXT2, "v_prediction"),
+    "bk": (dict(UNET, mid_block_type=None), TEXT1, "epsilon"),
 }
 
 
