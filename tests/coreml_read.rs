@@ -135,6 +135,31 @@ fn a_unet_agrees_with_itself() {
     assert!(message.contains("is not a UNet") && message.contains("input_ids INT32[1, 16]"), "{message}");
 }
 
+/// The end of Apple's safety checkers, by coremltools (tests/oracle/counted.py): how many pixels are blanked is known
+/// when it runs.
+#[test]
+fn as_many_values_as_there_are() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/counted"));
+    let cases: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let numbers = |list: &serde_json::Value| -> Vec<f64> { serde_json::from_value(list.clone()).unwrap() };
+    for target in ["iOS16", "iOS17"] {
+        let package = open(folder, target).unwrap();
+        for case in cases.as_array().unwrap() {
+            let inputs = package.inputs().iter().map(|input| {
+                let tensor = Tensor::from_slice(&numbers(&case["inputs"][&input.name])).reshape(&input.kind.shape);
+                (input.name.clone(), tensor)
+            });
+            let got = evaluate(&package, &inputs.collect(), Precision::Float32).unwrap();
+            for output in package.outputs() {
+                let expected = Tensor::from_slice(&numbers(&case["outputs"][&output.name])).reshape(&output.kind.shape);
+                let difference = (&got[&output.name] - expected).abs().max().double_value(&[]);
+                // Weights are fp16.
+                assert!(difference < 1e-3, "{target}, {}: {difference}", output.name);
+            }
+        }
+    }
+}
+
 /// What this project exports, against the network that it trains, for each target: dense, and with 2-bit palettes.
 #[test]
 fn exported_unets_compute_what_the_network_computes() {

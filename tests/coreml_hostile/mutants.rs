@@ -36,7 +36,8 @@ struct Sound {
     inputs: BTreeMap<String, Tensor>,
 }
 
-/// Small UNets of every form: fp16, palettes, the tables of iOS 18, for ControlNets, in chunks; and the other networks.
+/// Small UNets of every form: fp16, palettes, the tables of iOS 18, for ControlNets, in chunks; the other networks; and
+/// one of coremltools in which sizes are computed.
 fn originals(folder: &Path) -> Vec<Sound> {
     let config = small_unet(4, [8, 16], json!(2), false);
     let floats = weights(&config);
@@ -73,6 +74,8 @@ fn originals(folder: &Path) -> Vec<Sound> {
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     paths.extend(said.lines().map(|line| (line.rsplit('_').nth(1).unwrap_or(line).to_owned(), PathBuf::from(line))));
+    let counted = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/counted/iOS17.mlpackage");
+    paths.push(("counted".to_owned(), counted.into()));
     paths.into_iter().map(|(name, path)| original(name, &path)).collect()
 }
 

@@ -20,6 +20,8 @@ pub struct Operand<'a> {
     pub kind: &'a TensorType,
     /// Its elements, where it is a parameter.
     pub literal: Option<&'a Array>,
+    /// The most that its elements can be, where they are integers computed from shapes.
+    pub most: Option<i64>,
     /// Its tensor, where it is an operand of an operation that is run: floats are 32 bits wide whatever the type.
     pub tensor: Option<Tensor>,
 }
@@ -66,6 +68,17 @@ impl Call<'_> {
     pub fn tensors(&self, name: &str) -> Result<Vec<&Tensor>> {
         let list = self.inputs.get(name).with_context(|| format!("input {name} is missing"))?;
         list.iter().map(|operand| operand.tensor.as_ref().with_context(|| format!("{name} has no tensor"))).collect()
+    }
+
+    /// Whether a parameter that may be computed is.
+    pub fn is_computed(&self, name: &str) -> Result<bool> {
+        Ok(self.one(name)?.literal.is_none())
+    }
+
+    /// The most that the elements of an input can be, or of all of a list, where it is known.
+    pub fn most(&self, name: &str) -> Option<i64> {
+        let bounds = self.inputs.get(name)?.iter().map(|operand| operand.most);
+        bounds.collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
     fn literal(&self, name: &str) -> Result<&Array> {

@@ -30,6 +30,8 @@ pub struct Checked {
     pub literals: HashMap<String, Array>,
     /// Parameters written in place, by number of the operation and name of the input.
     pub in_place: HashMap<(usize, String), Array>,
+    /// The most that integers can be that are computed from shapes, by name; none of them is negative.
+    pub most: HashMap<String, i64>,
 }
 
 /// Checks a whole program.
@@ -109,7 +111,13 @@ impl<'a> Checker<'a> {
             vec![self.constants.infer(operation)?]
         } else {
             self.inputs(operation)?;
-            ops::infer(&call(operation, self.specification_version, &self.checked)?)?
+            let call = call(operation, self.specification_version, &self.checked)?;
+            let (inferred, most) = (ops::infer(&call)?, ops::most(&call));
+            drop(call);
+            if let (Some(most), Some(output)) = (most, operation.outputs.first()) {
+                self.checked.most.insert(output.name.clone(), most);
+            }
+            inferred
         };
         self.define(operation, &inferred)
     }
@@ -154,7 +162,8 @@ impl<'a> Checker<'a> {
                             constant || self.specification_version >= input.constant_before,
                             "input {name} must be constant, {value} is computed"
                         );
-                        if !input.operand && !self.checked.literals.contains_key(value) {
+                        let computed = input.computed && !constant;
+                        if !input.operand && !computed && !self.checked.literals.contains_key(value) {
                             let literal = self.literal(value).with_context(|| format!("parameter {name}"))?;
                             self.checked.literals.insert(value.clone(), literal);
                         }
@@ -196,7 +205,7 @@ impl<'a> Checker<'a> {
         for (output, inferred) in operation.outputs.iter().zip(inferred) {
             identifier(&output.name)?;
             ensure!(
-                output.kind == *inferred,
+                output.kind.declares(inferred),
                 "output {} is declared {}, it follows {inferred}",
                 output.name,
                 output.kind
@@ -243,11 +252,13 @@ pub fn call<'a>(operation: &'a Operation, specification_version: i32, checked: &
             Argument::Name(value) => Operand {
                 kind: checked.kinds.get(value).with_context(|| format!("{value} is not defined"))?,
                 literal: checked.literals.get(value),
+                most: checked.most.get(value).copied(),
                 tensor: None,
             },
             Argument::Value(constant) => Operand {
                 kind: &constant.kind,
                 literal: checked.in_place.get(&(operation.number, name.clone())),
+                most: None,
                 tensor: None,
             },
         })

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
+use super::call::Operand;
 use super::check::call;
 use super::constexpr::Constants;
 use super::package::Package;
@@ -192,12 +193,13 @@ impl<'a> Evaluator<'a> {
         let package = self.package;
         let mut call = call(operation, package.specification_version(), &package.checked)?;
         let signature = signature::inputs(&operation.kind).context("the operation is not known")?;
-        for input in signature.iter().filter(|input| input.operand) {
+        for input in signature.iter().filter(|input| input.operand || input.computed) {
             let (Some(bound), Some(operands)) = (operation.inputs.get(input.name), call.inputs.get_mut(input.name))
             else {
                 continue;
             };
-            for (argument, operand) in bound.iter().zip(operands) {
+            let literal = |operand: &Operand| !input.operand && operand.literal.is_some();
+            for (argument, operand) in bound.iter().zip(operands).filter(|(_, operand)| !literal(operand)) {
                 operand.tensor = Some(self.tensor(argument)?);
             }
         }
@@ -205,7 +207,8 @@ impl<'a> Evaluator<'a> {
         drop(call);
         ensure!(results.len() == operation.outputs.len(), "{} results were computed", results.len());
         for (output, result) in operation.outputs.iter().zip(results) {
-            let result = finish(result, &output.kind, self.precision)?;
+            let kind = package.checked.kinds.get(&output.name).context("a result has no type")?;
+            let result = finish(result, kind, self.precision)?;
             self.values.insert(&output.name, result);
         }
         Ok(())
@@ -228,7 +231,11 @@ impl<'a> Evaluator<'a> {
 
 /// Brings a result into the form that its declared type has here, and compares the shapes.
 fn finish(result: Tensor, declared: &TensorType, precision: Precision) -> Result<Tensor> {
-    ensure!(result.size() == declared.shape, "declared {declared}, computed a shape {:?}", result.size());
+    let mut size = result.size();
+    if let (true, [count, ..], [most, ..]) = (declared.varying, &mut size[..], &declared.shape[..]) {
+        *count = if *count <= *most { *most } else { *count };
+    }
+    ensure!(size == declared.shape, "declared {declared}, computed a shape {:?}", result.size());
     let wanted = match declared.data_type {
         DataType::Float16 | DataType::Float32 => Kind::Float,
         DataType::Bool => Kind::Bool,

@@ -227,6 +227,7 @@ fn features(
 fn check_feature(feature: &proto::FeatureDescription, kind: &TensorType, version: i32) -> Result<()> {
     let described = feature.r#type.as_ref().context("it has no type")?;
     ensure!(!described.is_optional, "it is optional");
+    ensure!(!kind.varying, "it is {kind}; flexible shapes are not read");
     match described.kind.as_ref().context("its type is neither an array nor an image")? {
         FeatureKind::MultiArray(array) => {
             let data_type = match array.data_type {

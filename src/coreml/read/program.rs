@@ -125,7 +125,7 @@ impl Operation {
     fn from_proto(number: usize, operation: proto::Operation, blobs: &Blobs) -> Result<Self> {
         ensure!(operation.blocks.is_empty(), "control flow is not supported");
         ensure!(!operation.outputs.is_empty(), "it has no outputs");
-        let outputs = operation.outputs.into_iter().map(named).collect::<Result<_>>()?;
+        let outputs = operation.outputs.into_iter().map(result).collect::<Result<_>>()?;
         let mut attributes = operation
             .attributes
             .into_iter()
@@ -159,6 +159,12 @@ impl Operation {
             .collect::<Result<_>>()?;
         Ok(Self { number, kind: operation.r#type, name, inputs, attributes, outputs })
     }
+}
+
+/// What an operation gives: how much that is may depend on values.
+fn result(value: proto::NamedValueType) -> Result<Named> {
+    let kind = TensorType::of_result(value.r#type.as_ref()).with_context(|| value.name.clone())?;
+    Ok(Named { name: value.name, kind })
 }
 
 fn named(value: proto::NamedValueType) -> Result<Named> {

@@ -15,6 +15,8 @@ pub struct Input {
     pub constant_before: i32,
     /// First specification version that has it.
     pub since: i32,
+    /// A parameter that may be computed too.
+    pub computed: bool,
 }
 
 impl Input {
@@ -33,6 +35,10 @@ impl Input {
         self.since = version;
         self
     }
+    const fn computed(mut self) -> Self {
+        self.computed = true;
+        self.constant_before(0)
+    }
     const fn list(mut self) -> Self {
         self.list = true;
         self
@@ -40,11 +46,11 @@ impl Input {
 }
 
 const fn operand(name: &'static str) -> Input {
-    Input { name, operand: true, list: false, optional: false, constant_before: 0, since: 0 }
+    Input { name, operand: true, list: false, optional: false, constant_before: 0, since: 0, computed: false }
 }
 
 const fn parameter(name: &'static str) -> Input {
-    Input { name, operand: false, list: false, optional: false, constant_before: i32::MAX, since: 0 }
+    Input { constant_before: i32::MAX, operand: false, ..operand(name) }
 }
 
 const X: Input = operand("x");
@@ -71,7 +77,7 @@ const SCALE_WIDTH: Input = parameter("scale_factor_width");
 pub fn inputs(operation: &str) -> Option<&'static [Input]> {
     Some(match operation {
         "silu" | "sigmoid" | "tanh" | "relu" | "erf" | "exp" | "sin" | "cos" | "sqrt" | "abs" | "square"
-        | "identity" | "logical_not" => &[X],
+        | "identity" | "logical_not" | "shape" | "non_zero" => &[X],
         "gelu" => const { &[X, parameter("mode")] },
         "rsqrt" | "log" | "inverse" => &[X, EPSILON],
         "clip" => const { &[X, parameter("alpha"), parameter("beta")] },
@@ -127,7 +133,7 @@ pub fn inputs(operation: &str) -> Option<&'static [Input]> {
             const { &[X, operand("mean").constant(), operand("variance").constant(), GAMMA, BETA, EPSILON] }
         }
         "instance_norm" => &[X, GAMMA, BETA, EPSILON],
-        "reduce_mean" | "reduce_sum" | "reduce_max" | "reduce_min" => {
+        "reduce_mean" | "reduce_sum" | "reduce_max" | "reduce_min" | "reduce_l2_norm" => {
             const { &[X, parameter("axes").optional(), KEEP_DIMS] }
         }
         "reduce_argmax" => const { &[X, AXIS, KEEP_DIMS, parameter("output_dtype").since(8)] },
@@ -154,6 +160,8 @@ pub fn inputs(operation: &str) -> Option<&'static [Input]> {
         "slice_by_size" => const { &[X, parameter("begin"), parameter("size")] },
         "gather" => &[X, INDICES, AXIS, BATCH_DIMS, VALIDATE_INDICES],
         "gather_nd" => &[X, INDICES, BATCH_DIMS, VALIDATE_INDICES],
+        "scatter_nd" => const { &[operand("data"), INDICES, operand("updates"), parameter("mode"), VALIDATE_INDICES] },
+        "tile" => const { &[X, parameter("reps").computed()] },
         "upsample_nearest_neighbor" => &[X, SCALE_HEIGHT, SCALE_WIDTH],
         "upsample_bilinear" => {
             const {

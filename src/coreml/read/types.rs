@@ -90,13 +90,15 @@ impl fmt::Display for DataType {
 pub struct TensorType {
     pub data_type: DataType,
     pub shape: Vec<i64>,
+    /// How long the first dimension is, is known when the program runs; `shape` has the most that it can be.
+    pub varying: bool,
 }
 
 impl TensorType {
     /// # Errors
     /// On an empty dimension or too many elements.
     pub fn new(data_type: DataType, shape: Vec<i64>) -> Result<Self> {
-        let made = Self { data_type, shape };
+        let made = Self { data_type, shape, varying: false };
         let mut product = 1u64;
         for &size in &made.shape {
             ensure!(size >= 1, "{made} has a dimension without elements");
@@ -128,6 +130,19 @@ impl TensorType {
         Self::new(self.data_type, shape)
     }
 
+    /// The same, of at most so many elements: how many is known when the program runs.
+    pub fn at_most(self) -> Self {
+        Self { varying: true, ..self }
+    }
+
+    /// Whether a program may declare a result of the type `inferred` as this. The most that a varying dimension can be
+    /// is not declared.
+    pub fn declares(&self, inferred: &Self) -> bool {
+        let first = usize::from(self.varying && inferred.varying);
+        (self.data_type, self.rank(), self.varying) == (inferred.data_type, inferred.rank(), inferred.varying)
+            && self.shape[first..] == inferred.shape[first..]
+    }
+
     /// `axis` counted from the front; negative ones count from the back.
     pub fn axis(&self, axis: i64) -> Result<usize> {
         axis_of(axis, self.rank())
@@ -135,6 +150,13 @@ impl TensorType {
 
     /// From the file; only tensors of known shape.
     pub(super) fn from_proto(declared: Option<&proto::ValueType>) -> Result<Self> {
+        let kind = Self::of_result(declared)?;
+        ensure!(!kind.varying, "a dimension has no fixed size; flexible shapes are not read");
+        Ok(kind)
+    }
+
+    /// The same, for results of operations, of which the first dimension may be unknown.
+    pub(super) fn of_result(declared: Option<&proto::ValueType>) -> Result<Self> {
         use proto::{DimensionKind, ValueTypeKind};
         let Some(ValueTypeKind::Tensor(tensor)) = declared.and_then(|declared| declared.kind.as_ref()) else {
             bail!("a type is not a tensor type (lists, tuples, dictionaries and states are not supported)");
@@ -149,24 +171,35 @@ impl TensorType {
             tensor.dimensions.len()
         );
         ensure!(tensor.attributes.is_empty(), "a tensor type has attributes");
+        let mut varying = false;
         let shape = tensor
             .dimensions
             .iter()
-            .map(|dimension| match &dimension.dimension {
+            .enumerate()
+            .map(|(axis, dimension)| match &dimension.dimension {
                 Some(DimensionKind::Constant(constant)) => match i64::try_from(constant.size) {
                     Ok(size) => Ok(size),
                     Err(_) => bail!("a dimension has size {}", constant.size),
                 },
-                Some(DimensionKind::Unknown(_)) => bail!("a dimension has no fixed size; flexible shapes are not read"),
+                Some(DimensionKind::Unknown(unknown)) => {
+                    let first = axis == 0 && !unknown.variadic;
+                    ensure!(first, "a dimension but the first has no fixed size; flexible shapes are not read");
+                    varying = true;
+                    Ok(1)
+                }
                 None => bail!("a dimension is neither constant nor unknown"),
             })
             .collect::<Result<_>>()?;
-        Self::new(data_type, shape)
+        Ok(Self { varying, ..Self::new(data_type, shape)? })
     }
 }
 
 impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (true, [_, rest @ ..]) = (self.varying, &self.shape[..]) {
+            let rest: Vec<_> = rest.iter().map(|size| format!(", {size}")).collect();
+            return write!(f, "{}[?{}]", self.data_type, rest.concat());
+        }
         write!(f, "{}{:?}", self.data_type, self.shape)
     }
 }
@@ -189,6 +222,15 @@ mod tests {
             assert_eq!(DataType::from_mil(row.1), Some(row.0));
             assert_eq!(DataType::from_blob(row.2), (row.2 != 0).then_some(row.0));
         }
+    }
+
+    #[test]
+    fn how_many_there_can_be_is_not_declared() {
+        let kind = |shape: &[i64]| TensorType::new(Int32, shape.to_vec()).unwrap();
+        assert!(kind(&[1, 4]).at_most().declares(&kind(&[9, 4]).at_most()));
+        assert!(!kind(&[1, 4]).at_most().declares(&kind(&[9, 3]).at_most()));
+        assert!(!kind(&[9, 4]).declares(&kind(&[9, 4]).at_most()) && !kind(&[9, 4]).at_most().declares(&kind(&[9, 4])));
+        assert_eq!(kind(&[9, 4]).at_most().to_string(), "INT32[?, 4]");
     }
 
     #[test]

@@ -54,6 +54,9 @@ pub fn run(call: &Call) -> Result<Tensor> {
         "reshape" | "expand_dims" | "squeeze" => Ok(call.tensor("x")?.f_reshape(infer(call)?.shape)?),
         "concat" => {
             let (values, axis) = (call.tensors("values")?, call.int("axis")?);
+            if values.iter().all(|value| value.dim() == 0) {
+                return Ok(Tensor::f_stack(&values, 0)?);
+            }
             if !call.boolean("interleave")? {
                 return Ok(Tensor::f_cat(&values, axis)?);
             }
@@ -109,6 +112,12 @@ fn new_axes(call: &Call) -> Result<Vec<usize>> {
 fn infer_concat(call: &Call) -> Result<TensorType> {
     let kinds = call.kinds("values")?;
     let first = *kinds.first().context("concat of nothing")?;
+    if first.rank() == 0 {
+        // Scalars make a vector.
+        axis_of(call.int("axis")?, 1)?;
+        ensure!(kinds.iter().all(|kind| *kind == first), "concat of a scalar and something else");
+        return first.with_shape(vec![kinds.len() as i64]);
+    }
     let axis = first.axis(call.int("axis")?)?;
     let others = |kind: &TensorType| {
         let mut shape = kind.shape.clone();

@@ -6,6 +6,7 @@
 
 mod algebra;
 mod convolution;
+mod counted;
 mod layout;
 mod normalize;
 mod pick;
@@ -20,12 +21,18 @@ use tch::Tensor;
 use super::call::Call;
 use super::types::TensorType;
 
+pub use counted::most;
+
 /// Types of the outputs.
 ///
 /// # Errors
 /// When the inputs do not fit the operation.
 pub fn infer(call: &Call) -> Result<Vec<TensorType>> {
-    Ok(match call.kind {
+    let types = match call.kind {
+        "shape" => vec![counted::infer_shape(call)?],
+        "non_zero" => vec![counted::infer_non_zero(call)?],
+        "tile" => vec![counted::infer_tile(call)?],
+        "scatter_nd" => vec![pick::infer_scatter_nd(call)?],
         "conv" => vec![convolution::infer(call)?],
         "conv_transpose" => vec![convolution::infer_transposed(call)?],
         "linear" => vec![algebra::infer_linear(call)?],
@@ -33,7 +40,9 @@ pub fn infer(call: &Call) -> Result<Vec<TensorType>> {
         "einsum" => vec![algebra::infer_einsum(call)?],
         "scaled_dot_product_attention" => vec![algebra::infer_attention(call)?],
         "softmax" | "layer_norm" | "batch_norm" | "instance_norm" => vec![normalize::infer(call)?],
-        "reduce_mean" | "reduce_sum" | "reduce_max" | "reduce_min" => vec![normalize::infer_reduce(call)?],
+        "reduce_mean" | "reduce_sum" | "reduce_max" | "reduce_min" | "reduce_l2_norm" => {
+            vec![normalize::infer_reduce(call)?]
+        }
         "reduce_argmax" => vec![normalize::infer_argmax(call)?],
         "split" => layout::infer_split(call)?,
         "reshape" | "transpose" | "expand_dims" | "squeeze" | "concat" | "stack" | "pad" => vec![layout::infer(call)?],
@@ -41,8 +50,10 @@ pub fn infer(call: &Call) -> Result<Vec<TensorType>> {
         "gather" => vec![pick::infer_gather(call)?],
         "gather_nd" => vec![pick::infer_gather_nd(call)?],
         "upsample_nearest_neighbor" | "upsample_bilinear" => vec![resize::infer(call)?],
-        _ => vec![pointwise::infer(call)?],
-    })
+        _ => return Ok(vec![counted::carried(call, pointwise::infer(call)?)?]),
+    };
+    counted::check(call)?;
+    Ok(types)
 }
 
 /// Tensors of the outputs of a call that [`infer`] has accepted.
@@ -51,6 +62,10 @@ pub fn infer(call: &Call) -> Result<Vec<TensorType>> {
 /// libtorch's, and indices out of range.
 pub fn run(call: &Call) -> Result<Vec<Tensor>> {
     Ok(match call.kind {
+        "shape" => vec![counted::run_shape(call)?],
+        "non_zero" => vec![call.tensor("x")?.f_nonzero()?],
+        "tile" => vec![counted::run_tile(call)?],
+        "scatter_nd" => vec![pick::run_scatter_nd(call)?],
         "conv" => vec![convolution::run(call)?],
         "conv_transpose" => vec![convolution::run_transposed(call)?],
         "linear" => vec![algebra::run_linear(call)?],
@@ -58,7 +73,9 @@ pub fn run(call: &Call) -> Result<Vec<Tensor>> {
         "einsum" => vec![algebra::run_einsum(call)?],
         "scaled_dot_product_attention" => vec![algebra::run_attention(call)?],
         "softmax" | "layer_norm" | "batch_norm" | "instance_norm" => vec![normalize::run(call)?],
-        "reduce_mean" | "reduce_sum" | "reduce_max" | "reduce_min" => vec![normalize::run_reduce(call)?],
+        "reduce_mean" | "reduce_sum" | "reduce_max" | "reduce_min" | "reduce_l2_norm" => {
+            vec![normalize::run_reduce(call)?]
+        }
         "reduce_argmax" => vec![normalize::run_argmax(call)?],
         "split" => layout::run_split(call)?,
         "reshape" | "transpose" | "expand_dims" | "squeeze" | "concat" | "stack" | "pad" => vec![layout::run(call)?],

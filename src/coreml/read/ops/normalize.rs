@@ -79,7 +79,7 @@ fn reduced(shape: &[i64], axes: &[i64], keep: bool) -> Vec<i64> {
 
 pub fn infer_reduce(call: &Call) -> Result<TensorType> {
     let x = call.kind("x")?;
-    let whole = x.data_type == DataType::Int32 && call.kind != "reduce_mean";
+    let whole = x.data_type == DataType::Int32 && !["reduce_mean", "reduce_l2_norm"].contains(&call.kind);
     ensure!(x.data_type.is_float() || whole, "{} of {x}", call.kind);
     let axes = call.axes("axes", x)?;
     ensure!(!axes.is_empty() || x.rank() == 0, "{} over no axes", call.kind);
@@ -93,6 +93,7 @@ pub fn run_reduce(call: &Call) -> Result<Tensor> {
     Ok(match call.kind {
         "reduce_mean" => x.f_mean_dim(axes, keep, None::<Kind>),
         "reduce_sum" => x.f_sum_dim_intlist(axes, keep, None::<Kind>),
+        "reduce_l2_norm" => x.f_norm_scalaropt_dim(2, axes, keep),
         "reduce_max" => x.f_amax(axes, keep),
         "reduce_min" => x.f_amin(axes, keep),
         kind => bail!("{kind} cannot be run"),

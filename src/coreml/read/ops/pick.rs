@@ -1,4 +1,4 @@
-//! Some of the elements: slices and gathers.
+//! Some of the elements: slices, gathers and, the other way, scattering.
 
 use anyhow::{Result, bail, ensure};
 use tch::{Kind, Tensor};
@@ -145,6 +145,42 @@ pub fn run_gather_nd(call: &Call) -> Result<Tensor> {
         .map(|column| Ok(Some(positions(call, &indices.f_select(-1, column)?, x.shape[column as usize])?)))
         .collect::<Result<Vec<_>>>()?;
     Ok(call.tensor("x")?.f_index(&columns)?)
+}
+
+/// `data` with `updates` `[…, rest of data]` at indices `[…, k]` into its first `k` axes.
+pub fn infer_scatter_nd(call: &Call) -> Result<TensorType> {
+    let (data, indices, updates) = (call.kind("data")?, check_indices(call)?, call.kind("updates")?);
+    ensure!(indices.data_type == DataType::Int32, "indices of scatter_nd are {indices}");
+    ensure!(data.data_type.is_float() || data.data_type == DataType::Int32, "scatter_nd of {data}");
+    ensure!(!data.varying && ["update", "add"].contains(&call.text("mode")?), "this scatter_nd is not supported");
+    let fits = indices.shape.split_last().is_some_and(|(&depth, front)| {
+        let rest = data.shape.get(depth as usize..);
+        // How many varying ones there are is compared when they are there.
+        let first = usize::from(indices.varying && !front.is_empty());
+        rest.is_some_and(|rest| {
+            let wanted = [front, rest].concat();
+            updates.rank() == wanted.len() && updates.shape[first..] == wanted[first..]
+        })
+    });
+    ensure!(
+        fits && indices.varying == updates.varying && updates.data_type == data.data_type,
+        "scatter_nd of {updates} at {indices} into {data}"
+    );
+    Ok(data.clone())
+}
+
+pub fn run_scatter_nd(call: &Call) -> Result<Tensor> {
+    let (data, indices, updates) = (call.tensor("data")?, call.tensor("indices")?, call.tensor("updates")?);
+    let (size, of_updates) = (indices.size(), updates.size());
+    let Some((&depth, front)) = size.split_last() else { bail!("indices of scatter_nd are a scalar") };
+    ensure!(of_updates.starts_with(front), "scatter_nd of updates {of_updates:?} at indices {size:?}");
+    if indices.numel() == 0 {
+        return Ok(data.shallow_clone());
+    }
+    let columns = (0..depth)
+        .map(|column| Ok(Some(positions(call, &indices.f_select(-1, column)?, data.size()[column as usize])?)))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(data.f_index_put(&columns, updates, call.text("mode")? == "add")?)
 }
 
 #[cfg(test)]

@@ -15,6 +15,10 @@ enum Given {
     Value(Tensor),
     /// Several operands.
     List(Vec<Tensor>),
+    /// An operand of which there can be so many.
+    AtMost(Tensor, i64),
+    /// A parameter that is computed, of numbers up to so many.
+    Computed(Tensor, i64),
     Ints(Vec<i64>),
     Int(i64),
     Real(f32),
@@ -26,7 +30,7 @@ use Given::*;
 
 fn literal(given: &Given) -> Option<Array> {
     let (data_type, shape, elements) = match given {
-        Value(_) | List(_) => return None,
+        Value(_) | List(_) | AtMost(..) | Computed(..) => return None,
         Ints(list) => (DataType::Int32, vec![list.len() as i64], Elements::Ints(list.clone())),
         Int(value) => (DataType::Int32, vec![], Elements::Ints(vec![*value])),
         Real(value) => (DataType::Float32, vec![], Elements::Floats(vec![*value])),
@@ -37,13 +41,13 @@ fn literal(given: &Given) -> Option<Array> {
     Some(Array { kind: TensorType::new(data_type, shape).unwrap(), elements })
 }
 
-fn kind_of(tensor: &Tensor) -> TensorType {
+fn kind_of(tensor: &Tensor, shape: Vec<i64>) -> TensorType {
     let data_type = match tensor.kind() {
         Kind::Float => DataType::Float32,
         Kind::Bool => DataType::Bool,
         _ => DataType::Int32,
     };
-    TensorType::new(data_type, tensor.size()).unwrap()
+    TensorType::new(data_type, shape).unwrap()
 }
 
 /// Infers and runs an operation of iOS 18 (`version` 9) or another.
@@ -52,19 +56,23 @@ fn try_all(version: i32, kind: &str, given: &[(&str, Given)]) -> Result<Vec<Tens
     let tensors: Vec<Vec<&Tensor>> = given
         .iter()
         .map(|(_, given)| match given {
-            Value(tensor) => vec![tensor],
+            Value(tensor) | AtMost(tensor, _) | Computed(tensor, _) => vec![tensor],
             List(list) => list.iter().collect(),
             _ => vec![],
         })
         .collect();
-    let kinds: Vec<Vec<TensorType>> =
-        tensors.iter().map(|list| list.iter().map(|tensor| kind_of(tensor)).collect()).collect();
+    let kinds = given.iter().zip(&tensors).map(|((_, given), list)| match given {
+        AtMost(tensor, most) => vec![kind_of(tensor, [&[*most], &tensor.size()[1..]].concat()).at_most()],
+        _ => list.iter().map(|tensor| kind_of(tensor, tensor.size())).collect(),
+    });
+    let kinds: Vec<Vec<TensorType>> = kinds.collect();
     let inputs = given.iter().enumerate().map(|(at, (name, _))| {
         let operands = match &literals[at] {
-            Some(literal) => vec![Operand { kind: &literal.kind, literal: Some(literal), tensor: None }],
+            Some(literal) => vec![Operand { kind: &literal.kind, literal: Some(literal), most: None, tensor: None }],
             None => {
+                let most = if let Computed(_, most) = given[at].1 { Some(most) } else { None };
                 let pairs = kinds[at].iter().zip(&tensors[at]);
-                pairs.map(|(kind, t)| Operand { kind, literal: None, tensor: Some(t.shallow_clone()) }).collect()
+                pairs.map(|(kind, t)| Operand { kind, literal: None, most, tensor: Some(t.shallow_clone()) }).collect()
             }
         };
         (*name, operands)
@@ -72,8 +80,13 @@ fn try_all(version: i32, kind: &str, given: &[(&str, Given)]) -> Result<Vec<Tens
     let call = Call { kind, specification_version: version, inputs: inputs.collect() };
     let inferred = infer(&call)?;
     let results = run(&call)?;
-    let computed: Vec<_> = results.iter().map(Tensor::size).collect();
-    assert_eq!(inferred.into_iter().map(|kind| kind.shape).collect::<Vec<_>>(), computed, "{kind}");
+    assert_eq!(inferred.len(), results.len(), "{kind}");
+    for (inferred, computed) in inferred.iter().zip(&results) {
+        let size = computed.size();
+        let first = usize::from(inferred.varying);
+        assert!(!inferred.varying || size[0] <= inferred.shape[0], "{kind}: {inferred}, {size:?}");
+        assert_eq!(inferred.shape[first..], size[first..], "{kind}");
+    }
     Ok(results)
 }
 
@@ -223,6 +236,9 @@ fn normalisations_and_reductions() {
     close(&reduce("reduce_max", false), &x.amax([1, 3], false));
     close(&reduce("reduce_min", true), &x.amin([1, 3], true));
     close(&one("reduce_max", &[("x", value(&x)), ("keep_dims", Flag(false))]), &x.max());
+    let numbers = Tensor::from_slice(&[3.0f32, -4.0, 5.0, 12.0]).reshape([2, 2]);
+    let length = one("reduce_l2_norm", &[("x", value(&numbers)), ("axes", Ints(vec![1])), ("keep_dims", Flag(true))]);
+    close(&length, &Tensor::from_slice(&[5.0f32, 13.0]).reshape([2, 1]));
     let argmax = one("reduce_argmax", &[("x", value(&x)), ("axis", Int(-2)), ("keep_dims", Flag(true))]);
     close(&argmax, &x.argmax(2, true));
 }
@@ -278,6 +294,8 @@ fn layouts() {
     close(&concat(false), &ints(&[1, 2, 3, 4]));
     close(&concat(true), &ints(&[1, 3, 2, 4]));
     close(&one("stack", &[("values", values()), ("axis", Int(-1))]), &concat(true).reshape([2, 2]));
+    let scalars = List(vec![Tensor::from(3i32), Tensor::from(4i32)]);
+    close(&one("concat", &[("values", scalars), ("axis", Int(0)), ("interleave", Flag(false))]), &ints(&[3, 4]));
     let parts = all("split", &[("x", value(&x)), ("axis", Int(-1)), ("split_sizes", Ints(vec![1, 3]))]);
     close(&parts[1], &x.narrow(2, 1, 3));
     let huge = [("x", value(&x)), ("axis", Int(1)), ("split_sizes", Ints(vec![i64::MAX, i64::MAX, 5]))];
@@ -339,5 +357,62 @@ fn upsampling() {
     close(&one("upsample_bilinear", &given), &x.upsample_bilinear2d([6, 8], false, 2.0, 2.0));
     for factor in [0.0, -1.0, 1e30, 60000.0 * 60000.0] {
         assert!(try_all(9, "upsample_nearest_neighbor", &scale(factor)).is_err(), "{factor}");
+    }
+}
+
+/// Against numpy's argwhere, tile and assignment.
+#[test]
+fn places_and_what_is_put_there() {
+    let x = ints(&[0, 3, 0, 5, 0, 7]).reshape([2, 3]);
+    let places = one("non_zero", &[("x", value(&x))]);
+    close(&places, &ints(&[0, 1, 1, 0, 1, 2]).reshape([3, 2]));
+    close(&one("shape", &[("x", AtMost(places.shallow_clone(), 6))]), &ints(&[3, 2]));
+    close(&one("tile", &[("x", value(&x)), ("reps", Ints(vec![2, 1]))]), &Tensor::cat(&[&x, &x], 0));
+    let repeat = |times: i32, most: i64| {
+        let reps = Computed(ints(&[times]), most);
+        try_all(7, "tile", &[("x", Value(Tensor::from_slice(&[9.5f32]))), ("reps", reps)])
+    };
+    close(&repeat(3, 6).unwrap()[0], &Tensor::from_slice(&[9.5f32, 9.5, 9.5]));
+    assert_eq!(repeat(0, 6).unwrap()[0].size(), [0]);
+    assert!(repeat(7, 6).is_err() && repeat(-1, 6).is_err(), "not what was said before");
+    assert!(repeat(1, i64::MAX).is_err(), "too many");
+    for wrong in [vec![0, 1], vec![1], vec![1 << 25, 1]] {
+        assert!(try_all(7, "tile", &[("x", value(&x)), ("reps", Ints(wrong))]).is_err());
+    }
+
+    let data = Tensor::from_slice(&[1f32, 2., 3., 4., 5., 6.]).reshape([2, 3]);
+    let scatter = |indices: &Tensor, updates: &[f32], mode| {
+        let updates = AtMost(Tensor::from_slice(updates), 6);
+        let given = [
+            ("data", value(&data)),
+            ("indices", AtMost(indices.shallow_clone(), 6)),
+            ("updates", updates),
+            ("mode", mode),
+        ];
+        try_all(7, "scatter_nd", &given)
+    };
+    let put = scatter(&places, &[20., 40., 60.], Text("update")).unwrap();
+    close(&put[0], &Tensor::from_slice(&[1f32, 20., 3., 40., 5., 60.]).reshape([2, 3]));
+    let twice = Tensor::cat(&[&places, &places], 0);
+    let added = scatter(&twice, &[1., 2., 3., 10., 20., 30.], Text("add")).unwrap();
+    close(&added[0], &Tensor::from_slice(&[1f32, 13., 3., 26., 5., 39.]).reshape([2, 3]));
+    close(&scatter(&places.narrow(0, 0, 0), &[], Text("update")).unwrap()[0], &data);
+    assert!(scatter(&places, &[1., 2.], Text("update")).is_err(), "two values for three places");
+    assert!(scatter(&ints(&[0, 3]).reshape([1, 2]), &[1.], Text("update")).is_err(), "outside");
+    assert!(scatter(&places, &[1., 2., 3.], Text("div")).is_err());
+    let rows = [
+        ("data", value(&data)),
+        ("indices", Value(ints(&[1]).reshape([1, 1]))),
+        ("updates", Value(data.narrow(0, 0, 1))),
+    ];
+    let given = rows.into_iter().chain([("mode", Text("update"))]).collect::<Vec<_>>();
+    close(&one("scatter_nd", &given), &Tensor::cat(&[data.narrow(0, 0, 1), data.narrow(0, 0, 1)], 0));
+    let few = || AtMost(places.shallow_clone(), 6);
+    close(&one("add", &[("x", few()), ("y", Value(ints(&[10, 20])))]), &(&places + ints(&[10, 20])));
+    assert!(try_all(7, "add", &[("x", few()), ("y", value(&places))]).is_err(), "so many, and as many as there are");
+    assert!(try_all(7, "add", &[("x", few()), ("y", AtMost(places.shallow_clone(), 5))]).is_err());
+    for (kind, axes) in [("non_zero", vec![]), ("expand_dims", vec![("axes", Ints(vec![0]))])] {
+        let given: Vec<_> = [("x", few())].into_iter().chain(axes).collect();
+        assert!(try_all(7, kind, &given).is_err(), "{kind} of an unknown size");
     }
 }
