@@ -1,6 +1,7 @@
 //! A whole training step, with and without palettes, beside the same step with diffusers in PyTorch.
 //!
 //!     make bench
+//!     cargo bench --profile dev --bench step -- [parts of the lines' names: "batch 4", "2 bits", diffusers]
 //!
 //! The model is examples/base, at its own size, and the one that $PALETTIST_MODEL names (a diffusers folder), at batch 1
 //! and 4: random latents, noise and text; the denoising loss; AdamW on all of the UNet, fp32. diffusers runs where
@@ -22,34 +23,51 @@ use tch::{Device, Kind, Tensor};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 const REPEATS: usize = 3;
+const PEER: &str = "diffusers, no palettes";
 
 fn main() {
+    // cargo adds `--bench`.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let wants = |batch: i64, what: &str| {
+        let line = format!("batch {batch}, {what}");
+        wanted.is_empty() || wanted.iter().any(|part| line.contains(part))
+    };
     let base = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/base").to_owned();
     for folder in [Some(base), std::env::var("PALETTIST_MODEL").ok()].into_iter().flatten() {
         println!("{folder}: seconds a step, and GB beyond what is held between steps");
-        for batch in [1, 4] {
-            let plain = step(&folder, batch, &Palettize { enabled: false, ..Palettize::default() });
-            show(batch, "no palettes", plain, plain);
+        // First of all: it may need all the memory there is.
+        let theirs: Vec<Option<Cost>> =
+            [1, 4].map(|batch| if wants(batch, PEER) { ask(&folder, batch) } else { None }).into();
+        for (batch, theirs) in [1, 4].into_iter().zip(theirs) {
+            let mut plain = None;
+            let mut show = |what: &str, cost: &dyn Fn() -> Option<Cost>| {
+                let line = format!("batch {batch}, {what}");
+                if wants(batch, what) {
+                    match cost() {
+                        Some(cost) => println!("  {}", told(&line, cost, *plain.get_or_insert(cost))),
+                        None => println!("  {line} was not run: $PALETTIST_PEERS names no Python that has it"),
+                    }
+                }
+            };
+            show("no palettes", &|| Some(step(&folder, batch, &Palettize { enabled: false, ..Palettize::default() })));
             for bits in [2, 4] {
-                let palettes = step(&folder, batch, &Palettize { n_bits: bits, ..Palettize::default() });
-                show(batch, &format!("palettes of {bits} bits"), palettes, plain);
+                let palettes = || Some(step(&folder, batch, &Palettize { n_bits: bits, ..Palettize::default() }));
+                show(&format!("palettes of {bits} bits"), &palettes);
             }
-            match ask(&folder, batch) {
-                Some(theirs) => show(batch, "diffusers, no palettes", theirs, plain),
-                None => println!("  diffusers was not run: $PALETTIST_PEERS names no Python that has it"),
-            }
+            show(PEER, &|| theirs);
         }
     }
 }
 
-fn show(batch: i64, what: &str, cost: Cost, plain: Cost) {
-    println!(
-        "  batch {batch}, {what:24} {:7.3} s wall, {:7.3} s CPU, {:6.3} GB; {:.2} times ours without palettes",
+/// One line; `first` is what the first one of this batch took.
+fn told(line: &str, cost: Cost, first: Cost) -> String {
+    format!(
+        "{line:30} {:7.3} s wall, {:7.3} s CPU, {:6.3} GB; {:.2} times the first",
         cost.wall,
         cost.cpu,
         cost.memory * 1e-9,
-        cost.wall / plain.wall
-    );
+        cost.wall / first.wall
+    )
 }
 
 fn step(folder: &str, batch: i64, palettize: &Palettize) -> Cost {
