@@ -20,8 +20,9 @@ while IFS='|' read -r name steps seed config changes; do
   set -- $changes
   short="output_dir=$out/run data.cache_dir=runs/cache seed=$seed validation.every_n_steps=0 checkpoint.checkpointing_steps=0 export.coreml=false"
   train="train $config train.max_train_steps=$steps"
-  # Without training: the palettes that a run starts from. A run of one step whose learning rates are as good as zero.
-  [ "$steps" = 0 ] && train="train $config train.max_train_steps=1 train.lr_scheduler=constant train.learning_rate=1e-20 \
+  # Without training: the palettes that a run starts from. A run of one step whose learning rates are as good as zero, said
+  # last, after the line's own.
+  [ "$steps" = 0 ] && short="$short train.max_train_steps=1 train.lr_scheduler=constant train.learning_rate=1e-20 \
 palettize.palette_learning_rate=1e-20 palettize.freeze_fraction=1.0"
   /usr/bin/time -f '%U %S' -o "$out/time" "$palettist" $train "$@" $short >"$out/log" 2>&1 ||
     { echo "$name: $(tail -n 1 "$out/log")" >&2; continue; }
