@@ -5,6 +5,7 @@
 //! | [`form`] | what kinds of palettes there are, and what each needs |
 //! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
 //! | `passes` | the same on slices: what every weight costs |
+//! | `scratch` | the tables that they fill and read |
 //! | [`kmeans`] | the nearest palette to a weight: exact 1-d k-means |
 //! | [`fit`](fit()) | the same for every form: groups, scales, vectors |
 //! | `bins`, `scaled`, `vectors`, `nearest` | its parts |
@@ -39,6 +40,7 @@ mod passes;
 pub mod post_training;
 mod rows;
 mod scaled;
+mod scratch;
 mod soften_vectors;
 pub mod table;
 mod vector_attention;
