@@ -217,12 +217,12 @@ mod tests {
             let mut ours = [[0.0; LANES]; 5];
             assert!(is_tame(step, 1.2 - 0.1, tau));
             attend_evenly(first, step, &entries, 1, tau, &mut ours);
-            for lane in 0..LANES {
-                let u = first + step * lane as f64;
-                let raw = entries.map(|c| (-(u - c) * (u - c) / tau).exp());
-                let norm: f64 = raw.iter().sum();
-                for j in 0..5 {
-                    assert!((ours[j][lane] - raw[j] / norm).abs() < 1e-13, "{step} {tau} {lane} {j}");
+            for (j, row) in ours.iter().enumerate() {
+                for (lane, attention) in row.iter().enumerate() {
+                    let u = first + step * lane as f64;
+                    let raw = entries.map(|c| (-(u - c) * (u - c) / tau).exp());
+                    let expected = raw[j] / raw.iter().sum::<f64>();
+                    assert!((attention - expected).abs() < 1e-13, "{step} {tau} {lane} {j}");
                 }
             }
         }
