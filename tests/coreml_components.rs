@@ -94,6 +94,28 @@ fn components_are_named_and_checked() {
     assert!(!folder.path().join(name("unet")).exists());
 }
 
+/// A UNet's package beside another model is told in a line, whatever it is that does not fit.
+#[test]
+fn packages_of_other_models_are_told() {
+    const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("{ROOT}/examples/base");
+    let packages = export(&base, folder.path(), &["--component", "unet"]);
+    let package = packages[0].to_str().unwrap();
+    for (model, what) in [
+        ("tests/fixtures/pipeline/model", "channels of `encoder_hidden_states`: 128 in the package"),
+        ("tests/fixtures/sdxl/model", "channels of `encoder_hidden_states`: 128 in the package"),
+    ] {
+        let model = format!("{ROOT}/{model}");
+        let arguments = ["verify", package, "--against", &model];
+        let output = Command::new(env!("CARGO_BIN_EXE_palettist")).args(arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("a package of another model") && said.contains(what), "{said}");
+        assert!(!said.contains("internal error"), "{said}");
+    }
+}
+
 /// diffusers and transformers compute what the packages compute, run by an independent evaluator.
 #[test]
 fn packages_agree_with_diffusers() {

@@ -20,7 +20,7 @@ use crate::diffusion::pipeline::unet_weights;
 use crate::networks::autoencoder::{decode, encode};
 use crate::networks::safety_checker::safety_checker;
 use crate::networks::text_encoder::text_encoder;
-use crate::networks::unet::unet;
+use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::Tensors;
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::post_training::palettize;
@@ -50,6 +50,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    if args.min_psnr.is_nan() {
+        return Err(Usage("--min-psnr is no number".into()).into());
+    }
     let model = args.against.as_deref().map(Model::open).transpose()?;
     let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
     let nbits = args.quantize_nbits.clone().unwrap_or_default();
@@ -134,6 +137,7 @@ pub fn against(
             let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
             settings.timesteps.iter_mut().for_each(|t| *t = (*t).min(schedule.timesteps() - 1));
             let mut network = |given: &UnetInputs| {
+                takes(&config, given)?;
                 let output = unet(&mut tensors(&weights), &config, &given.sample, &given.timestep, given.condition());
                 Ok(schedule.predicted_noise(&given.sample, &output, &given.timestep.to_kind(Kind::Int64)))
             };
@@ -174,6 +178,31 @@ pub fn against(
             verify_safety_checker(&package, &mut network, &settings)
         }
     }
+}
+
+/// Refuses what a package is given and a UNet cannot be: then it is a package of another model.
+///
+/// # Errors
+/// The first input of another width or number, with both.
+fn takes(config: &UnetConfig, given: &UnetInputs) -> Result<()> {
+    let size = given.sample.size();
+    let text_width = |added: &[Tensor; 2]| added[0].size()[1];
+    for (what, package, model) in [
+        ("channels of `sample`", Some(size[1]), Some(config.in_channels)),
+        ("channels of `encoder_hidden_states`", Some(given.context.size()[2]), Some(config.cross_attention_dim)),
+        ("channels of `text_embeds`", given.added.as_ref().map(text_width), config.addition.map(|a| a.text_width)),
+    ] {
+        if package != model {
+            let told = |number: Option<i64>| number.map_or("none".to_owned(), |number| number.to_string());
+            let (package, model) = (told(package), told(model));
+            bail!("it is a package of another model: {what}: {package} in the package, {model} in the model's UNet");
+        }
+    }
+    let residuals: Vec<Vec<i64>> = given.residuals.iter().map(Tensor::size).collect();
+    if !residuals.is_empty() && residuals != config.residual_shapes(size[0], size[2], size[3]) {
+        bail!("it is a package of another model: the residuals of a ControlNet have other shapes");
+    }
+    Ok(())
 }
 
 /// The first chunk that goes with a later one.

@@ -9,7 +9,16 @@ cd -- "$(dirname -- "$0")"
 name='@NAME@'
 variant='@VARIANT@'
 
-if ! xcrun --find coremlcompiler > /dev/null; then
+case "${1-}" in
+'' | --mochi | --diffusers-app) ;;
+*)
+    sed -n '2,6s/^# \{0,1\}//p' compile.sh
+    [ "$1" = --help ] || { echo "$1 is none of these" >&2 && exit 2; }
+    exit 0
+    ;;
+esac
+
+if ! xcrun --find coremlcompiler > /dev/null 2>&1; then
     echo "coremlcompiler is not here: it comes with Xcode, on a Mac" >&2
     exit 1
 fi
