@@ -91,6 +91,15 @@ fn components_are_named_and_checked() {
     // Said before anything is written.
     let said = refused(&["--component", "all"]);
     assert!(said.contains("text_encoder.mlpackage exists already"), "{said}");
+    // What would have no effect is not passed over.
+    let said = refused(&["--component", "vae_decoder", "--unet-batch-one"]);
+    assert!(said.contains("--unet-batch-one is about the UNet"), "{said}");
+    let said = refused(&["--quantize-nbits", "unet=4,vae_decoder=6"]);
+    assert!(said.contains("--component leaves vae_decoder out"), "{said}");
+    let said = refused(&["--format", "diffusers", "--quantize-nbits", "4"]);
+    assert!(said.contains("--quantize-nbits: for Core ML packages"), "{said}");
+    let said = refused(&["--latent-w", "99999"]);
+    assert!(said.contains("from 1 to 4096"), "{said}");
     assert!(!folder.path().join(name("unet")).exists());
 }
 

@@ -124,6 +124,20 @@ pub fn run(args: Args) -> Result<()> {
     }
     let model = Model::open(&args.model)?;
     if args.format == "diffusers" {
+        let of_packages = [
+            (!args.component.is_empty(), "--component"),
+            (args.quantize_nbits.is_some(), "--quantize-nbits"),
+            (args.bundle_resources_for_swift_cli, "--bundle-resources-for-swift-cli"),
+            (args.min_deployment_target.is_some(), "--min-deployment-target"),
+            (args.latent_h.is_some() || args.latent_w.is_some(), "--latent-h and --latent-w"),
+            (args.unet_batch_one, "--unet-batch-one"),
+            (args.unet_support_controlnet, "--unet-support-controlnet"),
+            (args.chunk_unet, "--chunk-unet"),
+            (args.model_version.is_some(), "--model-version"),
+        ];
+        if let Some((_, flag)) = of_packages.into_iter().find(|(given, _)| *given) {
+            return Err(Usage(format!("{flag}: for Core ML packages, not for --format diffusers")).into());
+        }
         let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
         let weights = unet_weights(&model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
         copy_model(&model, &args.output, &[(Component::Unet, &weights)], Kind::Half)?;
@@ -135,13 +149,24 @@ pub fn run(args: Args) -> Result<()> {
     let config = model.unet_config()?;
     let defaults = UnetOptions::new(&config);
     let (height, width) = (args.latent_h.unwrap_or(defaults.height), args.latent_w.unwrap_or(defaults.width));
-    if height < 1 || width < 1 {
-        return Err(Usage("--latent-h and --latent-w are at least 1".into()).into());
+    // Far beyond what any device draws, and within what a package can declare.
+    const LARGEST: i64 = 4096;
+    if ![height, width].iter().all(|side| (1..=LARGEST).contains(side)) {
+        return Err(Usage(format!("--latent-h and --latent-w are from 1 to {LARGEST}")).into());
     }
     let parts = parts.map_or_else(|| all(&model, height, width), Ok)?;
-    let of_unet = [(args.chunk_unet, "--chunk-unet"), (args.unet_support_controlnet, "--unet-support-controlnet")];
+    let of_unet = [
+        (args.chunk_unet, "--chunk-unet"),
+        (args.unet_support_controlnet, "--unet-support-controlnet"),
+        (args.unet_batch_one, "--unet-batch-one"),
+        (args.palettes.is_some(), "--palettes"),
+    ];
     if let Some((_, flag)) = of_unet.into_iter().find(|(given, _)| *given && !parts.contains(&Part::Unet)) {
         return Err(Usage(format!("{flag} is about the UNet, which --component leaves out")).into());
+    }
+    if let Some(part) = Part::of(&model).into_iter().find(|part| nbits.names(*part) && !parts.contains(part)) {
+        let message = format!("--quantize-nbits {0}=…: --component leaves {0} out", part.name());
+        return Err(Usage(message).into());
     }
     let small = parts.iter().find_map(|&part| {
         let form = nbits.of(part).filter(|_| part != Part::Unet || checkpoint.is_none())?;
