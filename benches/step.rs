@@ -28,21 +28,19 @@ const PEER: &str = "diffusers, no palettes";
 fn main() {
     // cargo adds `--bench`.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let wants = |batch: i64, what: &str| {
-        let line = format!("batch {batch}, {what}");
-        wanted.is_empty() || wanted.iter().any(|part| line.contains(part))
-    };
+    let line_of = |batch: i64, what: &str| format!("batch {batch}, {what}");
+    let wants = |line: &str| wanted.is_empty() || wanted.iter().any(|part| line.contains(part));
     let base = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/base").to_owned();
     for folder in [Some(base), std::env::var("PALETTIST_MODEL").ok()].into_iter().flatten() {
         println!("{folder}: seconds a step, and GB beyond what is held between steps");
         // First of all: it may need all the memory there is.
         let theirs: Vec<Option<Cost>> =
-            [1, 4].map(|batch| if wants(batch, PEER) { ask(&folder, batch) } else { None }).into();
+            [1, 4].map(|batch| if wants(&line_of(batch, PEER)) { ask(&folder, batch) } else { None }).into();
         for (batch, theirs) in [1, 4].into_iter().zip(theirs) {
             let mut plain = None;
             let mut show = |what: &str, cost: &dyn Fn() -> Option<Cost>| {
-                let line = format!("batch {batch}, {what}");
-                if wants(batch, what) {
+                let line = line_of(batch, what);
+                if wants(&line) {
                     match cost() {
                         Some(cost) => println!("  {}", told(&line, cost, *plain.get_or_insert(cost))),
                         None => println!("  {line} was not run: $PALETTIST_PEERS names no Python that has it"),

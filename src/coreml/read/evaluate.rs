@@ -233,7 +233,7 @@ impl<'a> Evaluator<'a> {
 fn finish(result: Tensor, declared: &TensorType, precision: Precision) -> Result<Tensor> {
     let mut size = result.size();
     if let (true, [count, ..], [most, ..]) = (declared.varying, &mut size[..], &declared.shape[..]) {
-        *count = if *count <= *most { *most } else { *count };
+        *count = (*count).max(*most);
     }
     ensure!(size == declared.shape, "declared {declared}, computed a shape {:?}", result.size());
     let wanted = match declared.data_type {
