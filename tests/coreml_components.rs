@@ -103,6 +103,60 @@ fn components_are_named_and_checked() {
     assert!(!folder.path().join(name("unet")).exists());
 }
 
+/// What Ctrl-C leaves is in the way of no second try.
+#[test]
+fn an_export_that_was_cut_off_is_done_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let arguments = ["export", MODEL, "-o", folder.path().to_str().unwrap(), "--chunk-unet"];
+    let more = ["--component", "unet,vae_encoder"];
+    let packages = ["unet_chunk1", "unet_chunk2", "vae_encoder"]
+        .map(|part| format!("Stable_Diffusion_version_pipeline_{part}.mlpackage"));
+    let left = || {
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    palettist(&[&arguments[..], &more].concat());
+    let before = std::fs::read(place(&packages[2]).join("Manifest.json")).unwrap();
+    let leftovers = [
+        format!(".{}.999-0.part", packages[0]),
+        format!(".{}.999-3.old", packages[2]),
+        ".Stable_Diffusion_version_pipeline_unet.mlpackage.999-1.whole".to_owned(),
+    ];
+    for name in &leftovers {
+        std::fs::create_dir_all(place(name).join("Data")).unwrap();
+    }
+    std::fs::write(place(&packages[2]).join("Manifest.json"), "{").unwrap();
+    std::fs::remove_dir_all(place(&packages[1])).unwrap();
+
+    let refused = |more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_palettist"))
+            .args(arguments)
+            .args(["--component", "unet"])
+            .args(more)
+            .output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = refused(&[]);
+    assert!(
+        said.contains("_unet_chunk1.mlpackage exists already") && said.contains("--overwrite replaces it"),
+        "{said}"
+    );
+    palettist(&[&arguments[..], &more, &["--overwrite"]].concat());
+    assert_eq!(left(), packages);
+    assert_eq!(std::fs::read(place(&packages[2]).join("Manifest.json")).unwrap(), before);
+
+    // What is no package is nobody's to replace.
+    std::fs::remove_file(place(&packages[1]).join("Manifest.json")).unwrap();
+    let said = refused(&["--overwrite"]);
+    assert!(said.contains("_unet_chunk2.mlpackage exists and is not a Core ML package"), "{said}");
+    assert!(place(&packages[1]).join("Data").is_dir());
+}
+
 /// A UNet's package beside another model is told in a line, whatever it is that does not fit.
 #[test]
 fn packages_of_other_models_are_told() {

@@ -153,7 +153,7 @@ fn chunks_are_the_whole() {
             UnetOptions { attention, target, controlnet, height: size.0, width: size.1, ..UnetOptions::new(&config) };
         let export = |folder: &Path| export_unet(&config, weights, &options, &metadata(), folder, &mut |_, _| {});
         let whole = Package::open(&export(folder.path()).unwrap()).unwrap();
-        let paths = export_in_chunks(folder.path(), false, export).unwrap();
+        let paths = export_in_chunks(whole.path(), false, export).unwrap();
         let chain = Chain::open(&paths[0]).unwrap();
         let mut left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
         left.sort();
@@ -193,7 +193,7 @@ fn chunks_are_the_whole() {
             assert!(got["noise_pred"].equal(&expected["noise_pred"]), "{target}, {attention}, {precision:?}");
         }
         // Again: what is there stays.
-        let error = format!("{:#}", export_in_chunks(folder.path(), false, export).unwrap_err());
+        let error = format!("{:#}", export_in_chunks(whole.path(), false, export).unwrap_err());
         assert!(error.contains("chunk1.mlpackage exists already"), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
     }
@@ -207,7 +207,7 @@ fn chunks_that_do_not_belong_together_are_refused() {
     let chunks = [16, 24].map(|height| {
         let options = UnetOptions { height, ..UnetOptions::new(&config) };
         let export = |folder: &Path| export_unet(&config, &floats, &options, &metadata(), folder, &mut |_, _| {});
-        export_in_chunks(&folder.path().join(height.to_string()), false, export).unwrap()
+        export_in_chunks(&folder.path().join(height.to_string()).join("whole"), false, export).unwrap()
     });
     let packages = [&chunks[0][0], &chunks[1][1]].map(|path| Package::open(path).unwrap());
     let error = format!("{:#}", Chain::new(packages.into()).unwrap_err());
@@ -245,7 +245,7 @@ fn layers_show_where_the_error_grows() {
         let folder = tempfile::tempdir().unwrap();
         let options = UnetOptions { attention: SplitEinsum, batch: 1, ..UnetOptions::new(&config) };
         let export = |folder: &Path| export_unet(&config, stored, &options, &metadata(), folder, &mut |_, _| {});
-        let chunks = export_in_chunks(folder.path(), false, export).unwrap();
+        let chunks = export_in_chunks(&folder.path().join("whole"), false, export).unwrap();
         let recording = Recording::default();
         let watch = |name: &str, value: &Tensor| recording.watch(name, value);
         let settings = Settings { recording: Some(&recording), timesteps: vec![1, 981], ..Settings::default() };
@@ -316,7 +316,7 @@ fn an_independent_checker_runs_the_chunks() {
         let folder = folder.path().join(name);
         let options = UnetOptions { target, attention, controlnet: true, ..UnetOptions::new(&config) };
         let export = |folder: &Path| export_unet(&config, stored, &options, &metadata(), folder, &mut |_, _| {});
-        let paths = export_in_chunks(&folder, false, export).unwrap();
+        let paths = export_in_chunks(&folder.join("whole"), false, export).unwrap();
         let chain = Chain::open(&paths[0]).unwrap();
         let mut network = network(&config, weights, None);
         let mut kept = None;

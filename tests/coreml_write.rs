@@ -12,6 +12,7 @@ use std::process::Command;
 
 use common::{checker, metadata, palettized, random, small_unet, weights};
 use palettist::coreml::attention::AttentionImplementation;
+use palettist::coreml::chunk::export_in_chunks;
 use palettist::coreml::export::{UnetOptions, export_unet};
 use palettist::coreml::program::Target;
 use palettist::coreml::proto::{BindingKind, Block, ImmediateKind, Model, Operation, TensorElements, Value, ValueKind};
@@ -244,6 +245,12 @@ fn what_is_there_is_not_overwritten_unasked() {
     let removed = weights.remove("mid_block.resnets.0.conv1.bias").unwrap();
     let error = format!("{:#}", export(&weights, true).unwrap_err());
     assert!(error.contains("`mid_block.resnets.0.conv1.bias`"), "{error}");
+    // Nor a folder that was made for it.
+    let new = folder.path().join("new/folder");
+    let options = UnetOptions::new(&config);
+    let export_to = |folder: &Path| export_unet(&config, &weights, &options, &metadata(), folder, &mut |_, _| {});
+    assert!(export_to(&new).is_err() && export_in_chunks(&new.join("whole"), false, export_to).is_err());
+    assert_eq!(left(), [path.file_name().unwrap()]);
     weights.insert("mid_block.resnets.0.conv1.bias".into(), removed * f64::INFINITY);
     let error = format!("{:#}", export(&weights, true).unwrap_err());
     assert!(error.contains("`mid_block.resnets.0.conv1.bias` holds"), "{error}");

@@ -7,7 +7,7 @@ use serde_json::json;
 use tch::{Device, Kind};
 
 use super::nbits::{Nbits, forms};
-use super::{Usage, must_be_new, print};
+use super::{Usage, print};
 use crate::coreml::attention::AttentionImplementation;
 use crate::coreml::bundle::bundle;
 use crate::coreml::chunk::{chunk_paths, export_in_chunks};
@@ -17,6 +17,7 @@ use crate::coreml::components::{
 };
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use crate::coreml::interface::{Destination, Weighted};
+use crate::coreml::package::{Occupied, replaces};
 use crate::coreml::program::Target;
 use crate::coreml::velocity::Velocity;
 use crate::coreml::weights::{PostTraining, WeightSource};
@@ -77,6 +78,9 @@ pub struct Args {
     /// The UNet in two packages of half the bytes each, for phones
     #[arg(long)]
     chunk_unet: bool,
+    /// Replaces packages that are there already, each once its successor is written
+    #[arg(long)]
+    overwrite: bool,
     /// The model's name in the package: a hub id, say; the folder's or file's own if not given
     #[arg(long, value_name = "NAME")]
     model_version: Option<String>,
@@ -116,6 +120,14 @@ fn is_apples(schedule: &NoiseSchedule) -> Result<bool> {
     Ok(schedule.timesteps() == apples.timesteps() && pairs.all(|(own, apples)| (own - apples).abs() < 1e-5))
 }
 
+/// Refuses a place where something is that is not to be replaced.
+fn may_be_written(path: &Path, overwrite: bool) -> Result<(), Usage> {
+    replaces(path, overwrite).map(drop).map_err(|occupied| {
+        let hint = if matches!(occupied, Occupied::Package(_)) { ": --overwrite replaces it" } else { "" };
+        Usage(format!("{occupied}{hint}"))
+    })
+}
+
 pub fn run(args: Args) -> Result<()> {
     let parts = parts(&args.component, args.bundle_resources_for_swift_cli)?;
     let nbits = args.quantize_nbits.clone().unwrap_or_default();
@@ -133,6 +145,7 @@ pub fn run(args: Args) -> Result<()> {
             (args.unet_batch_one, "--unet-batch-one"),
             (args.unet_support_controlnet, "--unet-support-controlnet"),
             (args.chunk_unet, "--chunk-unet"),
+            (args.overwrite, "--overwrite"),
             (args.model_version.is_some(), "--model-version"),
         ];
         if let Some((_, flag)) = of_packages.into_iter().find(|(given, _)| *given) {
@@ -197,20 +210,20 @@ pub fn run(args: Args) -> Result<()> {
         attention: args.attention_implementation,
         controlnet: args.unet_support_controlnet,
         velocity: Velocity::of(&schedule),
-        ..defaults
+        overwrite: args.overwrite,
     };
     let name = args.model_version.clone().unwrap_or_else(|| model.name().to_owned());
     let metadata = PackageMetadata::of_folder(&name, model.path());
+    let path = |part: Part| {
+        args.output.join(metadata.package_name(if part == Part::Unet { options.component() } else { part.name() }))
+    };
     // Before the work, not after an hour of it.
     for part in &parts {
-        let path = args.output.join(metadata.package_name(match part {
-            Part::Unet => options.component(),
-            _ => part.name(),
-        }));
+        let whole = path(*part);
         if *part == Part::Unet && args.chunk_unet {
-            chunk_paths(&path, &args.output).iter().try_for_each(|path| must_be_new(path))?;
+            chunk_paths(&whole, &args.output).iter().try_for_each(|path| may_be_written(path, args.overwrite))?;
         } else {
-            must_be_new(&path)?;
+            may_be_written(&whole, args.overwrite)?;
         }
         model.check(part.component())?;
     }
@@ -236,7 +249,7 @@ pub fn run(args: Args) -> Result<()> {
             }
         };
         if part == Part::Unet && args.chunk_unet {
-            for path in export_in_chunks(&args.output, options.overwrite, export)? {
+            for path in export_in_chunks(&path(part), options.overwrite, export)? {
                 print(path.display())?;
             }
         } else {

@@ -19,11 +19,12 @@ use prost::Message;
 
 use super::blob::{BlobType, BlobWriter};
 use super::interface::feature;
-use super::package::write_package;
+use super::package::{replaces, write_package};
 use super::program::{Parameter, ProgramBuilder, Target, Var};
 use super::proto::data_type::{FLOAT16, FLOAT32};
 use super::proto::{self, BindingKind, DimensionKind, Model, Operation, Value, ValueKind, ValueTypeKind};
 use super::proto::{NamedValueType, array_type};
+use crate::source::beside::{WHOLE, beside, folder_of, hold, missing_folders, remove_empty, remove_leftovers};
 
 /// How much larger than the best the larger half may be, where that makes the border smaller.
 const TOLERANCE: f64 = 1.01;
@@ -36,8 +37,8 @@ const TOLERANCE: f64 = 1.01;
 /// read or written. No chunk is left behind.
 pub fn cut_package(whole: &Path, folder: &Path, overwrite: bool) -> Result<[PathBuf; 2]> {
     let paths = chunk_paths(whole, folder);
-    if let Some(path) = paths.iter().find(|path| !overwrite && path.exists()) {
-        bail!("{} exists already and is left as it is: remove it or choose another folder", path.display());
+    for path in &paths {
+        replaces(path, overwrite)?;
     }
     let place = || format!("cannot cut {}", whole.display());
     let folder = whole.join("Data").join("com.apple.CoreML");
@@ -64,20 +65,26 @@ pub fn chunk_paths(whole: &Path, folder: &Path) -> [PathBuf; 2] {
     ["chunk1", "chunk2"].map(|chunk| folder.join(format!("{stem}_{chunk}.mlpackage")))
 }
 
-/// Writes a package with `export`, which is given a folder, and leaves only its chunks, in `folder`. Needs room on disk
-/// for the package twice.
+/// Writes a package with `export`, which is given a folder, and leaves only its chunks, beside `whole`, where it would be
+/// itself. Needs room on disk for the package twice.
 ///
 /// # Errors
 /// What `export` returns, and those of [`cut_package`].
 pub fn export_in_chunks(
-    folder: &Path,
+    whole: &Path,
     overwrite: bool,
     export: impl FnOnce(&Path) -> Result<PathBuf>,
 ) -> Result<[PathBuf; 2]> {
-    let aside = folder.join(format!(".whole.{}", std::process::id()));
-    let chunks = export(&aside).and_then(|whole| cut_package(&whole, folder, overwrite));
-    if aside.exists() {
-        fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
+    remove_leftovers(whole, WHOLE);
+    let aside = beside(whole, WHOLE);
+    let made = missing_folders(&aside);
+    fs::create_dir_all(&aside).with_context(|| format!("cannot create {}", aside.display()))?;
+    let held = hold(&aside);
+    let chunks = export(&aside).and_then(|package| cut_package(&package, folder_of(whole), overwrite));
+    fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
+    drop(held);
+    if chunks.is_err() {
+        remove_empty(&made);
     }
     chunks
 }

@@ -6,13 +6,14 @@ use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use prost::Message;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::blob::BlobWriter;
 use super::proto::Model;
+use crate::source::beside::{OLD, PART, beside, hold, remove_leftovers};
 use crate::source::files::write_atomically;
 
 /// Who the two items of a package are written by, as Core ML's tools have it.
@@ -21,48 +22,64 @@ const AUTHOR: &str = "com.apple.CoreML";
 /// The weights of a package while they are written.
 pub type WeightFile = BlobWriter<BufWriter<File>>;
 
-/// Writes a package to `path`: beside it first, then renamed, so that it is there whole or not at all.
+/// What is at the place of a package and stays there.
+#[derive(Debug, thiserror::Error)]
+pub enum Occupied {
+    #[error("{} exists already and is left as it is", .0.display())]
+    Package(PathBuf),
+    #[error("{} exists and is not a Core ML package: it is left as it is", .0.display())]
+    Other(PathBuf),
+}
+
+/// Whether a package is at `path` that [`write_package`] would replace.
+///
+/// # Errors
+/// What is there must not be replaced: anything but a package, and a package too where `overwrite` is not given.
+pub fn replaces(path: &Path, overwrite: bool) -> Result<bool, Occupied> {
+    match fs::symlink_metadata(path) {
+        Err(_) => Ok(false),
+        Ok(_) if !path.join("Manifest.json").is_file() => Err(Occupied::Other(path.to_owned())),
+        Ok(_) if !overwrite => Err(Occupied::Package(path.to_owned())),
+        Ok(_) => Ok(true),
+    }
+}
+
+/// Writes a package to `path`: beside it first, then renamed, so that it is there whole or not at all. What killed
+/// processes left of the same package is removed.
 ///
 /// `build` writes the weights and returns the model with the digest of [`BlobWriter::finish`].
 ///
 /// # Errors
-/// When something is at `path` already and `overwrite` is not given, or it is no package; what `build` returned; when
-/// the files cannot be written.
+/// Those of [`replaces`]; what `build` returned; when the files cannot be written.
 pub fn write_package(
     path: &Path,
     overwrite: bool,
     build: impl FnOnce(WeightFile) -> Result<(Model, [u8; 32])>,
 ) -> Result<()> {
-    let old = match fs::symlink_metadata(path) {
-        Err(_) => None,
-        Ok(_) if !overwrite => {
-            bail!("{} exists already and is left as it is: remove it or choose another folder", path.display())
-        }
-        Ok(_) if !path.join("Manifest.json").is_file() => {
-            bail!("{} exists and is not a Core ML package: it is left as it is", path.display())
-        }
-        Ok(_) => Some(aside(path)),
-    };
+    let old = replaces(path, overwrite)?.then(|| beside(path, OLD));
+    remove_leftovers(path, PART);
+    let mut held = None;
     let written = write_atomically(path, |part| {
+        fs::create_dir(part).with_context(|| format!("cannot create {}", part.display()))?;
+        held = hold(part);
         write_into(part, build)?;
         match &old {
             Some(old) => fs::rename(path, old).with_context(|| format!("cannot replace {}", path.display())),
             None => Ok(()),
         }
     });
+    drop(held);
     if let Some(old) = old.filter(|old| old.exists()) {
         match written {
             Ok(()) => fs::remove_dir_all(&old).with_context(|| format!("cannot remove {}", old.display()))?,
             Err(_) => fs::rename(&old, path).with_context(|| format!("cannot put back {}", path.display()))?,
         }
     }
+    if written.is_ok() {
+        // Not before: of a process that was killed while it replaced a package these may be all that there is of it.
+        remove_leftovers(path, OLD);
+    }
     written
-}
-
-/// Where a package waits that is being replaced.
-fn aside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.old", std::process::id()))
 }
 
 fn write_into(package: &Path, build: impl FnOnce(WeightFile) -> Result<(Model, [u8; 32])>) -> Result<()> {

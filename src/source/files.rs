@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use tch::{Device, Kind, Tensor};
+
+use super::beside::{PART, beside, folder_of, missing_folders, remove_empty};
 
 /// Calls `write` with a temporary path beside `path`, then moves what it wrote (a file or a folder) to `path`.
 /// A file that exists there is replaced; a folder that exists there is not.
@@ -23,14 +24,9 @@ use tch::{Device, Kind, Tensor};
 /// # Errors
 /// What `write` returned, or one line when the disk is full or the folder cannot be written. Nothing is left over.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().with_context(|| format!("`{}` does not name a file", path.display()))?;
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let part = folder.join(format!(".{}.{}-{count}.part", name.to_string_lossy(), std::process::id()));
+    path.file_name().with_context(|| format!("`{}` does not name a file", path.display()))?;
+    let (folder, part) = (folder_of(path), beside(path, PART));
+    let made = missing_folders(folder);
     let written = fs::create_dir_all(folder)
         .with_context(|| format!("cannot create the folder {}", folder.display()))
         .and_then(|()| write(&part))
@@ -39,6 +35,7 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) ->
     if let Err(error) = written {
         // Whichever of the two it is; if neither can be removed, the error that matters is still the first one.
         let _ = fs::remove_file(&part).or_else(|_| fs::remove_dir_all(&part));
+        remove_empty(&made);
         if is_full_disk(&error) {
             return Err(NoSpace { path: path.to_owned() }.into());
         }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 
+use super::beside::{PART, hold, remove_leftovers};
 use super::files::{write_atomically, write_bytes, write_safetensors};
 use super::{Component, Model};
 use crate::ops::Weights;
@@ -41,8 +42,11 @@ pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], ki
     if to.exists() {
         bail!("{} exists already; nothing was written", to.display());
     }
-    write_atomically(to, |part| {
+    remove_leftovers(to, PART);
+    let mut held = None;
+    let written = write_atomically(to, |part| {
         fs::create_dir(part).with_context(|| format!("cannot create {}", to.display()))?;
+        held = hold(part);
         for component in from.components() {
             let read;
             let weights = match replace.iter().find(|(replaced, _)| *replaced == component) {
@@ -58,7 +62,9 @@ pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], ki
         from.write_small_folders(part)?;
         let index = serde_json::to_string_pretty(&index(from)?)? + "\n";
         write_bytes(&part.join("model_index.json"), index.as_bytes())
-    })
+    });
+    drop(held);
+    written
 }
 
 /// transformers 5 loads a text encoder as the type that its config.json names, while diffusers loads everything else as
