@@ -280,6 +280,18 @@ fn palettes_of_every_form_go_through() {
     assert!(ok(&["verify", package]).contains("specification version 7"));
 }
 
+/// Not told after an hour of work.
+#[test]
+fn a_bundle_without_a_tokenizer_is_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    copy(Path::new(MODEL), &model);
+    std::fs::remove_dir_all(model.join("tokenizer")).unwrap();
+    let error = fails(folder.path(), &["export", "model", "-o", "coreml", "--bundle-resources-for-swift-cli"], 1);
+    assert!(error.contains("model/tokenizer has no tokenizer"), "{error}");
+    assert!(!folder.path().join("coreml").exists());
+}
+
 /// A package that coremltools wrote.
 #[test]
 fn inspect_reads_packages() {

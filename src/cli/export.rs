@@ -230,6 +230,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(checkpoint) = &checkpoint {
         check_shapes(&model, &checkpoint.shapes())?;
     }
+    let tokenizer = args.bundle_resources_for_swift_cli.then(|| model.vocabulary_and_merges()).transpose()?;
     for part in parts {
         let job = Job { model: &model, part, unet: &options, metadata: &metadata };
         let form = nbits.of_model(part, &model)?;
@@ -256,8 +257,7 @@ pub fn run(args: Args) -> Result<()> {
             print(export(&args.output)?.display())?;
         }
     }
-    if args.bundle_resources_for_swift_cli {
-        let tokenizer = model.vocabulary_and_merges()?;
+    if let Some(tokenizer) = tokenizer {
         let bundle = bundle(&args.output, &metadata, args.attention_implementation, &tokenizer)?;
         print(bundle.resources.display())?;
         if !bundle.missing.is_empty() {
