@@ -270,7 +270,9 @@ fn palettes_of_every_form_go_through() {
     assert!(error.contains("iOS17 does not hold palettes for groups of channels, as of "), "{error}");
     assert!(!at.join("old").exists());
     // The same network, its weights written out.
-    ok(&["export", MODEL, "--palettes", last, "-o", "diffusers", "--format", "diffusers"]);
+    let plain = ["export", MODEL, "--palettes", last, "-o", "diffusers", "--format", "diffusers"];
+    ok(&plain);
+    assert!(fails(at, &plain, 2).contains("diffusers exists already"));
     let package = "bytes/Stable_Diffusion_version_tiny_unet.mlpackage";
     ok(&["verify", package, "--against", "diffusers"]);
     // Plain palettes go to the first system that has any.

@@ -7,7 +7,7 @@ use serde_json::json;
 use tch::{Device, Kind};
 
 use super::nbits::{Nbits, forms};
-use super::{Usage, print};
+use super::{Usage, must_be_new, print};
 use crate::coreml::attention::AttentionImplementation;
 use crate::coreml::bundle::bundle;
 use crate::coreml::chunk::{chunk_paths, export_in_chunks};
@@ -151,6 +151,7 @@ pub fn run(args: Args) -> Result<()> {
         if let Some((_, flag)) = of_packages.into_iter().find(|(given, _)| *given) {
             return Err(Usage(format!("{flag}: for Core ML packages, not for --format diffusers")).into());
         }
+        must_be_new(&args.output)?;
         let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
         let weights = unet_weights(&model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
         copy_model(&model, &args.output, &[(Component::Unet, &weights)], Kind::Half)?;

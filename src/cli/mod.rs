@@ -1,10 +1,10 @@
 //! The command line: one file a command, each with its `Args` and `run`.
 //!
 //! Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 1 the work failed; 2 the
-//! command line or the config is wrong ([`Usage`], [`crate::config::Error`]); 130 stopped by Ctrl-C, with what was done
-//! kept ([`Interrupted`], [`crate::train::Stopped`]). Whatever is written takes a new name or says that the old one is
-//! there: nothing is overwritten, but for packages with `export --overwrite`, and what `generate` draws, which replaces
-//! files as a compiler's `-o` does.
+//! command line or the config is wrong, or what is to be written is there already ([`Usage`], [`crate::config::Error`]);
+//! 130 stopped by Ctrl-C, with what was done kept ([`Interrupted`], [`crate::train::Stopped`]). Whatever is written takes
+//! a new name or says that the old one is there: nothing is overwritten, but for packages with `export --overwrite`, and
+//! what `generate` draws, which replaces files as a compiler's `-o` does.
 
 mod analyze;
 mod check;
