@@ -94,6 +94,10 @@ fn components_are_named_and_checked() {
     // What would have no effect is not passed over.
     let said = refused(&["--component", "vae_decoder", "--unet-batch-one"]);
     assert!(said.contains("--unet-batch-one is about the UNet"), "{said}");
+    let said = refused(&["--component", "vae_decoder", "--attention-implementation", "ORIGINAL"]);
+    assert!(said.contains("--attention-implementation is about the UNet"), "{said}");
+    let said = refused(&["--format", "diffusers", "--attention-implementation", "ORIGINAL"]);
+    assert!(said.contains("--attention-implementation: for Core ML packages"), "{said}");
     let said = refused(&["--quantize-nbits", "unet=4,vae_decoder=6"]);
     assert!(said.contains("--component leaves vae_decoder out"), "{said}");
     let said = refused(&["--format", "diffusers", "--quantize-nbits", "4"]);

@@ -56,10 +56,10 @@ pub struct Args {
     /// named. Compiling takes a Mac: elsewhere a script to run there is written
     #[arg(long)]
     bundle_resources_for_swift_cli: bool,
-    /// How the UNet's attention is spelt: ORIGINAL for the GPU, SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries at a time:
-    /// phones, large pictures) for the Neural Engine
-    #[arg(long, default_value_t, value_name = "ORIGINAL|SPLIT_EINSUM|SPLIT_EINSUM_V2")]
-    attention_implementation: AttentionImplementation,
+    /// How the UNet's attention is spelt: ORIGINAL for the GPU (the default), SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries
+    /// at a time: phones, large pictures) for the Neural Engine
+    #[arg(long, value_name = "ORIGINAL|SPLIT_EINSUM|SPLIT_EINSUM_V2")]
+    attention_implementation: Option<AttentionImplementation>,
     /// iOS16, iOS17, iOS18, or macOS13, macOS14, macOS15; the first that holds the palettes if not given
     #[arg(long, value_name = "TARGET")]
     min_deployment_target: Option<Target>,
@@ -84,6 +84,42 @@ pub struct Args {
     /// The model's name in the package: a hub id, say; the folder's or file's own if not given
     #[arg(long, value_name = "NAME")]
     model_version: Option<String>,
+}
+
+/// What an option has an effect on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// Packages, whatever they hold.
+    Packages,
+    /// The UNet's package.
+    UnetPackage,
+    /// The UNet, in a package or not.
+    UnetOfAny,
+}
+
+impl Args {
+    /// The first option that was given of those about this: what would have no effect is refused.
+    fn given(&self, about: impl Fn(About) -> bool) -> Option<&'static str> {
+        use About::{Packages, UnetOfAny, UnetPackage};
+        // A bundle's script tells it the app, whether the UNet's package is of this call or was there.
+        let of_attention = if self.bundle_resources_for_swift_cli { Packages } else { UnetPackage };
+        let options = [
+            ("--palettes", self.palettes.is_some(), UnetOfAny),
+            ("--component", !self.component.is_empty(), Packages),
+            ("--quantize-nbits", self.quantize_nbits.is_some(), Packages),
+            ("--bundle-resources-for-swift-cli", self.bundle_resources_for_swift_cli, Packages),
+            ("--attention-implementation", self.attention_implementation.is_some(), of_attention),
+            ("--min-deployment-target", self.min_deployment_target.is_some(), Packages),
+            ("--latent-h", self.latent_h.is_some(), Packages),
+            ("--latent-w", self.latent_w.is_some(), Packages),
+            ("--unet-batch-one", self.unet_batch_one, UnetPackage),
+            ("--unet-support-controlnet", self.unet_support_controlnet, UnetPackage),
+            ("--chunk-unet", self.chunk_unet, UnetPackage),
+            ("--overwrite", self.overwrite, Packages),
+            ("--model-version", self.model_version.is_some(), Packages),
+        ];
+        options.into_iter().find(|&(_, given, of)| given && about(of)).map(|(option, ..)| option)
+    }
 }
 
 /// What `--component` asks for, each once and in the order in which packages are written; `None` for all.
@@ -136,20 +172,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     let model = Model::open(&args.model)?;
     if args.format == "diffusers" {
-        let of_packages = [
-            (!args.component.is_empty(), "--component"),
-            (args.quantize_nbits.is_some(), "--quantize-nbits"),
-            (args.bundle_resources_for_swift_cli, "--bundle-resources-for-swift-cli"),
-            (args.min_deployment_target.is_some(), "--min-deployment-target"),
-            (args.latent_h.is_some() || args.latent_w.is_some(), "--latent-h and --latent-w"),
-            (args.unet_batch_one, "--unet-batch-one"),
-            (args.unet_support_controlnet, "--unet-support-controlnet"),
-            (args.chunk_unet, "--chunk-unet"),
-            (args.overwrite, "--overwrite"),
-            (args.model_version.is_some(), "--model-version"),
-        ];
-        if let Some((_, flag)) = of_packages.into_iter().find(|(given, _)| *given) {
-            return Err(Usage(format!("{flag}: for Core ML packages, not for --format diffusers")).into());
+        if let Some(option) = args.given(|about| about != About::UnetOfAny) {
+            return Err(Usage(format!("{option}: for Core ML packages, not for --format diffusers")).into());
         }
         must_be_new(&args.output)?;
         let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
@@ -169,14 +193,8 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage(format!("--latent-h and --latent-w are from 1 to {LARGEST}")).into());
     }
     let parts = parts.map_or_else(|| all(&model, height, width), Ok)?;
-    let of_unet = [
-        (args.chunk_unet, "--chunk-unet"),
-        (args.unet_support_controlnet, "--unet-support-controlnet"),
-        (args.unet_batch_one, "--unet-batch-one"),
-        (args.palettes.is_some(), "--palettes"),
-    ];
-    if let Some((_, flag)) = of_unet.into_iter().find(|(given, _)| *given && !parts.contains(&Part::Unet)) {
-        return Err(Usage(format!("{flag} is about the UNet, which --component leaves out")).into());
+    if let Some(option) = args.given(|about| about != About::Packages).filter(|_| !parts.contains(&Part::Unet)) {
+        return Err(Usage(format!("{option} is about the UNet, which --component leaves out")).into());
     }
     if let Some(part) = Part::of(&model).into_iter().find(|part| nbits.names(*part) && !parts.contains(part)) {
         let message = format!("--quantize-nbits {0}=…: --component leaves {0} out", part.name());
@@ -208,7 +226,7 @@ pub fn run(args: Args) -> Result<()> {
         height,
         width,
         target,
-        attention: args.attention_implementation,
+        attention: args.attention_implementation.unwrap_or_default(),
         controlnet: args.unet_support_controlnet,
         velocity: Velocity::of(&schedule),
         overwrite: args.overwrite,
@@ -259,7 +277,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     if let Some(tokenizer) = tokenizer {
-        let bundle = bundle(&args.output, &metadata, args.attention_implementation, &tokenizer)?;
+        let bundle = bundle(&args.output, &metadata, options.attention, &tokenizer)?;
         print(bundle.resources.display())?;
         if !bundle.missing.is_empty() {
             let (missing, many) = (bundle.missing.join(", "), if bundle.missing.len() > 1 { "are" } else { "is" });
