@@ -246,7 +246,7 @@ fn what_cannot_be_is_refused_before_any_work() {
     refused(&["-o", "x.toml", "--target-megabytes", "0.001"], "the UNet takes 0.0");
     refused(&["-o", "x.json", "--target-bits", "3"], "x.json should end in .toml");
     refused(&["-o", "tiny.toml", "--target-bits", "3"], "tiny.toml exists already");
-    refused(&with(&["--bits", "2,5"]), "--bits 5: a palette has 1, 2, 3, 4, 6 or 8 bits");
+    refused(&with(&["--bits", "2, 5"]), "--bits 5: a palette has 1, 2, 3, 4, 6 or 8 bits");
     refused(&with(&["--bits", "3"]), "--bits 3: palettes of 3 bits need export.min_deployment_target=iOS18");
     refused(&with(&["--keep", "conv_in.weight"]), "is not of the form PATTERN=BITS");
     refused(&with(&["--keep", "conv_in.weight=five"]), "five is no number of bits");

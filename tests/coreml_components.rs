@@ -74,7 +74,7 @@ fn packages_keep_the_contract_and_compute_what_the_networks_compute() {
 #[test]
 fn components_are_named_and_checked() {
     let folder = tempfile::tempdir().unwrap();
-    let only = export(MODEL, folder.path(), &["--component", "vae_encoder,text_encoder", "--latent-h", "3"]);
+    let only = export(MODEL, folder.path(), &["--component", "vae_encoder, text_encoder", "--latent-h", "3"]);
     let names: Vec<_> = only.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     let name = |part: &str| format!("Stable_Diffusion_version_pipeline_{part}.mlpackage");
     assert_eq!(names, [name("text_encoder"), name("vae_encoder")]);

@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "M", group = "target")]
     target_megabytes: Option<f64>,
     /// What a layer may have; default: all that the config's export.min_deployment_target holds
-    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = |text: &str| text.trim().parse::<u32>())]
     bits: Vec<u32>,
     /// What counts: the mean squared difference of the output (snr), or the rise of the validation loss, which takes many
     /// more samples

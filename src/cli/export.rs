@@ -124,7 +124,7 @@ impl Args {
 
 /// What `--component` asks for, each once and in the order in which packages are written; `None` for all.
 fn parts(names: &[String], bundled: bool) -> Result<Option<Vec<Part>>, Usage> {
-    if names.iter().any(|name| name == "all") || (names.is_empty() && bundled) {
+    if names.iter().any(|name| name.trim() == "all") || (names.is_empty() && bundled) {
         return Ok(None);
     }
     if names.is_empty() {

@@ -30,7 +30,7 @@ impl FromStr for Nbits {
                 Some((part, bits)) => (Some(part.parse::<Part>()?), bits),
                 None => (None, item),
             };
-            let bits: u32 = bits.parse().with_context(|| format!("`{bits}` is no number of bits"))?;
+            let bits: u32 = bits.trim().parse().with_context(|| format!("`{bits}` is no number of bits"))?;
             if let Some((_, problem)) = Form::per_tensor(bits).problem() {
                 bail!("{problem}");
             }
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn bits_for_all_and_for_some() {
-        let nbits: Nbits = "4,vae_decoder=8".parse().unwrap();
+        let nbits: Nbits = "4, vae_decoder = 8".parse().unwrap();
         let bits = |part| nbits.of(part).map(|form| form.bits);
         assert_eq!([Part::Unet, Part::TextEncoder, Part::VaeDecoder].map(bits), [Some(4), Some(4), Some(8)]);
         let nbits: Nbits = "text_encoder=6".parse().unwrap();

@@ -90,6 +90,8 @@ impl FromStr for Part {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        // From a list, where spaces follow the commas.
+        let text = text.trim();
         match Part::ALL.into_iter().find(|part| part.name() == text) {
             Some(part) => Ok(part),
             None => bail!("unknown component `{text}`: {}", Part::ALL.map(Part::name).join(", ")),
