@@ -50,7 +50,7 @@ struct Entry {
 }
 
 /// All of a file.
-struct Contents {
+pub struct Contents {
     what: &'static str,
     entries: Vec<Entry>,
     metadata: Vec<(String, String)>,
@@ -67,7 +67,7 @@ impl Contents {
         let file = TensorFile::open(path)?;
         let metadata: Vec<(String, String)> = file.metadata().into_iter().collect();
         if metadata.iter().any(|(key, _)| key == "palettist.palettes") {
-            return Self::palettized(path, bytes);
+            return Ok(Self::palettized(&PalettizedCheckpoint::read(path)?, bytes));
         }
         let mut entries = Vec::new();
         for name in file.names() {
@@ -80,8 +80,8 @@ impl Contents {
         Ok(Self { what: "safetensors", entries, metadata, bytes })
     }
 
-    fn palettized(path: &Path, bytes: u64) -> Result<Self> {
-        let checkpoint = PalettizedCheckpoint::read(path)?;
+    /// Of a palettized checkpoint that takes `bytes` on disk.
+    pub fn palettized(checkpoint: &PalettizedCheckpoint, bytes: u64) -> Self {
         let mut entries = Vec::new();
         for (name, palette) in &checkpoint.palettes {
             let (form, elements) = (palette.form, (palette.indices.len() * palette.form.cluster_dim) as u64);
@@ -109,8 +109,8 @@ impl Contents {
             entries.push(Entry { name: name.clone(), shape: tensor.size(), kind, elements, bits, palettized: false });
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
-        let metadata = checkpoint.metadata.into_iter().collect();
-        Ok(Self { what: "palettized checkpoint", entries, metadata, bytes })
+        let metadata = checkpoint.metadata.clone().into_iter().collect();
+        Self { what: "palettized checkpoint", entries, metadata, bytes }
     }
 
     fn package(path: &Path) -> Result<Self> {
@@ -160,7 +160,6 @@ impl Contents {
     }
 
     fn print(&self, path: &Path) -> Result<()> {
-        let (weights, bits) = self.sum(|_| true);
         print(format_args!("{}: {}, {} on disk", path.display(), self.what, size(self.bytes)))?;
         let width = self.entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
         for entry in &self.entries {
@@ -174,12 +173,19 @@ impl Contents {
             let more = if value.lines().count() > 1 { " …" } else { "" };
             print(format_args!("  {key}: {first}{more}"))?;
         }
+        self.print_sums()
+    }
+
+    /// What the weights take, those in palettes and all; the file's header and metadata do not count.
+    pub fn print_sums(&self) -> Result<()> {
+        let (weights, bits) = self.sum(|_| true);
         let (in_palettes, palette_bits) = self.sum(|entry| entry.palettized);
         if in_palettes > 0 {
             print(format_args!(
-                "{} of {} weights in palettes, at {:.3} bits each with palettes counted",
+                "{} of {} weights in palettes, {} tensors, at {:.3} bits each with palettes counted",
                 grouped(in_palettes),
                 grouped(weights),
+                self.entries.iter().filter(|entry| entry.palettized).count(),
                 palette_bits as f64 / in_palettes as f64
             ))?;
         }

@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
-use super::{Usage, grouped, must_be_new, print, size};
+use super::inspect::Contents;
+use super::{Usage, must_be_new, print, size};
 use crate::config::{self, Recipe};
 use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
@@ -193,26 +194,16 @@ pub fn run(args: Args) -> Result<()> {
     progress.finish();
     checkpoint.write(&args.output)?;
 
-    let total: u64 = parameters.iter().map(|p| p.shape.iter().product::<i64>() as u64).sum();
-    let elements: u64 = layers.iter().map(|layer| layer.elements as u64).sum();
-    let error = layers.iter().map(|l| l.relative_error * l.elements as f64).sum::<f64>() / elements.max(1) as f64;
-    print(format_args!(
-        "{} of {} weights in {} palettes, {:.3} bits each; relative squared error {error:.4}, by layer up to {:.4}",
-        grouped(elements),
-        grouped(total),
-        layers.len(),
-        layers.iter().map(|layer| layer.stored_bits).sum::<u64>() as f64 / elements.max(1) as f64,
-        layers.iter().map(|layer| layer.relative_error).fold(0.0, f64::max)
-    ))?;
     for (name, reason) in &misfits {
         print(format_args!("{name} stays fp16: {reason}"))?;
     }
-    let bytes = args.output.metadata().with_context(|| args.output.display().to_string())?.len();
+    let elements: usize = layers.iter().map(|layer| layer.elements).sum();
     print(format_args!(
-        "wrote {}: {}, {:.3} bits a weight; {} as fp16",
-        args.output.display(),
-        size(bytes),
-        bytes as f64 * 8.0 / total as f64,
-        size(total * 2)
-    ))
+        "relative squared error {:.4}, by layer up to {:.4}",
+        layers.iter().map(|l| l.relative_error * l.elements as f64).sum::<f64>() / elements.max(1) as f64,
+        layers.iter().map(|layer| layer.relative_error).fold(0.0, f64::max)
+    ))?;
+    let bytes = args.output.metadata().with_context(|| args.output.display().to_string())?.len();
+    Contents::palettized(&checkpoint, bytes).print_sums()?;
+    print(format_args!("wrote {}: {} on disk", args.output.display(), size(bytes)))
 }
