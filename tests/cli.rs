@@ -198,13 +198,20 @@ fn wrong_command_lines_exit_with_2() {
     };
     assert!(palettize(&["--bits", "5"]).contains("--bits is 5, but a palette has 1, 2, 3, 4, 6 or 8 bits"));
     assert!(palettize(&["--bits", "2", "--group-size", "4"]).contains("--granularity per_grouped_channel"));
+    let grouped = ["--bits", "2", "--granularity", "per_grouped_channel", "--group-size"];
+    assert!(
+        palettize(&[&grouped[..], &["0"]].concat()).contains("--group-size is 0, but a group has at least one channel")
+    );
+    let missing = palettize(&[]);
+    assert!(missing.contains("--bits <N>") && missing.contains("--recipe <FILE>"), "{missing}");
+    let misnamed = fails(folder.path(), &["palettize", MODEL, "-o", "p4.safetensors", "--bits", "4"], 2);
+    assert!(misnamed.contains("p4.safetensors should end in .palettes.safetensors"), "{misnamed}");
     assert!(palettize(&["--bits", "2", "--cluster-dim", "3"]).contains("--cluster-dim is 3"));
     assert!(palettize(&["--bits", "2", "--group-axis", "1"]).contains("--group-axis is 1, but there are no groups"));
     assert!(palettize(&["--bits", "2", "--lut-dtype", "u8"]).contains("i8"));
     let scaled = ["--bits", "2", "--cluster-dim", "2", "--per-channel-scale"];
     assert!(palettize(&scaled).contains("--per-channel-scale goes only with"));
-    let grouped = ["--bits", "2", "--granularity", "per_grouped_channel", "--group-size", "7"];
-    assert!(palettize(&grouped).contains("no weight fits; "));
+    assert!(palettize(&[&grouped[..], &["7"]].concat()).contains("no weight fits; "));
     let (code, out, _) = run(folder.path(), &["--help"]);
     assert!(code == 0 && out.contains("palettize"), "{out}");
 }

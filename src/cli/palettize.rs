@@ -21,6 +21,7 @@ use crate::train::fisher::fisher;
 
 /// Palettizes a model as it is, without training: the optimal k-means of each layer's weights
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("how many bits").required(true))]
 pub struct Args {
     /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
     model: String,
@@ -28,10 +29,10 @@ pub struct Args {
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// 1, 2, 3, 4, 6 or 8: a palette has 2^N entries
-    #[arg(long, value_name = "N", required_unless_present = "recipe")]
+    #[arg(long, value_name = "N", group = "how many bits")]
     bits: Option<u32>,
     /// Bits for each layer, as `palettist analyze` writes them; what it does not name stays fp16
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["bits", "weight_threshold"])]
+    #[arg(long, value_name = "FILE", group = "how many bits", conflicts_with = "weight_threshold")]
     recipe: Option<PathBuf>,
     /// What shares a palette: per_tensor, or per_grouped_channel
     #[arg(long, default_value = "per_tensor", value_parser = ["per_tensor", "per_grouped_channel"])]
@@ -146,7 +147,7 @@ fn calibrated(path: &Path, args: &Args, model: &Model, forms: &BTreeMap<String, 
 }
 
 pub fn run(args: Args) -> Result<()> {
-    if args.output.extension().is_none_or(|extension| extension != "safetensors") {
+    if !args.output.to_string_lossy().ends_with(".palettes.safetensors") {
         return Err(Usage(format!("{} should end in .palettes.safetensors", args.output.display())).into());
     }
     let form = form(&args)?;

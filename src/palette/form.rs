@@ -72,7 +72,8 @@ impl Form {
         if let Some(size) = group_size
             && (size == 0 || size % cluster_dim != 0)
         {
-            let message = format!("is {size}, but must be a multiple of the {cluster_dim} weights of an entry");
+            let multiple = format!("is {size}, but must be a multiple of the {cluster_dim} weights of an entry");
+            let message = if size == 0 { "is 0, but a group has at least one channel".to_string() } else { multiple };
             return Some(("group_size", message));
         }
         if per_channel_scale && (cluster_dim > 1 || axis == 1) {
