@@ -303,6 +303,13 @@ fn a_bundle_without_a_tokenizer_is_refused_before_anything_is_written() {
     assert!(!folder.path().join("coreml").exists());
 }
 
+#[test]
+fn verify_of_a_checkpoint_names_inspect() {
+    let file = Path::new(MODEL).join("unet/diffusion_pytorch_model.safetensors");
+    let error = fails(Path::new("."), &["verify", file.to_str().unwrap()], 2);
+    assert!(error.contains("is not a .mlpackage folder; `palettist inspect` tells what"), "{error}");
+}
+
 /// A package that coremltools wrote.
 #[test]
 fn inspect_reads_packages() {

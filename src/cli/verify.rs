@@ -53,6 +53,12 @@ pub fn run(args: Args) -> Result<()> {
     if args.min_psnr.is_nan() {
         return Err(Usage("--min-psnr is no number".into()).into());
     }
+    if let Some(path) =
+        args.packages.iter().find(|path| path.is_file() && path.extension() == Some("safetensors".as_ref()))
+    {
+        let message = "is not a .mlpackage folder; `palettist inspect` tells what a checkpoint holds";
+        return Err(Usage(format!("{} {message}", path.display())).into());
+    }
     let model = args.against.as_deref().map(Model::open).transpose()?;
     let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
     let nbits = args.quantize_nbits.clone().unwrap_or_default();

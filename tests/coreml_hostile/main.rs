@@ -104,12 +104,40 @@ fn broken_weight_files() {
 }
 
 #[test]
+fn a_model_that_cannot_be_decoded_is_told_in_words() {
+    let Some(package) = original("clip_pal4_ios16") else { return };
+    let copy = Copy::of(&package);
+    let whole = copy.read(MODEL);
+    copy.write(MODEL, b"");
+    assert!(copy.refusal().ends_with("model.mlmodel is damaged: it is empty; export the package again"));
+    copy.write(MODEL, &whole[..whole.len() - 1]);
+    let message = copy.refusal();
+    assert!(
+        message.contains("model.mlmodel is damaged: its `Model.ml_program` cannot be decoded; export"),
+        "{message}"
+    );
+    copy.write(MODEL, b"\x07not a model");
+    assert!(copy.refusal().contains("model.mlmodel is damaged: it cannot be decoded; export"), "{}", copy.refusal());
+    // Within: the description's first input.
+    let name = whole.windows(9).position(|bytes| bytes == b"input_ids").unwrap();
+    let mut broken = whole.clone();
+    broken[name] = 0xff;
+    copy.write(MODEL, &broken);
+    let message = copy.refusal();
+    assert!(message.contains("its `FeatureDescription.name` cannot be decoded"), "{message}");
+}
+
+#[test]
 fn broken_manifests() {
     let Some(package) = original("clip_pal4_ios16") else { return };
     let copy = Copy::of(&package);
     let manifest = String::from_utf8(copy.read("Manifest.json")).unwrap();
     let mut broken: Vec<(String, &str)> = vec![
-        ("".into(), "Manifest.json"),
+        ("".into(), "Manifest.json is damaged: it is empty; export the package again"),
+        (
+            "{\n  \"fileFormatVersion\": ".into(),
+            "Manifest.json is damaged: it is not JSON at line 2, column 23; export",
+        ),
         ("[]".into(), "fileFormatVersion"),
         ("[".repeat(100_000), "Manifest.json"),
         (manifest.replace("1.0.0", "2.0.0"), "fileFormatVersion"),
@@ -129,7 +157,9 @@ fn broken_manifests() {
     }
     fs::remove_file(copy.folder.path().join("Manifest.json")).unwrap();
     assert!(copy.refusal().contains("Manifest.json"));
-    assert!(Package::open(&copy.folder.path().join("nothing")).is_err());
+    let no_package = |path: &Path| format!("{:#}", Package::open(path).unwrap_err());
+    assert!(no_package(&copy.folder.path().join("nothing")).contains("no such folder"));
+    assert!(no_package(&copy.folder.path().join(MODEL)).contains("it is a file; a package is a folder"));
 
     // A link that leads out of the package.
     let copy = Copy::of(&package);

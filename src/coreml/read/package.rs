@@ -4,12 +4,14 @@
 //! sizes are compared with the files before they are used, names cannot lead out of the folder.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use prost::Message;
+use serde_json::Value;
 
 use super::blob::BlobFile;
 use super::check::{Checked, check};
@@ -20,6 +22,7 @@ use super::types::{DataType, TensorType};
 use crate::coreml::proto::{self, FeatureKind};
 
 const AUTHOR: &str = "com.apple.CoreML";
+const MANIFEST: &str = "Manifest.json";
 const MODEL: &str = "model.mlmodel";
 const WEIGHTS: &str = "weights";
 
@@ -55,13 +58,19 @@ impl Package {
     }
 
     fn read(path: &Path) -> Result<Self> {
-        ensure!(path.is_dir(), "there is no such folder");
-        let manifest = read_file(&path.join("Manifest.json"), 1 << 20)?;
-        let has_weights = check_manifest(path, &manifest).context("Manifest.json")?;
+        ensure!(path.exists(), "there is no such folder");
+        ensure!(path.is_dir(), "it is a file; a package is a folder, NAME.mlpackage");
+        let manifest = read_file(&path.join(MANIFEST), 1 << 20)?;
+        ensure!(!manifest.is_empty(), damaged(MANIFEST, "it is empty"));
+        let items: Value = serde_json::from_slice(&manifest).map_err(|error| {
+            damaged(MANIFEST, format_args!("it is not JSON at line {}, column {}", error.line(), error.column()))
+        })?;
+        let has_weights = check_manifest(path, &items).context(MANIFEST)?;
         let folder = path.join("Data").join(AUTHOR);
         let bytes = read_file(&folder.join(MODEL), (1 << 31) - 1)?;
         let mut file_bytes = (manifest.len() + bytes.len()) as u64;
-        let model = proto::Model::decode(&bytes[..]).with_context(|| format!("{MODEL} is not a Core ML model"))?;
+        ensure!(!bytes.is_empty(), damaged(MODEL, "it is empty"));
+        let model = proto::Model::decode(&bytes[..]).map_err(|error| damaged(MODEL, undecoded(&error)))?;
         drop(bytes);
         let version = model.specification_version;
         let blobs = if has_weights { open_blobs(&folder.join(WEIGHTS), version)? } else { Blobs::new() };
@@ -152,17 +161,29 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     read().with_context(|| format!("cannot read {}", path.display()))
 }
 
+/// Of a file whose bytes are not those that were written.
+fn damaged(file: &str, what: impl fmt::Display) -> anyhow::Error {
+    anyhow!("{file} is damaged: {what}; export the package again")
+}
+
+/// Where the model cannot be decoded: prost tells the messages and fields around it, from within to without.
+fn undecoded(error: &prost::DecodeError) -> String {
+    let text = error.to_string();
+    match text.split(": ").find(|part| part.contains('.') && !part.contains(' ')) {
+        Some(field) => format!("its `{field}` cannot be decoded"),
+        None => "it cannot be decoded".to_owned(),
+    }
+}
+
 /// Checks the manifest; tells whether it lists a folder of weights.
-fn check_manifest(package: &Path, bytes: &[u8]) -> Result<bool> {
-    use serde_json::Value;
-    let manifest: Value = serde_json::from_slice(bytes)?;
+fn check_manifest(package: &Path, manifest: &Value) -> Result<bool> {
     let text = |value: &Value, key: &str| match value.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
         _ => bail!("{key} is missing or no string"),
     };
-    let version = text(&manifest, "fileFormatVersion")?;
+    let version = text(manifest, "fileFormatVersion")?;
     ensure!(version == "1.0.0", "fileFormatVersion is {version:?}, not \"1.0.0\"");
-    let root = text(&manifest, "rootModelIdentifier")?;
+    let root = text(manifest, "rootModelIdentifier")?;
     let Some(Value::Object(items)) = manifest.get("itemInfoEntries") else { bail!("itemInfoEntries is missing") };
     let mut seen: Vec<(&str, String)> = Vec::new();
     for (identifier, item) in items {
