@@ -389,6 +389,17 @@ fn the_command_line_exports_and_verifies_chunks() {
     assert!(code == 2 && said.contains("goes with"), "{said}");
     let (code, said) = run(&["verify", packages[1]]);
     assert!(code == 0 && said.contains("sound"), "{said}");
+    // A half alone.
+    let aside = folder.path().join("aside");
+    for half in [0, 1] {
+        std::fs::rename(packages[1 - half], &aside).unwrap();
+        let missing = format!("its other half is missing: {}", packages[1 - half]);
+        let (code, said) = run(&["verify", packages[half]]);
+        assert!(code == 1 && said.contains("sound") && said.contains(&missing), "{said}");
+        let (code, said) = run(&["verify", packages[half], "--against", model]);
+        assert!(code == 1 && said.contains(&missing), "{said}");
+        std::fs::rename(&aside, packages[1 - half]).unwrap();
+    }
     // SDXL; and a model that predicts v, whose second chunk needs sample and timestep to tell the noise from it.
     let xl = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdxl/model");
     let velocity = folder.path().join("velocity");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::doctor::memory;
@@ -63,9 +63,16 @@ pub fn run(args: Args) -> Result<()> {
     let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
     let nbits = args.quantize_nbits.clone().unwrap_or_default();
     let mut failed = Vec::new();
-    let behind = |path: &Path| first_chunk(path).filter(|first| first.exists());
-    for path in args.packages.iter().filter(|path| behind(path).is_none_or(|first| !args.packages.contains(&first))) {
+    for path in &args.packages {
+        let half = Half::of(path);
+        // The first takes it along.
+        if half.as_ref().is_some_and(|half| half.second && args.packages.contains(&half.other)) {
+            continue;
+        }
         print(path.display())?;
+        let missing = half.as_ref().filter(|half| !half.other.exists());
+        let missing =
+            missing.map(|half| anyhow!("{}: its other half is missing: {}", path.display(), half.other.display()));
         let Some(model) = &model else {
             for package in Chain::open(path)?.packages() {
                 print(format_args!(
@@ -74,9 +81,11 @@ pub fn run(args: Args) -> Result<()> {
                     package.operation_counts().values().sum::<usize>()
                 ))?;
             }
+            missing.map_or(Ok(()), Err)?;
             continue;
         };
-        if let Some(first) = behind(path) {
+        missing.map_or(Ok(()), Err)?;
+        if let Some(first) = half.filter(|half| half.second).map(|half| half.other) {
             let message = format!("{} goes with {}: verify that", path.display(), first.display());
             return Err(Usage(message).into());
         }
@@ -211,8 +220,19 @@ fn takes(config: &UnetConfig, given: &UnetInputs) -> Result<()> {
     Ok(())
 }
 
-/// The first chunk that goes with a later one.
-fn first_chunk(path: &Path) -> Option<PathBuf> {
-    let stem = path.file_name()?.to_str()?.strip_suffix("_chunk2.mlpackage")?;
-    Some(path.with_file_name(format!("{stem}_chunk1.mlpackage")))
+/// A path that is, by its name, that of one of a UNet's two chunks.
+struct Half {
+    second: bool,
+    /// Where the other one is, if it is anywhere.
+    other: PathBuf,
+}
+
+impl Half {
+    fn of(path: &Path) -> Option<Self> {
+        const ENDINGS: [&str; 2] = ["_chunk1.mlpackage", "_chunk2.mlpackage"];
+        let name = path.file_name()?.to_str()?;
+        let second = name.ends_with(ENDINGS[1]);
+        let stem = name.strip_suffix(ENDINGS[usize::from(second)])?;
+        Some(Self { second, other: path.with_file_name(format!("{stem}{}", ENDINGS[usize::from(!second)])) })
+    }
 }
