@@ -70,7 +70,9 @@ fn packages_of_coremltools_compute_what_pytorch_computed() {
 fn weights_cost_what_they_cost() {
     let Some(folder) = shared("coreml_packages") else { return };
     for (name, _, _, count, palettized, bits) in PACKAGES {
-        let weights = open(&folder, name).unwrap().weights().unwrap();
+        let package = open(&folder, name).unwrap();
+        package.check_values().unwrap();
+        let weights = package.weights().unwrap();
         let layers: Vec<_> = weights.iter().filter(|weight| weight.layer).collect();
         let (bytes, elements) = layers.iter().fold((0, 0), |sum, w| (sum.0 + w.bytes, sum.1 + w.elements));
         assert_eq!(layers.len(), count, "{name}");

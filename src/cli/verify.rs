@@ -75,6 +75,7 @@ pub fn run(args: Args) -> Result<()> {
             missing.map(|half| anyhow!("{}: its other half is missing: {}", path.display(), half.other.display()));
         let Some(model) = &model else {
             for package in Chain::open(path)?.packages() {
+                package.check_values()?;
                 print(format_args!(
                     "  sound: specification version {}, {} operations",
                     package.specification_version(),

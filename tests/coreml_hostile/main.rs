@@ -12,8 +12,11 @@ mod common;
 mod mutants;
 mod mutate;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::shared;
 use palettist::coreml::proto::{self, BindingKind, DimensionKind, TensorElements, ValueKind, ValueTypeKind};
@@ -302,6 +305,105 @@ fn broken_programs_name_the_operation() {
         let message = copy.refusal();
         assert!(message.contains(part), "{name}: {message}");
     }
+}
+
+/// Where the bytes of a constant lie in `weight.bin`.
+fn blob(value: &proto::Value) -> usize {
+    let Some(ValueKind::BlobFile(place)) = &value.kind else { panic!("not a blob") };
+    place.offset as usize + 64
+}
+
+#[test]
+fn values_that_are_no_numbers() {
+    let Some(package) = original("unet_fp16_ios16") else { return };
+    let copy = Copy::of(&package);
+    let mut model = proto::Model::decode(&copy.read(MODEL)[..]).unwrap();
+    let whole = copy.read(WEIGHTS);
+    let constants: BTreeMap<String, proto::Operation> = block(&mut model)
+        .operations
+        .iter()
+        .filter(|operation| {
+            operation.r#type == "const" && matches!(operation.attributes["val"].kind, Some(ValueKind::BlobFile(_)))
+        })
+        .map(|operation| (operation.outputs[0].name.clone(), operation.clone()))
+        .collect();
+    // The first operation of a kind that takes such a constant as this input, and the constant's name.
+    let taken = |model: &mut proto::Model, kind: &str, input: &str| {
+        let takes = |operation: &proto::Operation| match &operation.inputs.get(input)?.arguments[0].binding {
+            Some(BindingKind::Name(name)) if constants.contains_key(name) => Some(name.clone()),
+            _ => None,
+        };
+        let mut operations = block(model).operations.iter().enumerate();
+        operations
+            .find_map(|(at, operation)| Some((at, takes(operation).filter(|_| operation.r#type == kind)?)))
+            .unwrap()
+    };
+    let place = |name: &str| blob(&constants[name].attributes["val"]);
+    let check = |at: usize, value: f32| {
+        let mut broken = whole.clone();
+        broken[at + 2..at + 4].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+        copy.write(WEIGHTS, &broken);
+        copy.open().unwrap().check_values().map_err(|error| format!("{error:#}"))
+    };
+    let (_, weight) = taken(&mut model, "conv", "weight");
+    let at = place(&weight);
+    assert_eq!(check(at, 1.0), Ok(()));
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let said = check(at, value).unwrap_err();
+        assert!(said.contains(&format!("const -> {weight}: val: 1 of ")) && said.contains("NaN or infinite"), "{said}");
+    }
+    // What is added may be a mask.
+    let (number, mask) = taken(&mut model, "mul", "y");
+    let at = place(&mask);
+    assert!(check(at, f32::NEG_INFINITY).is_err());
+    block(&mut model).operations[number].r#type = "add".into();
+    copy.write(MODEL, &model.encode_to_vec());
+    assert_eq!(check(at, f32::NEG_INFINITY), Ok(()));
+    assert!(check(at, f32::INFINITY).is_err() && check(at, f32::NAN).is_err());
+
+    // Thousands of constants that share the largest blob: it is read once.
+    let size = |constant: &proto::Operation| {
+        let at = blob(&constant.attributes["val"]) - 56;
+        u64::from_le_bytes(whole[at..at + 8].try_into().unwrap())
+    };
+    let largest = constants.values().max_by_key(|constant| size(constant)).unwrap();
+    let again = (0..50_000).map(|number| {
+        let mut again = largest.clone();
+        again.outputs[0].name = format!("again_{number}");
+        let name = again.attributes.get_mut("name").unwrap();
+        let Some(ValueKind::Immediate(immediate)) = &mut name.kind else { panic!("not immediate") };
+        let Some(proto::ImmediateKind::Tensor(tensor)) = &mut immediate.value else { panic!("not a tensor") };
+        let Some(TensorElements::Strings(strings)) = &mut tensor.value else { panic!("not a string") };
+        strings.values = vec![format!("again_{number}")];
+        again
+    });
+    block(&mut model).operations.splice(0..0, again);
+    copy.write(WEIGHTS, &whole);
+    copy.write(MODEL, &model.encode_to_vec());
+    let package = copy.open().unwrap();
+    let start = Instant::now();
+    package.check_values().unwrap();
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(2), "{} bytes 50 000 times take {took:?}", size(largest));
+
+    // A palette.
+    let Some(package) = original("unet_pal2_ios16") else { return };
+    let copy = Copy::of(&package);
+    let mut model = proto::Model::decode(&copy.read(MODEL)[..]).unwrap();
+    let palettized = first(&mut model, "constexpr_lut_to_dense");
+    let (name, lut) = (palettized.outputs[0].name.clone(), palettized.attributes.get_mut("lut").unwrap());
+    let Some(ValueKind::Immediate(immediate)) = &mut lut.kind else { panic!("not immediate") };
+    let Some(proto::ImmediateKind::Tensor(tensor)) = &mut immediate.value else { panic!("not a tensor") };
+    let Some(TensorElements::Bytes(bytes)) = &mut tensor.value else { panic!("not bytes") };
+    bytes.values[2..4].copy_from_slice(&half::f16::NEG_INFINITY.to_le_bytes());
+    copy.write(MODEL, &model.encode_to_vec());
+    let output = Command::new(env!("CARGO_BIN_EXE_palettist")).arg("verify").arg(copy.folder.path()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains(&format!("constexpr_lut_to_dense -> {name}: lut: 1 of 4 values are NaN or infinite")),
+        "{said}"
+    );
 }
 
 #[test]

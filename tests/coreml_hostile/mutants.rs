@@ -111,6 +111,9 @@ fn survive(path: &Path, inputs: &BTreeMap<String, Tensor>, counts: &mut Counts) 
         Ok(chain) => {
             counts.opened += 1;
             chain.weights().unwrap();
+            for package in chain.packages() {
+                let _ = package.check_values();
+            }
             let run = |precision| chain.evaluate(inputs, precision, &mut |_, _| Ok(())).is_ok();
             counts.ran += usize::from(run(Precision::Float32) & run(Precision::Float16));
         }

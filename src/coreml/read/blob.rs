@@ -131,6 +131,23 @@ impl BlobFile {
         self.bytes(blob.offset, blob.bytes)
     }
 
+    /// Gives `see` the data of a blob, a part of whole elements at a time.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read_parts(&self, blob: &Blob, mut see: impl FnMut(&[u8])) -> Result<()> {
+        const PART: u64 = 1 << 20;
+        let (mut at, end) = (blob.offset, blob.offset + blob.bytes);
+        let mut part = vec![0; PART.min(blob.bytes) as usize];
+        while at < end {
+            part.truncate((end - at) as usize);
+            self.file.read_exact_at(&mut part, at)?;
+            see(&part);
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Length of the whole file in bytes.
     pub fn length(&self) -> u64 {
         self.length

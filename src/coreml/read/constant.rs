@@ -54,6 +54,38 @@ pub enum Elements {
     Strings(Vec<String>),
 }
 
+/// How many floats are no numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NotFinite {
+    pub nan: u64,
+    /// ∞
+    pub above: u64,
+    /// −∞
+    pub below: u64,
+}
+
+impl NotFinite {
+    fn count(&mut self, value: f32) {
+        self.nan += u64::from(value.is_nan());
+        self.above += u64::from(value == f32::INFINITY);
+        self.below += u64::from(value == f32::NEG_INFINITY);
+    }
+
+    /// Counts those among packed floats of 16 or 32 bits.
+    fn count_packed(&mut self, bytes: &[u8], data_type: DataType) {
+        if data_type == DataType::Float16 {
+            // The exponent alone tells, and nearly always that there are none: this is as fast as reading is.
+            const EXPONENT: u16 = 0x7c00;
+            let bits = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+            if bits().filter(|bits| bits & EXPONENT == EXPONENT).count() > 0 {
+                bits().for_each(|bits| self.count(half::f16::from_bits(bits).to_f32()));
+            }
+        } else {
+            bytes.chunks_exact(4).for_each(|b| self.count(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        }
+    }
+}
+
 impl Constant {
     /// Checks a value of the file: known type, the storage that belongs to the type, the right number of elements.
     pub fn from_proto(value: proto::Value, blobs: &Blobs) -> Result<Self> {
@@ -76,6 +108,24 @@ impl Constant {
             Stored::Blob { file, record, .. } => Some((file, *record)),
             _ => None,
         }
+    }
+
+    /// How many of its elements are not finite, floats that they are.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn not_finite(&self, blobs: &Blobs) -> Result<NotFinite> {
+        let mut found = NotFinite::default();
+        match &self.stored {
+            Stored::Blob { file, blob, .. } => {
+                let file = blobs.get(file).with_context(|| format!("no blob file {file}"))?;
+                file.read_parts(blob, |part| found.count_packed(part, self.kind.data_type))?;
+            }
+            Stored::Bytes(bytes) => found.count_packed(bytes, self.kind.data_type),
+            Stored::Floats(floats) => floats.iter().for_each(|&value| found.count(value)),
+            Stored::Ints(_) | Stored::Bools(_) | Stored::Strings(_) => {}
+        }
+        Ok(found)
     }
 
     /// Decodes the elements.
@@ -276,5 +326,18 @@ mod tests {
         assert_eq!(elements_of(&[0x78, 0x0F], &int4).unwrap(), Elements::Ints(vec![-8, 7, -1]));
         let half = TensorType::new(DataType::Float16, vec![]).unwrap();
         assert_eq!(elements_of(&[0xA8, 0x00], &half).unwrap(), Elements::Floats(vec![1.001_358e-5]));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_counted() {
+        let values = [0.0, f32::MAX, -1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY];
+        let expected = NotFinite { nan: 1, above: 1, below: 2 };
+        let mut single = NotFinite::default();
+        single.count_packed(&values.map(f32::to_le_bytes).concat(), DataType::Float32);
+        assert_eq!(single, expected);
+        let mut half = NotFinite::default();
+        let largest = values.map(|value| if value == f32::MAX { half::f16::MAX } else { half::f16::from_f32(value) });
+        half.count_packed(&largest.map(half::f16::to_le_bytes).concat(), DataType::Float16);
+        assert_eq!(half, expected);
     }
 }

@@ -16,6 +16,7 @@
 //! | [`evaluate`](evaluate()) | running a program |
 //! | `chain` | packages that run one after the other |
 //! | `summary` | what weights cost |
+//! | `values` | whether all that is stored is finite |
 
 mod blob;
 mod blocks;
@@ -31,6 +32,7 @@ mod program;
 mod signature;
 mod summary;
 mod types;
+mod values;
 
 pub use chain::Chain;
 pub use evaluate::{Precision, evaluate, evaluate_watched, psnr};
