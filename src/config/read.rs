@@ -42,10 +42,15 @@ pub(super) fn read(text: &str, file: &str, overrides: &[String]) -> Result<Confi
         reader.over(text);
     }
     reader.check_types();
-    if !reader.problems.is_empty() {
-        return Err(Error { problems: reader.problems });
+    let mut problems = std::mem::take(&mut reader.problems);
+    match reader.finish(!problems.is_empty()) {
+        Ok(config) if problems.is_empty() => Ok(config),
+        Ok(_) => Err(Error { problems }),
+        Err(error) => {
+            problems.extend(error.problems);
+            Err(Error { problems })
+        }
     }
-    reader.finish()
 }
 
 impl Reader<'_> {
@@ -157,20 +162,22 @@ impl Reader<'_> {
         self.leaves.push(Leaf { path, value, place });
     }
 
-    /// Deserialises each leaf alone.
+    /// Deserialises each leaf alone, and drops those that are of another type.
     fn check_types(&mut self) {
-        for i in 0..self.leaves.len() {
-            let leaf = &self.leaves[i];
-            let alone = table_of([leaf]);
-            if let Err(error) = alone.try_into::<Config>() {
-                let message = format!("`{}`: {}", leaf.path.join("."), plain(error.message()));
-                self.problem(leaf.place.clone(), message);
+        for leaf in std::mem::take(&mut self.leaves) {
+            match table_of([&leaf]).try_into::<Config>() {
+                Ok(_) => self.leaves.push(leaf),
+                Err(error) => {
+                    let message = format!("`{}`: {}", leaf.path.join("."), plain(error.message()));
+                    self.problem(leaf.place, message);
+                }
             }
         }
     }
 
-    /// Adds the defaults that depend on other keys, deserialises the whole and checks what must fit together.
-    fn finish(mut self) -> Result<Config, Error> {
+    /// Adds the defaults that depend on other keys, deserialises the whole and checks what must fit together. With other
+    /// mistakes `beside`, only of what is written: what is missing then may be misspelt or of a wrong type.
+    fn finish(mut self, beside: bool) -> Result<Config, Error> {
         let mut first = self.deserialise()?;
         if let Some(path) = &first.palettize.recipe {
             self.recipe = Some(Recipe::read(path)?);
@@ -197,6 +204,7 @@ impl Reader<'_> {
                 let place = written.map_or_else(|| self.file.to_string(), |leaf| leaf.place.clone());
                 Problem { place, message: format!("`{key}` {message}") }
             })
+            .filter(|problem| !beside || problem.place != self.file)
             .collect();
         if problems.is_empty() { Ok(config) } else { Err(Error { problems }) }
     }

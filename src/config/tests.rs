@@ -93,6 +93,22 @@ fn a_misspelt_key_names_the_nearest_with_line_and_column() {
     );
 }
 
+/// A misspelt key and a wrong type hide no other mistakes, and make none up of what they leave missing.
+#[test]
+fn what_is_written_is_checked_beside_what_cannot_be_read() {
+    let text = SMALL.replace("train_data_dir", "train_data_dri") + "resolution = 100\n[palettize]\nn_bits = 5\n";
+    assert_eq!(
+        problems(&(text + "weight_threshold = \"many\"\n"), &["train.max_train_steps=0"]),
+        [
+            "dog.toml:6:1: unknown key `train_data_dri` in [data]; did you mean `train_data_dir`?",
+            "dog.toml:10:1: `palettize.weight_threshold`: is string \"many\", expected a whole number of at least 0",
+            "dog.toml:7:1: `data.resolution` is 100, but must be a multiple of 8",
+            "`train.max_train_steps=0` on the command line: `train.max_train_steps` must be at least 1",
+            "dog.toml:9:1: `palettize.n_bits` is 5, but Core ML has palettes of 1, 2, 3, 4, 6 or 8 bits",
+        ]
+    );
+}
+
 #[test]
 fn a_key_in_the_wrong_table_or_with_another_tools_name_is_sent_home() {
     assert_eq!(
