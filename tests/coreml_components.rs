@@ -71,6 +71,21 @@ fn packages_keep_the_contract_and_compute_what_the_networks_compute() {
     }
 }
 
+/// The base's encoder has values of 300 and more, whose squares fp16 does not hold: its norms must. Where it lost them was
+/// first seen by comparing layers.
+#[test]
+fn an_encoder_of_large_values_holds_in_fp16() {
+    const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/base");
+    let folder = tempfile::tempdir().unwrap();
+    let packages = export(BASE, folder.path(), &["--component", "vae_encoder,vae_decoder"]);
+    let [decoder, encoder] = packages.iter().map(|path| path.to_str().unwrap()).collect::<Vec<_>>()[..] else {
+        panic!()
+    };
+    let said = palettist(&["verify", decoder, encoder, "--against", BASE, "--layers", "--min-psnr", "60"]);
+    assert!(said.contains("55 of 55 layers compared"), "{said}");
+    assert!(said.contains("39 of 39 layers compared"), "{said}");
+}
+
 #[test]
 fn components_are_named_and_checked() {
     let folder = tempfile::tempdir().unwrap();

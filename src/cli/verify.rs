@@ -44,7 +44,7 @@ pub struct Args {
     /// Less than this many dB, in either arithmetic, is a failure
     #[arg(long, default_value_t = 35.0)]
     min_psnr: f64,
-    /// Compares every layer too, and shows where the error grows; not yet in an autoencoder
+    /// Compares every layer too, and shows where the error grows
     #[arg(long, requires = "against")]
     layers: bool,
 }

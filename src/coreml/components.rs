@@ -204,7 +204,10 @@ pub fn export_vae_decoder(
         )],
         outputs: vec![Output::new("image", "The picture, from -1 to 1: 1, channels, height, width")],
     };
-    write(destination, &interface, weighted, |ops, inputs| vec![decode(ops, config, &inputs[0])])
+    write(destination, &interface, weighted, |ops, inputs| {
+        ops.expect_large_values();
+        vec![decode(ops, config, &inputs[0])]
+    })
 }
 
 /// Writes the half of an autoencoder that makes latents of `height × width` of pictures; `numbers` as
@@ -237,7 +240,10 @@ pub fn export_vae_encoder(
             "The distribution of the latents before the scaling factor: means, then logarithms of variances",
         )],
     };
-    write(destination, &interface, weighted, |ops, inputs| vec![encode(ops, config, &inputs[0])])
+    write(destination, &interface, weighted, |ops, inputs| {
+        ops.expect_large_values();
+        vec![encode(ops, config, &inputs[0])]
+    })
 }
 
 /// Writes a safety checker for pictures of `height × width` pixels. Apple's programs only use it for 512×512.

@@ -8,6 +8,7 @@
 //!
 //! Weights are asked for one at a time and go to the file at once.
 
+use std::collections::BTreeMap;
 use std::io::{Seek, Write};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -51,8 +52,12 @@ pub struct MilOps<'a, W> {
     attention: AttentionImplementation,
     /// What values are: fp16 or fp32.
     pub(super) element: i32,
+    /// Whether values are expected whose squares fp16 does not hold.
+    pub(super) large_values: bool,
     /// The mask of causal attention, which all layers share.
     pub(super) causal_mask: Option<Var>,
+    /// By their number: zeros and ones, a channel each, which all norms share.
+    pub(super) zeros_and_ones: BTreeMap<i64, [Var; 2]>,
     error: Option<anyhow::Error>,
 }
 
@@ -65,7 +70,9 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
             written,
             attention: AttentionImplementation::default(),
             element: FLOAT16,
+            large_values: false,
             causal_mask: None,
+            zeros_and_ones: BTreeMap::new(),
             error: None,
         }
     }
@@ -73,6 +80,14 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
     /// Spells attention so from here on, where it looks at everything.
     pub fn attend_as(&mut self, attention: AttentionImplementation) {
         self.attention = attention;
+    }
+
+    /// Norms hold values of 256 and above from here on, whose squares fp16 does not: a few operations more each.
+    ///
+    /// Autoencoders have such values. Apple's converter writes their norms as all others, and where a group has one its
+    /// deviation is infinite and the whole group comes out as zeros.
+    pub fn expect_large_values(&mut self) {
+        self.large_values = true;
     }
 
     /// Inputs, weights and all values are fp32 from here on. Palettes, which hold fp16, cannot be written then.
@@ -122,17 +137,6 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
         self.program.release(name);
         // A cast that does nothing is not written.
         if var.element == FLOAT32 { self.unary("identity", name, &var) } else { self.cast(name, &var, FLOAT32) }
-    }
-
-    /// `x` as fp16, fp32 or int32 ([`data_type`](super::proto::data_type)).
-    pub(super) fn cast(&mut self, name: &str, x: &Var, element: i32) -> Var {
-        let to = match element {
-            FLOAT16 => "fp16",
-            INT32 => "int32",
-            _ => "fp32",
-        };
-        let parameters = [("x", Parameter::Var(x)), ("dtype", Parameter::Text(to))];
-        self.program.op("cast", name, &parameters, element, x.shape.clone())
     }
 
     /// The program so far.
@@ -224,62 +228,6 @@ impl<'a, W: Write + Seek> MilOps<'a, W> {
             if bias { Some(self.parameter(&format!("{name}.bias"), &[out_channels], &[out_channels])?) } else { None };
         Ok(self.convolution(name, x, &weight, bias.as_ref(), conv, out))
     }
-
-    /// The operation.
-    pub(super) fn convolution(
-        &mut self,
-        name: &str,
-        x: &Var,
-        weight: &Var,
-        bias: Option<&Var>,
-        conv: Conv,
-        out: Vec<i64>,
-    ) -> Var {
-        let (strides, pad) = ([conv.stride as i32; 2], [conv.padding as i32; 4]);
-        let mut parameters = vec![
-            ("x", Parameter::Var(x)),
-            ("weight", Parameter::Var(weight)),
-            ("strides", Parameter::Ints(&strides)),
-            ("pad_type", Parameter::Text(if conv.padding == 0 { "valid" } else { "custom" })),
-            ("pad", Parameter::Ints(&pad)),
-            ("dilations", Parameter::Ints(&[1, 1])),
-            ("groups", Parameter::Int(1)),
-        ];
-        parameters.extend(bias.map(|bias| ("bias", Parameter::Var(bias))));
-        self.program.op("conv", name, &parameters, x.element, out)
-    }
-
-    pub(super) fn unary(&mut self, kind: &str, name: &str, x: &Var) -> Var {
-        self.program.op(kind, name, &[("x", Parameter::Var(x))], x.element, x.shape.clone())
-    }
-
-    /// `x ∘ y` by broadcasting; the result has the shape of `x`.
-    pub(super) fn binary(&mut self, kind: &str, name: &str, x: &Var, y: Parameter) -> Var {
-        self.program.op(kind, name, &[("x", Parameter::Var(x)), ("y", y)], x.element, x.shape.clone())
-    }
-
-    pub(super) fn reshape(&mut self, name: &str, x: &Var, shape: Vec<i64>) -> Var {
-        let sizes: Vec<i32> = shape.iter().map(|&size| size as i32).collect();
-        let parameters = [("x", Parameter::Var(x)), ("shape", Parameter::Ints(&sizes))];
-        self.program.op("reshape", name, &parameters, x.element, shape)
-    }
-
-    pub(super) fn concat(&mut self, name: &str, values: Vec<&Var>, axis: usize) -> Var {
-        let mut shape = values[0].shape.clone();
-        shape[axis] = values.iter().map(|value| value.shape[axis]).sum();
-        let element = values[0].element;
-        let parameters = [
-            ("values", Parameter::Vars(values)),
-            ("axis", Parameter::Int(axis as i32)),
-            ("interleave", Parameter::Bool(false)),
-        ];
-        self.program.op("concat", name, &parameters, element, shape)
-    }
-
-    fn gelu(&mut self, x: &Var) -> Var {
-        let parameters = [("x", Parameter::Var(x)), ("mode", Parameter::Text("EXACT"))];
-        self.program.op("gelu", "gelu", &parameters, x.element, x.shape.clone())
-    }
 }
 
 impl<W: Write + Seek> Ops for MilOps<'_, W> {
@@ -310,11 +258,9 @@ impl<W: Write + Seek> Ops for MilOps<'_, W> {
         let channels = x.shape[1];
         self.value(x.shape.clone(), |ops, _| {
             let normalized = ops.normalize_groups(&x.var, name, groups, eps);
-            let memory = [1, channels, 1, 1];
-            let scale = ops.parameter(&format!("{name}.weight"), &[channels], &memory)?;
-            let shift = ops.parameter(&format!("{name}.bias"), &[channels], &memory)?;
-            let scaled = ops.binary("mul", &format!("{name}_scaled"), &normalized, Parameter::Var(&scale));
-            Ok(ops.binary("add", name, &scaled, Parameter::Var(&shift)))
+            let gamma = ops.parameter(&format!("{name}.weight"), &[channels], &[channels])?;
+            let beta = ops.parameter(&format!("{name}.bias"), &[channels], &[channels])?;
+            ops.scale_channels(&normalized, name, &gamma, &beta)
         })
     }
     fn layer_norm(&mut self, x: &MilValue, name: &str, eps: f64) -> MilValue {

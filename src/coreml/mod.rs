@@ -8,6 +8,8 @@
 //! | `palettes` | palettes as its constants |
 //! | [`weights`] | where its weights come from |
 //! | [`lower`] | the vocabulary's interpreter that builds one |
+//! | `operations` | single operations that it appends |
+//! | `norms` | its word `group_norm` |
 //! | [`attention`] | its word `attention` for the Neural Engine |
 //! | `recipes` | its words that MIL spells with several operations |
 //! | `text`, `safety` | its words for text encoders and for the safety checker |
@@ -33,6 +35,8 @@ pub mod interface;
 pub mod layers;
 pub mod lower;
 pub mod metadata;
+mod norms;
+mod operations;
 pub mod package;
 mod palettes;
 pub mod program;

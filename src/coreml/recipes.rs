@@ -1,4 +1,4 @@
-//! Words of the vocabulary that MIL spells with several operations: group norm, attention, sinusoids, resizing.
+//! Words of the vocabulary that MIL spells with several operations: attention, sinusoids, resizing.
 
 use std::io::{Seek, Write};
 
@@ -12,26 +12,6 @@ use super::proto::data_type::{FLOAT16, FLOAT32};
 use crate::ops::Mask;
 
 impl<W: Write + Seek> MilOps<'_, W> {
-    /// MIL has no group norm: the mean and the variance over `[C/groups, H, W]` of `[B, groups, C/groups, H, W]`.
-    pub(super) fn normalize_groups(&mut self, x: &Var, name: &str, groups: i64, eps: f64) -> Var {
-        let (batch, channels, height, width) = (x.shape[0], x.shape[1], x.shape[2], x.shape[3]);
-        let part = |part: &str| format!("{name}_{part}");
-        let mean_of = |ops: &mut Self, hint: &str, x: &Var| {
-            let parameters =
-                [("x", Parameter::Var(x)), ("axes", Parameter::Ints(&[2, 3, 4])), ("keep_dims", Parameter::Bool(true))];
-            ops.program.op("reduce_mean", hint, &parameters, x.element, vec![batch, groups, 1, 1, 1])
-        };
-        let grouped = self.reshape(&part("grouped"), x, vec![batch, groups, channels / groups, height, width]);
-        let mean = mean_of(self, &part("mean"), &grouped);
-        let centered = self.binary("sub", &part("centered"), &grouped, Parameter::Var(&mean));
-        let squared = self.unary("square", &part("squared"), &centered);
-        let variance = mean_of(self, &part("variance"), &squared);
-        let variance = self.binary("add", &part("variance_eps"), &variance, self.number(eps));
-        let deviation = self.unary("sqrt", &part("deviation"), &variance);
-        let normalized = self.binary("real_div", &part("normalized"), &centered, Parameter::Var(&deviation));
-        self.reshape(&part("ungrouped"), &normalized, x.shape.clone())
-    }
-
     /// `q` and `k` of which the products are those of the given ones times `factor`: see [`half_factors`].
     pub(super) fn scaled_pair(&mut self, q: &Var, k: &Var, factor: f64) -> (Var, Var) {
         if q.element == FLOAT32 {
