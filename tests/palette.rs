@@ -381,8 +381,8 @@ fn degenerate_weights_have_palettes_too() {
         let message = error(kmeans::fit(&of(&[1.0, bad]), &[2], 2));
         assert!(message.contains("1 of its values"), "{message}");
         let tensor = Tensor::from_slice(&[1.0, bad]);
-        assert!(Histogram::of(&tensor, Code::F16).is_err());
-        assert!(Histogram::of(&tensor, Code::fixed(0.1)).is_err());
+        assert!(Histogram::of(&tensor, Code::F16, false).is_err());
+        assert!(Histogram::of(&tensor, Code::fixed(0.1), false).is_err());
     }
     assert!(kmeans::fit(&of(&[1.0, 2.0]), &[3], 2).is_err());
 }

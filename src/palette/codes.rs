@@ -42,16 +42,18 @@ impl Code {
 
     /// This code, or one that also holds weights as large as `most`: with a larger step, or where that would be
     /// [`MOST_COARSER`] times as large, f16.
-    fn holding(self, most: f64) -> Self {
+    fn holding(self, most: f32) -> Self {
         let Self::Fixed { step } = self else { return self };
         let mut coarser = step;
-        while most > MOST_STEPS * f64::from(coarser) {
+        // What is half a step more is rounded down.
+        while f64::from(most) > (MOST_STEPS + 0.5) * f64::from(coarser) {
             coarser *= 2.0;
         }
         if coarser > MOST_COARSER * step { Self::F16 } else { Self::Fixed { step: coarser } }
     }
 
     /// The value that a code stands for.
+    #[inline]
     pub fn value(self, code: u16) -> f64 {
         match self {
             Code::F16 => f16::from_bits(code).to_f64(),
@@ -98,17 +100,16 @@ impl Histogram {
     }
 
     /// Of a tensor of f32 on any device. Where `code` is fixed point with too small a range, a coarser one takes its place,
-    /// or f16 where that would be much coarser.
+    /// or f16 where that would be much coarser; `likely` if that is to be expected, which spares a vain count.
     ///
     /// # Errors
     /// When a value is infinite, not a number, or beyond what f16 can hold.
-    pub fn of(weight: &Tensor, code: Code) -> Result<Self> {
-        let counted = Self::count(weight, code);
-        if counted.is_ok() || code == Code::F16 || weight.numel() == 0 {
-            return counted;
+    pub fn of(weight: &Tensor, code: Code, likely: bool) -> Result<Self> {
+        let counted = (!likely).then(|| Self::count(weight, code));
+        match counted {
+            Some(counted) if counted.is_ok() || code == Code::F16 || weight.numel() == 0 => counted,
+            _ => Self::count(weight, code.holding(largest(weight)?)),
         }
-        let most = weight.f_abs()?.f_max()?.f_double_value(&[])?;
-        if most.is_finite() { Self::count(weight, code.holding(most)) } else { counted }
     }
 
     fn count(weight: &Tensor, code: Code) -> Result<Self> {
@@ -165,12 +166,16 @@ impl Histogram {
         if counts.iter().fold(0, |all, n| all | n) == 0 {
             return;
         }
-        let every = matches!(self.code, Code::Fixed { .. });
-        for place in 0..BLOCK {
-            let place = if backwards { BLOCK - 1 - place } else { place };
-            if every || counts[place] > 0 {
-                self.bins.push((first + place) as u16);
-                self.counts.push(counts[place]);
+        if matches!(self.code, Code::Fixed { .. }) {
+            self.bins.extend((first..first + BLOCK).map(|code| code as u16));
+            self.counts.extend_from_slice(counts);
+        } else {
+            for place in 0..BLOCK {
+                let place = if backwards { BLOCK - 1 - place } else { place };
+                if counts[place] > 0 {
+                    self.bins.push((first + place) as u16);
+                    self.counts.push(counts[place]);
+                }
             }
         }
         counts.fill(0);
@@ -202,6 +207,17 @@ impl Histogram {
         }
         if self.bins.is_empty() { 0.0 } else { sum / self.total() }
     }
+}
+
+/// The largest magnitude in a tensor of f32 on any device; of numbers only, and 0 without any.
+fn largest(weight: &Tensor) -> Result<f32> {
+    if weight.device() != Device::Cpu {
+        let magnitudes = weight.f_abs()?.f_nan_to_num(0.0, None, None)?;
+        return Ok(if weight.numel() == 0 { 0.0 } else { magnitudes.f_max()?.f_double_value(&[])? as f32 });
+    }
+    let weight = weight.f_contiguous()?;
+    let values = slices::floats(&weight)?;
+    Ok(values.par_chunks(piece(values.len())).map(passes::largest).reduce(|| 0.0, f32::max))
 }
 
 /// Writes to `to` (contiguous f32 of the weight's shape and device) for each element of `weight` (f32) the value of its
@@ -352,7 +368,7 @@ mod tests {
         let weight = Tensor::cat(&[Tensor::randn([300_000], float), ties], 0);
         let gradient = Tensor::randn_like(&weight);
         for code in [Code::Fixed { step }, Code::F16] {
-            let histogram = Histogram::of(&weight, code).unwrap();
+            let histogram = Histogram::of(&weight, code, false).unwrap();
             assert_eq!(Histogram::merge(code, vec![operators::counts(&weight, code).unwrap()]).unwrap(), histogram);
             assert_eq!((histogram.code, histogram.total()), (code, 300_007.0));
 
@@ -392,11 +408,19 @@ mod tests {
         assert_eq!(code, Code::Fixed { step: 2f32.powi(-11) });
         let of = |most: f64| {
             let weight = Tensor::cat(&[Tensor::randn([5000], float), Tensor::from_slice(&[most as f32])], 0);
-            Histogram::of(&weight, code)
+            let counted = Histogram::of(&weight, code, false);
+            // Expected or not, it is the same.
+            match (&counted, Histogram::of(&weight, code, true)) {
+                (Ok(counted), Ok(expected)) => assert_eq!(*counted, expected),
+                (counted, expected) => assert!(counted.is_err() && expected.is_err()),
+            }
+            counted
         };
         for (most, expected) in [
             (4.0, code),
             (15.99, code),
+            (32_766.5 / 2048.0, code),
+            (32_766.502 / 2048.0, Code::Fixed { step: 2f32.powi(-10) }),
             (-16.5, Code::Fixed { step: 2f32.powi(-10) }),
             (200.0, Code::Fixed { step: 2f32.powi(-7) }),
             (300.0, Code::F16),
@@ -409,6 +433,6 @@ mod tests {
             assert!(message.starts_with("1 of its values"), "{message}");
         }
         assert_eq!(of(1.0).unwrap().total(), 5001.0);
-        assert_eq!(Histogram::of(&Tensor::zeros([0], float), code).unwrap().bins, [0u16; 0]);
+        assert_eq!(Histogram::of(&Tensor::zeros([0], float), code, true).unwrap().bins, [0u16; 0]);
     }
 }

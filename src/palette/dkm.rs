@@ -43,7 +43,19 @@ pub fn soften(
     let _guard = tch::no_grad_guard();
     let weight = weight.f_detach()?;
     check(&weight, soft)?;
-    let histogram = Histogram::of(&weight, code)?;
+    let histogram = Histogram::of(&weight, code, false)?;
+    soften_counted(weight, histogram, centroids, tau, iterations, soft)
+}
+
+/// [`soften`] of a `weight` whose `histogram` is known.
+fn soften_counted(
+    weight: Tensor,
+    histogram: Histogram,
+    centroids: &[f64],
+    tau: f64,
+    iterations: usize,
+    soft: &mut Tensor,
+) -> Result<(Vec<f64>, Soften)> {
     let table = Table::cluster(histogram, centroids, tau, iterations)?;
     codes::look_up(&weight, table.histogram(), &table.soft_values(), soft)?;
     Ok((table.entries(), Soften { weight, table }))
@@ -154,6 +166,8 @@ pub struct DkmLayer {
     pub kmeans_mse: Vec<f64>,
     /// Mean square of the rows then.
     pub power: f64,
+    /// Which groups the last step saw through a coarser code than asked for. It is found anew, this makes it quicker.
+    coarser: Vec<bool>,
 }
 
 impl DkmLayer {
@@ -181,19 +195,24 @@ impl DkmLayer {
                 let kmeans_mse = Vec::<f64>::try_from(errors.f_to_device(Device::Cpu)?)?;
                 let power = laid_out.f_square()?.f_mean(Kind::Double)?.f_double_value(&[])?;
                 let centroids = palette.entries.iter().map(|e| e.to_f64()).collect();
-                return anyhow::Ok(Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power });
+                return anyhow::Ok(Self::with(name, form, rows, centroids, kmeans_mse, power));
             }
             let (mut centroids, mut kmeans_mse, mut power) = (Vec::new(), Vec::new(), 0.0);
             for group in 0..rows.groups() {
-                let histogram = Histogram::of(&laid_out.f_get(group as i64)?, Code::F16)?;
+                let histogram = Histogram::of(&laid_out.f_get(group as i64)?, Code::F16, false)?;
                 let best: Vec<f64> = kmeans::entries(&histogram, form.bits).iter().map(|e| e.to_f64()).collect();
                 kmeans_mse.push(histogram.error(&best));
                 power += histogram.error(&[0.0]) / rows.groups() as f64;
                 centroids.extend(best);
             }
-            anyhow::Ok(Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power })
+            anyhow::Ok(Self::with(name, form, rows, centroids, kmeans_mse, power))
         };
         make().with_context(|| format!("parameter {name}"))
+    }
+
+    fn with(name: &str, form: Form, rows: Rows, centroids: Vec<f64>, kmeans_mse: Vec<f64>, power: f64) -> Self {
+        let coarser = vec![false; rows.groups()];
+        Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power, coarser }
     }
 
     /// The code through which the weights of a group are seen at ρ = `rho`: its step is at most a sixteenth of ρ · √MSE of the
@@ -245,8 +264,12 @@ impl DkmLayer {
                 let (tau, code) = (self.temperature(group, rho), code.unwrap_or_else(|| self.code(group, rho)));
                 let entries = &mut self.centroids[group * table..][..table];
                 let (new, state) = match self.form.cluster_dim {
-                    1 => self::soften(&row, entries, tau, iterations, code, &mut soft)
-                        .map(|(new, state)| (new, Group::One(state)))?,
+                    1 => {
+                        let histogram = Histogram::of(&row, code, self.coarser[group])?;
+                        self.coarser[group] = histogram.code != code;
+                        soften_counted(row, histogram, entries, tau, iterations, &mut soft)
+                            .map(|(new, state)| (new, Group::One(state)))?
+                    }
                     2 => SoftenVectors::new(row, inner, entries, tau, iterations, &mut soft)
                         .map(|(new, state)| (new, Group::Two(state)))?,
                     _ => SoftenVectors::new(row, inner, entries, tau, iterations, &mut soft)
@@ -325,7 +348,7 @@ impl DkmLayer {
             if form.per_channel_scale { saved(tensors, name, "scales", shape[0] as usize)? } else { Vec::new() };
         let rows = Rows::new(&form, shape, &scales, device)?;
         let (kmeans_mse, power) = (unit[..groups].to_vec(), unit[groups]);
-        Ok(Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power })
+        Ok(Self::with(name, form, rows, centroids, kmeans_mse, power))
     }
 }
 

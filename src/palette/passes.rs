@@ -22,6 +22,16 @@ pub fn count(weights: &[f32], code: Code, counts: &mut ByCode<u32>) {
     }
 }
 
+/// The largest magnitude; what is not a number is passed over.
+pub fn largest(weights: &[f32]) -> f32 {
+    let (blocks, rest) = weights.as_chunks::<64>();
+    let mut most = [0.0f32; 64];
+    for block in blocks {
+        most.iter_mut().zip(block).for_each(|(most, value)| *most = most.max(value.abs()));
+    }
+    most.iter().chain(rest).fold(0.0, |most, value| most.max(value.abs()))
+}
+
 /// Writes to `to` the `table`'s value of each weight's code. `to` is as long as `weights`.
 pub fn look_up(weights: &[f32], code: Code, table: &ByCode<f32>, to: &mut [f32]) {
     assert_eq!(weights.len(), to.len());
