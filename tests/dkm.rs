@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{dense, distance, shared};
@@ -96,6 +97,47 @@ fn reference_values() {
         checked += 1;
     }
     assert_eq!(checked, 14);
+}
+
+/// coremltools' own palettizer in every granularity that it has, without its approximations (`tests/oracle/dkm.py`).
+#[test]
+fn coremltools_palettizer_has_the_same_gradients() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/palettes"));
+    let cases: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("dkm.json")).unwrap()).unwrap();
+    let file = TensorFile::open(&folder.join("dkm.safetensors")).unwrap();
+    let (weight, upstream) = (file.tensor("weight").unwrap(), file.tensor("upstream").unwrap());
+    let shape = weight.size();
+    for case in cases.as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let (tau, number) = (case["tau"].as_f64().unwrap(), |key: &str| case[key].as_u64().map(|n| n as usize));
+        let get = |part: &str| file.tensor(&format!("{name}.{part}"));
+        let scales = get("scales");
+        let form = Form {
+            group_size: number("group_size"),
+            cluster_dim: number("cluster_dim").unwrap(),
+            per_channel_scale: scales.is_ok(),
+            ..Form::per_tensor(number("bits").unwrap() as u32)
+        };
+        // A layer that stands where theirs does, at their temperature.
+        let unit = Tensor::full([form.groups(&shape) as i64 + 1], tau, (Kind::Double, Device::Cpu));
+        let mut saved: Weights =
+            [("layer.centroids".to_owned(), get("start").unwrap().view(-1)), ("layer.kmeans".to_owned(), unit)].into();
+        saved.extend(scales.into_iter().map(|scales| ("layer.scales".to_owned(), scales)));
+        let mut layer = DkmLayer::restore("layer", form, &shape, &saved, Device::Cpu).unwrap();
+        let mut soft = Tensor::empty_like(&weight);
+        let state = layer.soften(&weight, 1.0, number("iterations").unwrap(), Some(Code::F16), &mut soft).unwrap();
+        let gradient = backward(&state, &upstream);
+        let errors = [
+            distance(&soft, &get("soft").unwrap()),
+            distance(&Tensor::from_slice(&layer.centroids), &get("centroids").unwrap().view(-1)),
+            distance(&gradient, &get("gradient").unwrap()),
+        ];
+        eprintln!("{name}: soft weight {:.1e}, centroids {:.1e}, gradient {:.1e}", errors[0], errors[1], errors[2]);
+        // Vectors are computed in 32 bits.
+        let near = if form.cluster_dim == 1 { 1e-6 } else { 1e-5 };
+        assert!(errors.iter().all(|&error| error < near), "{name}: {errors:?}");
+    }
+    assert_eq!(cases.as_array().unwrap().len(), 15);
 }
 
 /// Differentiable k-means by the book, weights × entries, for autograd: (soft weight, centroids).
