@@ -4,8 +4,10 @@
 //!
 //! For each layer: our pass forward and back against a plain copy of the bytes that must be touched (32 a weight in
 //! fp32: four passes, each reading or writing 8), against coremltools' DKM and against differentiable k-means by plain
-//! autograd. The peers run where $PALETTIST_PEERS names a Python that has torch and coremltools; they are skipped where
-//! a layer would need more memory than there is. Then all 282 layers at once.
+//! autograd. As in a network, a layer's numbers have left the processor's caches when their turn comes again: there are
+//! as many layers of the shape as take 200 MB, forward through all of them, then back; and so with the copy. The peers
+//! get one layer. They run where $PALETTIST_PEERS names a Python that has torch and coremltools, and are skipped where a
+//! layer would need more memory than there is. Then all 282 layers.
 
 #[path = "measure.rs"]
 mod measure;
@@ -15,7 +17,7 @@ use std::process::Command;
 use measure::{Cost, least};
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Parameter;
-use palettist::palette::{DkmLayer, Form, soften};
+use palettist::palette::{DkmLayer, Form, Soften, soften};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -43,17 +45,30 @@ impl Layer {
         Self { weight, soft, gradient, palettes }
     }
 
-    fn step(&mut self, place: usize) {
-        let layer = &self.palettes[place];
-        let (tau, code) = (layer.temperature(0, TEMPERATURE), layer.code(0, TEMPERATURE));
-        let (_, state) = soften(&self.weight, &layer.centroids, tau, ITERATIONS, code, &mut self.soft).expect("finite");
-        state.backward(&mut self.gradient).expect("of the same shape");
+    /// Another one of the same numbers, in memory of its own.
+    fn again(&self) -> Self {
+        let Self { weight, soft, gradient, palettes } = self;
+        Self { weight: weight.copy(), soft: soft.copy(), gradient: gradient.copy(), palettes: palettes.clone() }
     }
 
-    fn copy(&mut self) {
-        for _ in 0..4 {
-            self.soft.copy_(&self.weight);
-        }
+    fn forward(&mut self, place: usize) -> Soften {
+        let layer = &self.palettes[place];
+        let (tau, code) = (layer.temperature(0, TEMPERATURE), layer.code(0, TEMPERATURE));
+        soften(&self.weight, &layer.centroids, tau, ITERATIONS, code, &mut self.soft).expect("finite").1
+    }
+}
+
+/// Forward through all of them, then back, side by side as training does it.
+fn step(layers: &mut [Layer], place: usize) {
+    let states: Vec<Soften> = layers.par_iter_mut().map(|layer| layer.forward(place)).collect();
+    let back = |(layer, state): (&mut Layer, Soften)| state.backward(&mut layer.gradient).expect("of the same shape");
+    layers.par_iter_mut().zip(states).for_each(back);
+}
+
+/// 32 bytes a weight.
+fn copy(layers: &mut [Layer]) {
+    for _ in 0..4 {
+        layers.iter_mut().for_each(|layer| layer.soft.copy_(&layer.weight));
     }
 }
 
@@ -73,22 +88,28 @@ fn main() {
     let shapes: [&[i64]; 6] =
         [&[320, 320], &[320, 320, 3, 3], &[1280, 1280], &[640, 1280, 3, 3], &[10240, 1280], &[1280, 2560, 3, 3]];
     for shape in shapes {
-        let weights = shape.iter().product::<i64>() as f64;
-        let mut layer = Layer::new(shape, &[2, 4]);
-        let copy = least(7, || layer.copy());
+        let first = Layer::new(shape, &[2, 4]);
+        // Of 12 bytes a weight.
+        let count = (200_000_000 / (12 * first.weight.numel())).max(1);
+        let mut layers: Vec<Layer> = (1..count).map(|_| first.again()).collect();
+        layers.push(first);
+        let weights = (count * layers[0].weight.numel()) as f64;
+        let copy = least(7, || copy(&mut layers));
         for (place, bits) in [2, 4].into_iter().enumerate() {
-            let ours = least(7, || layer.step(place));
+            let ours = least(7, || step(&mut layers, place));
             let [theirs, plain] = ["coremltools", "autograd"].map(|peer| ask(peer, shape, bits));
-            let per_weight = |cost: Cost| format!("{:.2} {:.2}", cost.cpu * 1e9 / weights, cost.memory / weights);
+            let per_weight =
+                |cost: Cost, weights: f64| format!("{:.2} {:.2}", cost.cpu * 1e9 / weights, cost.memory / weights);
+            let one = weights / count as f64;
             let beside = |cost: Option<Cost>| match cost {
-                Some(cost) => format!("{} {:.0}x", per_weight(cost), cost.cpu / ours.cpu),
+                Some(cost) => format!("{} {:.0}x", per_weight(cost, one), cost.cpu / one / (ours.cpu / weights)),
                 None => "-".to_string(),
             };
             println!(
                 "{:>24} {bits:>6} {:>14} {:>16} {:>22} {:>22}   {:.2} times the copy's CPU time, {:.2} its wall time",
                 format!("{shape:?}"),
                 format!("{:.2}", copy.cpu * 1e9 / weights),
-                per_weight(ours),
+                per_weight(ours, weights),
                 beside(theirs),
                 beside(plain),
                 ours.cpu / copy.cpu,
@@ -99,10 +120,10 @@ fn main() {
     let weights: i64 = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum();
     println!("all {} layers, {weights} weights", parameters.len());
     let mut layers: Vec<Layer> = parameters.iter().map(|p| Layer::new(&p.shape, &[2, 4])).collect();
-    let copy = least(3, || layers.iter_mut().for_each(Layer::copy));
+    let copy = least(3, || copy(&mut layers));
     println!("copy of 32 B a weight: {:.2} s wall, {:.2} s CPU", copy.wall, copy.cpu);
     for (place, bits) in [2, 4].into_iter().enumerate() {
-        let ours = least(3, || layers.par_iter_mut().for_each(|layer| layer.step(place)));
+        let ours = least(3, || step(&mut layers, place));
         println!(
             "{bits} bits: {:.2} s wall, {:.2} s CPU, {:.2} GB beyond weights, soft weights and gradients; {:.2} times the \
              copy's wall time, {:.2} its CPU time",
