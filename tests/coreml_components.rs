@@ -86,6 +86,26 @@ fn an_encoder_of_large_values_holds_in_fp16() {
     assert!(said.contains("39 of 39 layers compared"), "{said}");
 }
 
+/// One bit of one index, which moves the outputs by less than palettes do.
+#[test]
+fn a_damaged_weight_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let packages = export(MODEL, folder.path(), &["--component", "vae_decoder", "--quantize-nbits", "4"]);
+    let package = packages[0].to_str().unwrap();
+    let arguments = ["verify", package, "--against", MODEL, "--quantize-nbits", "4", "--min-psnr", "20"];
+    assert!(palettist(&arguments).contains(" parameters are the network's, to the last bit\n"));
+    let path = packages[0].join("Data/com.apple.CoreML/weights/weight.bin");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The end of the file is the last constant's, and no padding.
+    *bytes.last_mut().unwrap() ^= 0x04;
+    std::fs::write(&path, bytes).unwrap();
+    let said = palettist(&arguments);
+    assert!(
+        said.contains("1 of ") && said.contains(" parameters are not the network's: decoder.conv_out.weight by"),
+        "{said}"
+    );
+}
+
 #[test]
 fn components_are_named_and_checked() {
     let folder = tempfile::tempdir().unwrap();

@@ -149,6 +149,7 @@ pub fn against(
                 Some(_) => unet_weights(model, palettes, Kind::Float, Device::Cpu)?,
                 None => own()?,
             };
+            settings.weights = Some(&weights);
             // A package predicts the noise, whatever the network does.
             let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
             settings.timesteps.iter_mut().for_each(|t| *t = (*t).min(schedule.timesteps() - 1));
@@ -162,6 +163,7 @@ pub fn against(
         Part::TextEncoder | Part::TextEncoder2 => {
             let config = model.text_encoder_config_of(part.component())?;
             let weights = own()?;
+            settings.weights = Some(&weights);
             let end = if config.eos_token_id == 2 { config.vocab_size - 1 } else { config.eos_token_id };
             let mut network = |ids: &Tensor| {
                 named(Attended::of(model).outputs(text_encoder(&mut tensors(&weights), &config, ids)).into())
@@ -171,6 +173,7 @@ pub fn against(
         Part::VaeDecoder | Part::VaeEncoder => {
             let config = model.autoencoder_config()?;
             let weights = own()?;
+            settings.weights = Some(&weights);
             let mut network = |x: &Tensor| {
                 let mut ops = tensors(&weights);
                 named(match part {
@@ -183,6 +186,7 @@ pub fn against(
         Part::SafetyChecker => {
             let config = model.safety_checker_config()?;
             let weights = own()?;
+            settings.weights = Some(&weights);
             let mut network = |[picture, images, adjustment]: &[Tensor; 3]| {
                 let output = safety_checker(&mut tensors(&weights), &config, picture, images, adjustment);
                 named(vec![

@@ -24,6 +24,7 @@
 //! | [`read`] | reading a package back and running it |
 //! | [`verify`] | a package against the network it was made from |
 //! | [`layers`] | the same, layer by layer |
+//! | [`parameters`] | its parameters, against the network's |
 
 pub mod attention;
 pub mod blob;
@@ -39,6 +40,7 @@ mod norms;
 mod operations;
 pub mod package;
 mod palettes;
+pub mod parameters;
 pub mod program;
 pub mod proto;
 pub mod read;

@@ -119,10 +119,17 @@ fn layers(package: &Package) -> HashMap<usize, &str> {
     last.into_iter().map(|(layer, number)| (number, layer)).collect()
 }
 
+/// The parameter that a constant holds, as both Palettist and Apple's converter name it: `conv_in_weight` of
+/// `conv_in_weight_to_fp16_palettized`. Apple's has the name of the network before those of a text encoder.
+pub fn parameter_of(constant: &str) -> &str {
+    let name = constant.strip_suffix("_palettized").unwrap_or(constant);
+    let name = name.strip_suffix("_to_fp16").unwrap_or(name);
+    name.strip_prefix("text_encoder_").unwrap_or(name)
+}
+
 /// `conv_in` of `conv_in_weight_to_fp16_palettized`, and the like.
 fn layer_of_parameter(name: &str) -> Option<&str> {
-    let name = name.strip_suffix("_palettized").unwrap_or(name);
-    let name = name.strip_suffix("_to_fp16").unwrap_or(name);
+    let name = parameter_of(name);
     name.strip_suffix("_weight").or_else(|| name.strip_suffix("_bias"))
 }
 
@@ -287,6 +294,10 @@ mod tests {
         assert_eq!(layer_of_parameter("conv_in_weight_to_fp16_palettized"), Some("conv_in"));
         assert_eq!(layer_of_parameter("conv_in_bias_to_fp16"), Some("conv_in"));
         assert_eq!(layer_of_parameter("conv_in_weight"), Some("conv_in"));
+        assert_eq!(
+            layer_of_parameter("text_encoder_text_model_final_layer_norm_bias_to_fp16"),
+            Some("text_model_final_layer_norm")
+        );
         assert_eq!(layer_of_parameter("time_frequencies"), None);
     }
 

@@ -35,7 +35,7 @@ mod types;
 mod values;
 
 pub use chain::Chain;
-pub use evaluate::{Precision, evaluate, evaluate_watched, psnr};
+pub use evaluate::{Precision, evaluate, evaluate_watched, parameter_of, psnr};
 pub use package::{Feature, Package};
 pub use summary::{Palettes, WeightSummary};
 pub use types::{DataType, TensorType};

@@ -1,0 +1,78 @@
+//! Whether a package holds the very parameters of the network that it is compared with: a byte that is damaged may move
+//! the outputs by less than palettes do.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use anyhow::Result;
+use tch::{Device, Kind, Tensor};
+
+use super::read::{Chain, DataType, Package, parameter_of};
+use crate::ops::Weights;
+
+/// How many of those that differ are named.
+const NAMED: usize = 5;
+
+/// What [`compare`] found; prints as a line.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parameters {
+    /// How many the network has that the package has too.
+    pub compared: usize,
+    /// Those of them whose values are not the network's, with the largest difference over the largest value.
+    pub others: Vec<(String, f64)>,
+}
+
+impl fmt::Display for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { compared, others } = self;
+        if *compared == 0 {
+            return write!(f, "no constant has the name of one of the network's parameters: only outputs are compared");
+        }
+        if others.is_empty() {
+            return write!(f, "all {compared} parameters are the network's, to the last bit");
+        }
+        write!(f, "{} of {compared} parameters are not the network's:", others.len())?;
+        for (place, (name, difference)) in others.iter().take(NAMED).enumerate() {
+            let comma = if place > 0 { "," } else { "" };
+            write!(f, "{comma} {name} by {difference:.1e} of its largest")?;
+        }
+        if others.len() > NAMED { write!(f, ", …") } else { Ok(()) }
+    }
+}
+
+/// Compares the constants of `package` that have the name of one of the network's `weights` with it, as the package stores
+/// it: in fp16 mostly. Apple's converter names them alike.
+///
+/// # Errors
+/// When a constant cannot be decoded; libtorch's.
+pub fn compare(package: &Chain, weights: &Weights) -> Result<Parameters> {
+    let names: HashMap<String, &str> = weights.keys().map(|name| (name.replace('.', "_"), name.as_str())).collect();
+    let mut found = Parameters::default();
+    for package in package.packages() {
+        for constant in package.weights()? {
+            let Some(&name) = names.get(parameter_of(&constant.name)) else { continue };
+            found.compared += 1;
+            let difference = difference(package, &constant.name, constant.data_type, &weights[name])?;
+            found.others.extend((difference != 0.0).then(|| (name.to_owned(), difference)));
+        }
+    }
+    Ok(found)
+}
+
+/// The largest difference over the largest value; infinite where there are not as many values.
+fn difference(package: &Package, constant: &str, kind: DataType, weight: &Tensor) -> Result<f64> {
+    let stored = package.weight(constant)?.f_reshape(-1)?;
+    let weight = weight.f_to_device(Device::Cpu)?;
+    let weight =
+        if kind == DataType::Float16 { weight.f_to_kind(Kind::Half)? } else { weight }.f_to_kind(Kind::Float)?;
+    if stored.numel() != weight.numel() {
+        return Ok(f64::INFINITY);
+    }
+    let largest = weight.f_abs()?.f_max()?.f_double_value(&[])?.max(f64::MIN_POSITIVE);
+    let from = |weight: &Tensor| -> Result<f64> {
+        Ok(stored.f_sub(&weight.f_reshape(-1)?)?.f_abs()?.f_max()?.f_double_value(&[])? / largest)
+    };
+    let as_it_is = from(&weight)?;
+    // Channels come before places, in a table of positions too.
+    if as_it_is > 0.0 && weight.dim() == 2 { Ok(as_it_is.min(from(&weight.f_transpose(0, 1)?)?)) } else { Ok(as_it_is) }
+}
