@@ -19,8 +19,6 @@ pub struct Layer {
     pub name: String,
     pub elements: usize,
     pub form: Form,
-    /// Bits that the palette takes ([`Palette::stored_bits`]).
-    pub stored_bits: u64,
     /// Squared error of the palette over the sum of squares of the weight; 0 for a weight of zeros.
     pub relative_error: f64,
 }
@@ -98,8 +96,7 @@ pub fn palettize(
                     }
                 };
                 let relative_error = if fit.power > 0.0 { fit.error / fit.power } else { 0.0 };
-                let (elements, stored_bits) = (values.len(), fit.palette.stored_bits());
-                progress(&Layer { name: name.clone(), elements, form: *form, stored_bits, relative_error });
+                progress(&Layer { name: name.clone(), elements: values.len(), form: *form, relative_error });
                 Ok(Part::Palette(fit.palette))
             };
             let part = made().with_context(|| format!("parameter {name}"))?;
