@@ -217,12 +217,14 @@ impl DkmLayer {
 
     /// The code through which the weights of a group are seen at ρ = `rho`: its step is at most an eighth of ρ · √MSE of the
     /// k-means. Neighbouring entries are some √(12 MSE) apart; attention passes from one to the other as a logistic function
-    /// of scale τ / 2(c₂ − c₁), which is a 24th of ρ times that distance: more than a step. Steps half as large train
-    /// no better (docs/recipe.md). A group of few weights gets about as many bins as it has weights.
+    /// of scale τ / 2(c₂ − c₁), which is a 24th of ρ times that distance: more than a step. Of up to four entries, which
+    /// make few bins anyway, steps are half as large, which trains a little better (docs/recipe.md). A group of few weights
+    /// gets about as many bins as it has weights.
     pub fn code(&self, group: usize, rho: f64) -> Code {
         let weights = self.rows.shape().iter().product::<i64>() as f64 / self.rows.groups().max(1) as f64;
         let few = 4.0 * self.power.sqrt() / weights.max(1.0);
-        Code::fixed((rho * self.kmeans_mse[group].sqrt() / 8.0).max(few))
+        let part = if self.form.bits <= 2 { 16.0 } else { 8.0 };
+        Code::fixed((rho * self.kmeans_mse[group].sqrt() / part).max(few))
     }
 
     /// τ of a group = ρ · the error of its k-means: with it attention is as soft in every layer, whatever the scale of
