@@ -17,6 +17,7 @@ use palettist::config::Palettize;
 use palettist::networks::unet::unet;
 use palettist::ops::Tensors;
 use palettist::source::{Component, Model};
+use palettist::torch::waiting::sleep_soon;
 use palettist::train::optimizer::AdamW;
 use palettist::train::trained::Trained;
 use tch::{Device, Kind, Tensor};
@@ -26,6 +27,8 @@ const REPEATS: usize = 3;
 const PEER: &str = "diffusers, no palettes";
 
 fn main() {
+    // As the program does.
+    sleep_soon();
     // cargo adds `--bench`.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let line_of = |batch: i64, what: &str| format!("batch {batch}, {what}");
@@ -95,7 +98,9 @@ fn step(folder: &str, batch: i64, palettize: &Palettize) -> Cost {
 fn ask(folder: &str, batch: i64) -> Option<Cost> {
     let python = std::env::var_os("PALETTIST_PEERS")?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/step.py");
-    let output = Command::new(python).args([script, folder, &batch.to_string()]).output().ok()?;
+    let mut command = Command::new(python);
+    command.args([script, folder, &batch.to_string()]).env_remove("GOMP_SPINCOUNT");
+    let output = command.output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let numbers: Vec<f64> = text.lines().last()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     let [wall, cpu, memory] = numbers[..] else { return None };

@@ -335,6 +335,27 @@ fn ctrl_c_before_the_first_step_leaves_nothing_half_done() {
     succeed(run(folder.path(), &["train", config, "train.max_train_steps=1", "export.coreml=false"]));
 }
 
+/// Libtorch's threads sleep while they wait, unless the user has a say in it.
+#[cfg(target_os = "linux")]
+#[test]
+fn waiting_threads_sleep() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path());
+    for (given, expected) in [(None, "GOMP_SPINCOUNT=3000"), (Some("5"), "GOMP_SPINCOUNT=5")] {
+        let mut command = program(folder.path(), &["train", config.to_str().unwrap()]);
+        command.env_remove("GOMP_SPINCOUNT").env_remove("OMP_WAIT_POLICY").stderr(Stdio::null()).stdout(Stdio::null());
+        command.envs(given.map(|looks| ("GOMP_SPINCOUNT", looks)));
+        let mut child = command.spawn().unwrap();
+        let environment = format!("/proc/{}/environ", child.id());
+        wait_for(&mut child, expected, || {
+            fs::read(&environment)
+                .is_ok_and(|text| text.split(|&byte| byte == 0).any(|word| word == expected.as_bytes()))
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
 #[test]
 fn ctrl_c_amid_a_class_picture_leaves_none() {
     let folder = tempfile::tempdir().unwrap();

@@ -53,6 +53,14 @@ enum Command {
     Demo(demo::Args),
 }
 
+impl Command {
+    /// Whether libtorch's threads do most of the work.
+    fn computes(&self) -> bool {
+        use Command::{Analyze, Demo, Evaluate, Generate, Train, Verify};
+        matches!(self, Analyze(_) | Demo(_) | Evaluate(_) | Generate(_) | Train(_) | Verify(_))
+    }
+}
+
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Init(args) => init::run(args),
@@ -91,6 +99,9 @@ pub fn run() -> ExitCode {
             return ExitCode::from(answer.exit_code() as u8);
         }
     };
+    if line.command.computes() {
+        crate::torch::waiting::sleep_soon();
+    }
     match std::panic::catch_unwind(AssertUnwindSafe(|| dispatch(line.command))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => report(&error),

@@ -4,6 +4,7 @@
 pub mod gradient;
 pub mod random;
 pub mod slices;
+pub mod waiting;
 
 use std::ffi::{CStr, CString, c_char, c_void};
 
