@@ -5,6 +5,7 @@
 //! | [`form`] | what kinds of palettes there are, and what each needs |
 //! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
 //! | `passes` | the same on slices: what every weight costs |
+//! | `operators` | the same through libtorch's operators, for GPUs |
 //! | `scratch` | the tables that they fill and read |
 //! | [`kmeans`] | the nearest palette to a weight: exact 1-d k-means |
 //! | [`fit`](fit()) | the same for every form: groups, scales, vectors |
@@ -35,6 +36,7 @@ pub mod form;
 pub mod frozen;
 pub mod kmeans;
 mod nearest;
+mod operators;
 pub mod packing;
 mod passes;
 pub mod post_training;
