@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::passes::{self, ByCode};
 use super::{operators, scratch};
@@ -305,6 +305,8 @@ pub(crate) fn piece(elements: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     /// What other devices compute with operators is what the CPU computes without.
