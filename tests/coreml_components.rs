@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::checker;
+use palettist::coreml::apple::misfits;
+use palettist::coreml::components::Part;
 use palettist::coreml::read::{Feature, Package};
+use palettist::source::Model;
+use serde_json::json;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/networks/pipeline");
 
@@ -140,6 +144,65 @@ fn components_are_named_and_checked() {
     let said = refused(&["--latent-w", "99999"]);
     assert!(said.contains("from 1 to 4096"), "{said}");
     assert!(!folder.path().join(name("unet")).exists());
+}
+
+/// Each where it matters for what is exported, and nothing of models that are as Apple's.
+#[test]
+fn what_apples_programs_cannot_use_is_told() {
+    use Part::{SafetyChecker, TextEncoder, Unet, VaeDecoder, VaeEncoder};
+    let open = |path: &Path| Model::open(path.to_str().unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let changed = |file: &str, changes: serde_json::Value| {
+        for part in ["unet", "vae", "scheduler"] {
+            std::fs::create_dir_all(folder.path().join(part)).unwrap();
+            for entry in std::fs::read_dir(Path::new(MODEL).join(part)).unwrap().flatten() {
+                std::fs::copy(entry.path(), folder.path().join(part).join(entry.file_name())).unwrap();
+            }
+        }
+        let path = folder.path().join(file);
+        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        std::fs::write(path, config.to_string()).unwrap();
+        open(folder.path())
+    };
+    let fits = |model: &Model, parts: &[Part]| misfits(model, parts, (64, 64)).unwrap().is_empty();
+    for model in [MODEL, concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdxl/model")] {
+        assert!(fits(&open(Path::new(model)), &Part::ALL), "{model}");
+    }
+    let (unet, vae) = ("unet/config.json", "vae/config.json");
+    let small = json!({
+        "block_out_channels": [4, 8], "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
+    });
+    let rest = [SafetyChecker, TextEncoder];
+    let halves = [VaeEncoder, VaeDecoder];
+    let cases = [
+        (unet, json!({ "in_channels": 9 }), &[Unet][..], "takes 9 channels and gives 4, as one for inpainting does;"),
+        (unet, json!({ "in_channels": 16, "out_channels": 16 }), &[Unet], "takes 16 channels and gives 16; Apple's"),
+        ("scheduler/scheduler_config.json", json!({ "beta_schedule": "linear" }), &[Unet], "the noise schedule"),
+        (vae, json!({ "latent_channels": 16 }), &halves, "latents of the autoencoder have 16 channels"),
+        (vae, json!({ "scaling_factor": 0.3 }), &halves, "`scaling_factor` is 0.3, and Apple's programs divide"),
+        (vae, small, &halves, "makes pictures 2 times as large as latents"),
+    ];
+    for (file, changes, affected, said) in cases {
+        let model = changed(file, changes);
+        for part in [Unet, VaeEncoder, VaeDecoder] {
+            let lines = misfits(&model, &[part], (64, 64)).unwrap();
+            let told = matches!(&lines[..], [line] if line.contains(said));
+            assert!(if affected.contains(&part) { told } else { lines.is_empty() }, "{part}: {lines:?}");
+        }
+    }
+    // Pictures of 128 pixels now.
+    let lines = misfits(&open(folder.path()), &rest, (64, 64)).unwrap();
+    assert!(matches!(&lines[..], [line] if line.contains("is for pictures of 128×128 pixels")), "{lines:?}");
+
+    const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/base");
+    let output = Command::new(env!("CARGO_BIN_EXE_palettist"))
+        .args(["export", BASE, "--component", "vae_decoder", "-o", folder.path().to_str().unwrap()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("warning: the autoencoder's `scaling_factor` is"), "{said}");
 }
 
 /// What Ctrl-C leaves is in the way of no second try.

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde_json::json;
 use tch::{Device, Kind};
 
 use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print};
+use crate::coreml::apple::{misfits, takes_safety_checker};
 use crate::coreml::attention::AttentionImplementation;
 use crate::coreml::bundle::bundle;
 use crate::coreml::chunk::{chunk_paths, export_in_chunks};
@@ -139,21 +139,10 @@ fn parts(names: &[String], bundled: bool) -> Result<Option<Vec<Part>>, Usage> {
     Ok(Some(parts))
 }
 
-/// All that a model has; the safety checker only for the one size that Apple's programs use it at, since they fail with
-/// one of another.
+/// All that a model has; the safety checker only where Apple's programs can use it.
 fn all(model: &Model, height: i64, width: i64) -> Result<Vec<Part>> {
-    let factor = model.autoencoder_config()?.factor();
-    let fits = (factor * height, factor * width) == (512, 512);
+    let fits = takes_safety_checker(model, height, width)?;
     Ok(Part::of(model).into_iter().filter(|part| fits || *part != Part::SafetyChecker).collect())
-}
-
-/// Whether noise is mixed in as Apple's Swift package assumes of every model.
-fn is_apples(schedule: &NoiseSchedule) -> Result<bool> {
-    let apples = NoiseSchedule::from_config(&json!({
-        "_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-    }))?;
-    let mut pairs = schedule.alphas_cumprod.iter().zip(&apples.alphas_cumprod);
-    Ok(schedule.timesteps() == apples.timesteps() && pairs.all(|(own, apples)| (own - apples).abs() < 1e-5))
 }
 
 /// Refuses a place where something is that is not to be replaced.
@@ -215,12 +204,6 @@ pub fn run(args: Args) -> Result<()> {
         (None, None) => Target::Ios16,
     };
     let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
-    if !is_apples(&schedule)? {
-        eprintln!(
-            "warning: the noise schedule of this model is not the one that Apple's programs sample with (scaled_linear, \
-             0.00085 to 0.012, 1000 steps); their pictures will not be those of this model"
-        );
-    }
     let options = UnetOptions {
         batch: if args.unet_batch_one { 1 } else { 2 },
         height,
@@ -250,6 +233,9 @@ pub fn run(args: Args) -> Result<()> {
         check_shapes(&model, &checkpoint.shapes())?;
     }
     let tokenizer = args.bundle_resources_for_swift_cli.then(|| model.vocabulary_and_merges()).transpose()?;
+    for misfit in misfits(&model, &parts, (height, width))? {
+        eprintln!("warning: {misfit}");
+    }
     for part in parts {
         let job = Job { model: &model, part, unet: &options, metadata: &metadata };
         let form = nbits.of_model(part, &model)?;

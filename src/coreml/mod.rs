@@ -19,6 +19,7 @@
 //! | [`interface`] | inputs and outputs of a network, and writing it |
 //! | [`export`] | what Apple's programs expect of a UNet |
 //! | [`components`] | and of the text encoder and the autoencoder |
+//! | [`apple`] | what they take for granted of every model |
 //! | [`chunk`] | a package in two |
 //! | [`bundle`] | what apps need beside packages |
 //! | [`read`] | reading a package back and running it |
@@ -26,6 +27,7 @@
 //! | [`layers`] | the same, layer by layer |
 //! | [`parameters`] | its parameters, against the network's |
 
+pub mod apple;
 pub mod attention;
 pub mod blob;
 pub mod bundle;
