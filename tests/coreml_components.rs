@@ -354,12 +354,14 @@ fn post_training_palettes_are_those_of_the_network_that_is_compared() {
 #[test]
 fn a_bundle_holds_the_tokenizer_as_swift_reads_it() {
     let folder = tempfile::tempdir().unwrap();
-    let said = palettist(&["export", MODEL, "-o", folder.path().to_str().unwrap(), "--bundle-resources-for-swift-cli"]);
+    let output = folder.path().join("my app");
+    let said = palettist(&["export", MODEL, "-o", output.to_str().unwrap(), "--bundle-resources-for-swift-cli"]);
     if cfg!(target_os = "macos") {
         return;
     }
-    assert!(said.contains("compile.sh") && !said.contains("missing"), "{said}");
-    let resources = folder.path().join("Resources");
+    let command = format!("sh '{}'", output.join("compile.sh").display());
+    assert!(said.contains(&command) && !said.contains("missing"), "{said}");
+    let resources = output.join("Resources");
     let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
     let own = Path::new(MODEL).join("tokenizer");
     let tokens = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();

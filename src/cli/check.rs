@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::doctor::free_disk;
-use super::{Mistakes, grouped, print, size};
+use super::{Mistakes, grouped, print, shell_word, size};
 use crate::config::{self, Config, DeviceChoice, MixedPrecision, Recipe, TrainedComponent};
 use crate::data::{self, CaptionOptions, Problems, Sample, check_pictures, read_folder};
 use crate::source::{Component, Model, Tokenizer};
@@ -39,7 +39,10 @@ pub fn run(args: Args) -> Result<()> {
         print(line)?;
     }
     match report.mistakes.is_empty() {
-        true => print(format_args!("nothing wrong found; to train: palettist train {}", args.config.display())),
+        true => print(format_args!(
+            "nothing wrong found; to train: palettist train {}",
+            shell_word(&args.config.to_string_lossy())
+        )),
         false => Err(Mistakes(report.mistakes).into()),
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use tch::{Device, Kind};
 
 use super::nbits::{Nbits, forms};
-use super::{Usage, must_be_new, print};
+use super::{Usage, must_be_new, print, shell_word};
 use crate::coreml::apple::{misfits, takes_safety_checker};
 use crate::coreml::attention::AttentionImplementation;
 use crate::coreml::bundle::bundle;
@@ -272,7 +272,7 @@ pub fn run(args: Args) -> Result<()> {
         if !bundle.compiled {
             print(format_args!(
                 "this is no Mac: to compile the packages into it, on one: sh {}",
-                bundle.script.display()
+                shell_word(&bundle.script.to_string_lossy())
             ))?;
         }
     }
