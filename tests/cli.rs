@@ -291,6 +291,37 @@ fn palettes_of_every_form_go_through() {
     assert!(ok(&["verify", package]).contains("specification version 7"));
 }
 
+/// In a package each channel has a palette of its own: larger than the checkpoint, than fp16 even.
+#[test]
+fn what_scales_of_channels_cost_in_a_package_is_told() {
+    let work = Work::new();
+    let at = work.folder.path();
+    let ok = |arguments: &[&str]| {
+        let (code, out, error) = run(at, arguments);
+        assert_eq!(code, 0, "{arguments:?}: {error}");
+        (out, error)
+    };
+    let palettes = "x.palettes.safetensors";
+    let (out, error) = ok(&["palettize", MODEL, "-o", palettes, "--bits", "8", "--per-channel-scale"]);
+    let note = out
+        .lines()
+        .find(|line| line.starts_with("in a Core ML package palettes take "))
+        .unwrap_or_else(|| panic!("{out}"));
+    let warning = "10 of 10 palettized tensors take more in a Core ML package than as fp16, ";
+    assert!(error.contains(warning) && error.contains("no scales of channels, take less"), "{error}");
+    let (package, error) = ok(&["export", MODEL, "--palettes", palettes, "-o", "coreml"]);
+    assert!(error.contains(note) && error.contains(warning), "{error}");
+    let about: serde_json::Value = serde_json::from_str(&ok(&["inspect", "--json", package.trim()]).0).unwrap();
+    let each = about["palettized_bits"].as_f64().unwrap() / about["palettized_weights"].as_f64().unwrap();
+    assert!(note.contains(&format!(" {each:.3} bits each, not ")), "{note}: {each}");
+    let scaled = ["palettize.n_bits=8", "palettize.enable_per_channel_scale=true"];
+    let (out, _) = ok(&[&["check", "run.toml"], &scaled[..]].concat());
+    assert!(out.contains(note) && out.contains(warning), "{out}");
+    // Without scales there is nothing to tell.
+    let (out, error) = ok(&["palettize", MODEL, "-o", "plain.palettes.safetensors", "--bits", "8"]);
+    assert!(!out.contains("Core ML") && !error.contains("warning: "), "{out}{error}");
+}
+
 /// Not told after an hour of work.
 #[test]
 fn a_bundle_without_a_tokenizer_is_refused_before_anything_is_written() {

@@ -104,10 +104,8 @@ fn our_reader_decodes_what_was_written() {
         let costs: BTreeMap<String, u64> = package.weights().unwrap().into_iter().map(|w| (w.name, w.bytes)).collect();
         decodes(&package, &checkpoint);
         for (name, palette) in &checkpoint.palettes {
-            // Scales are multiplied into tables where they are of channels; all else takes what it takes with us.
-            if !palette.form.per_channel_scale {
-                assert_eq!(costs[&stored_name(name)] * 8, palette.stored_bits(), "{name}, {:?}", palette.form);
-            }
+            let bits = palette.form.package_bits(&palette.shape);
+            assert_eq!(costs[&stored_name(name)] * 8, bits, "{name}, {:?}", palette.form);
         }
         agrees(&Chain::from(package), &config, &checkpoint);
     }

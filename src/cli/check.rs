@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::cost::Cost;
 use super::doctor::free_disk;
 use super::{Mistakes, grouped, print, shell_word, size};
 use crate::config::{self, Config, DeviceChoice, MixedPrecision, Recipe, TrainedComponent};
@@ -239,6 +240,7 @@ impl Report {
         let (mut bits, mut total, mut palette_bits, mut palettized) = (0, 0, 0, 0);
         let mut layers: BTreeMap<u32, usize> = BTreeMap::new();
         let mut misfits = Vec::new();
+        let mut palettes = Vec::new();
         for parameter in &parameters {
             let elements = parameter.shape.iter().product::<i64>() as u64;
             let may = parameter.palettizable && component == Component::Unet;
@@ -249,6 +251,7 @@ impl Report {
                 (_, Some(form)) => {
                     palettized += elements;
                     palette_bits += form.stored_bits(&parameter.shape);
+                    palettes.push((parameter.name.as_str(), form, parameter.shape.as_slice()));
                     *layers.entry(form.bits).or_default() += 1;
                 }
                 (n, None) => {
@@ -274,6 +277,10 @@ impl Report {
                 "",
                 format!("the UNet: {} ({per_weight:.3} bits a weight); {} as fp16", size(bits / 8), size(total * 2)),
             );
+            if config.export.coreml {
+                let cost = Cost::of(palettes);
+                [cost.note(), cost.warning()].into_iter().flatten().for_each(|text| self.line("", text));
+            }
         }
         // fp32 weights and AdamW's two moments.
         let kept = config.checkpoint.checkpoints_total_limit as u64;

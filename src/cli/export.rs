@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use tch::{Device, Kind};
 
+use super::cost::Cost;
 use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print, shell_word};
 use crate::coreml::apple::{misfits, takes_safety_checker};
@@ -233,6 +234,10 @@ pub fn run(args: Args) -> Result<()> {
         check_shapes(&model, &checkpoint.shapes())?;
     }
     let tokenizer = args.bundle_resources_for_swift_cli.then(|| model.vocabulary_and_merges()).transpose()?;
+    if let Some(checkpoint) = &checkpoint {
+        let cost = Cost::of(checkpoint.palettes());
+        [cost.note(), cost.warning()].into_iter().flatten().for_each(|text| eprintln!("{text}"));
+    }
     for misfit in misfits(&model, &parts, (height, width))? {
         eprintln!("warning: {misfit}");
     }

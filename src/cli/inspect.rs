@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tch::Kind;
 
+use super::cost::Cost;
 use super::{grouped, print, size};
 use crate::coreml::read::{Package, Palettes};
 use crate::palette::{LutDtype, PalettizedCheckpoint};
@@ -55,6 +56,8 @@ pub struct Contents {
     entries: Vec<Entry>,
     metadata: Vec<(String, String)>,
     bytes: u64,
+    /// Of a checkpoint's palettes.
+    cost: Cost,
 }
 
 impl Contents {
@@ -77,7 +80,7 @@ impl Contents {
             let bits = file.bytes(&name)?.len() as u64 * 8;
             entries.push(Entry { name, shape, kind: kind_name(kind), elements, bits, palettized: false });
         }
-        Ok(Self { what: "safetensors", entries, metadata, bytes })
+        Ok(Self { what: "safetensors", entries, metadata, bytes, cost: Cost::default() })
     }
 
     /// Of a palettized checkpoint that takes `bytes` on disk.
@@ -110,7 +113,9 @@ impl Contents {
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         let metadata = checkpoint.metadata.clone().into_iter().collect();
-        Self { what: "palettized checkpoint", entries, metadata, bytes }
+        let palettes = checkpoint.palettes.iter();
+        let cost = Cost::of(palettes.map(|(name, palette)| (name.as_str(), palette.form, palette.shape.as_slice())));
+        Self { what: "palettized checkpoint", entries, metadata, bytes, cost }
     }
 
     fn package(path: &Path) -> Result<Self> {
@@ -151,7 +156,7 @@ impl Contents {
         ];
         metadata.extend(known.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_string(), v.clone())));
         metadata.extend(about.user_defined.clone());
-        Ok(Self { what: "Core ML package", entries, metadata, bytes: package.file_bytes() })
+        Ok(Self { what: "Core ML package", entries, metadata, bytes: package.file_bytes(), cost: Cost::default() })
     }
 
     /// (weights, bits) of the entries that `keep` accepts.
@@ -176,7 +181,8 @@ impl Contents {
         self.print_sums()
     }
 
-    /// What the weights take, those in palettes and all; the file's header and metadata do not count.
+    /// What the weights take, those in palettes and all; the file's header and metadata do not count. And what a package
+    /// made of them takes, where that is not the same.
     pub fn print_sums(&self) -> Result<()> {
         let (weights, bits) = self.sum(|_| true);
         let (in_palettes, palette_bits) = self.sum(|entry| entry.palettized);
@@ -188,6 +194,12 @@ impl Contents {
                 self.entries.iter().filter(|entry| entry.palettized).count(),
                 palette_bits as f64 / in_palettes as f64
             ))?;
+        }
+        if let Some(note) = self.cost.note() {
+            print(note)?;
+        }
+        if let Some(warning) = self.cost.warning() {
+            eprintln!("{warning}");
         }
         print(format_args!(
             "{} tensors, {} weights, {}: {:.3} bits a weight; {} as fp16",

@@ -8,6 +8,7 @@
 
 mod analyze;
 mod check;
+mod cost;
 mod demo;
 mod doctor;
 mod evaluate;

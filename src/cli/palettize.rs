@@ -46,7 +46,8 @@ pub struct Args {
     /// Weights that an entry holds: 1, 2 or 4
     #[arg(long, value_name = "D", default_value_t = 1)]
     cluster_dim: usize,
-    /// Multiplies each output channel by a number of its own
+    /// Multiplies each output channel by a number of its own; in a Core ML package each channel then has a palette of its
+    /// own, which takes more
     #[arg(long)]
     per_channel_scale: bool,
     /// What an entry is stored as: f16, or i8 with a scale

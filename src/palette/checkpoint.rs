@@ -237,6 +237,11 @@ impl PalettizedFile {
         palettes.chain(self.dense.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()))).collect()
     }
 
+    /// Names, forms and shapes of the parameters that are palettes.
+    pub fn palettes(&self) -> impl Iterator<Item = (&str, Form, &[i64])> {
+        self.headers.iter().map(|(name, header)| (name.as_str(), header.form(), header.shape.as_slice()))
+    }
+
     /// As [`PalettizedCheckpoint::needs_ios18`].
     pub fn needs_ios18(&self) -> Option<(&str, &'static str)> {
         self.headers.iter().find_map(|(name, header)| Some((name.as_str(), header.form().needs_ios18()?)))

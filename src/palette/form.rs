@@ -141,6 +141,16 @@ impl Form {
         let entry = if self.lut_dtype == LutDtype::I8 { 8 } else { 16 };
         indices + entries * entry + self.scales(shape) as u64 * 16
     }
+
+    /// Bits that it takes in a Core ML package, if it fits. Where channels have scales each has a table of its own there,
+    /// its scale multiplied in; only that of 8-bit entries stays beside its table.
+    pub fn package_bits(&self, shape: &[i64]) -> u64 {
+        if !self.per_channel_scale {
+            return self.stored_bits(shape);
+        }
+        let channels = Self { group_size: Some(1), per_channel_scale: false, ..*self };
+        channels.stored_bits(shape)
+    }
 }
 
 #[cfg(test)]
