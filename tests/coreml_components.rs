@@ -141,6 +141,11 @@ fn components_are_named_and_checked() {
     assert!(said.contains("--component leaves vae_decoder out"), "{said}");
     let said = refused(&["--format", "diffusers", "--quantize-nbits", "4"]);
     assert!(said.contains("--quantize-nbits: for Core ML packages"), "{said}");
+    let palettes = folder.path().join("x.palettes.safetensors");
+    let palettes = palettes.to_str().unwrap();
+    palettist(&["palettize", MODEL, "-o", palettes, "--bits", "4"]);
+    let said = refused(&["--palettes", palettes, "--quantize-nbits", "4"]);
+    assert!(said.contains("--quantize-nbits has nothing to palettize"), "{said}");
     let said = refused(&["--latent-w", "99999"]);
     assert!(said.contains("from 1 to 4096"), "{said}");
     assert!(!folder.path().join(name("unet")).exists());

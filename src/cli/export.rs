@@ -190,8 +190,14 @@ pub fn run(args: Args) -> Result<()> {
         let message = format!("--quantize-nbits {0}=…: --component leaves {0} out", part.name());
         return Err(Usage(message).into());
     }
+    let palettized = |part: Part| part == Part::Unet && checkpoint.is_some();
+    if args.quantize_nbits.is_some() && !parts.iter().any(|&part| nbits.of(part).is_some() && !palettized(part)) {
+        let message = "--quantize-nbits has nothing to palettize: the UNet's palettes are those of --palettes, and \
+                       --component names no other network";
+        return Err(Usage(message.into()).into());
+    }
     let small = parts.iter().find_map(|&part| {
-        let form = nbits.of(part).filter(|_| part != Part::Unet || checkpoint.is_none())?;
+        let form = nbits.of(part).filter(|_| !palettized(part))?;
         Some((part.name(), form.needs_ios18()?))
     });
     let lowest = checkpoint.as_ref().and_then(PalettizedFile::needs_ios18).or(small);
