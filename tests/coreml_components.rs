@@ -3,7 +3,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::checker;
 use palettist::coreml::apple::misfits;
@@ -262,6 +262,25 @@ fn an_export_that_was_cut_off_is_done_again() {
     let said = refused(&["--overwrite"]);
     assert!(said.contains("_unet_chunk2.mlpackage exists and is not a Core ML package"), "{said}");
     assert!(place(&packages[1]).join("Data").is_dir());
+}
+
+/// Whichever comes later, and however late: what the other wrote is in its way.
+#[test]
+fn two_exports_into_one_folder_do_not_mix() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["export", MODEL, "-o", folder.path().to_str().unwrap(), "--component", "all"];
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_palettist"));
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let outputs = [start(), start()].map(|process| process.wait_with_output().unwrap());
+    for output in outputs.iter().filter(|output| !output.status.success()) {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.trim_end().ends_with("is left as it is: --overwrite replaces it"), "{said}");
+    }
+    assert!(std::fs::read_dir(folder.path()).unwrap().all(|entry| Package::open(&entry.unwrap().path()).is_ok()));
+    palettist(&[&arguments[..], &["--overwrite"]].concat());
 }
 
 /// A UNet's package beside another model is told in a line, whatever it is that does not fit.

@@ -270,6 +270,34 @@ fn what_is_there_is_not_overwritten_unasked() {
     assert!(export(&weights, true).unwrap_err().to_string().contains("is not a Core ML package"));
 }
 
+/// Two exports into one folder at the same time, here one within the other.
+#[test]
+fn what_another_export_wrote_meanwhile_is_told_or_replaced() {
+    let config = config(false);
+    let weights = weights(&config);
+    let other: Weights = weights.iter().map(|(name, tensor)| (name.clone(), tensor * 0.5)).collect();
+    for overwrite in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = UnetOptions { overwrite, ..UnetOptions::new(&config) };
+        let mut written = Vec::new();
+        let exported = export_unet(&config, &weights, &options, &metadata(), folder.path(), &mut |done, _| {
+            if done == 1 {
+                let options = UnetOptions { overwrite: false, ..options.clone() };
+                let path = export_unet(&config, &other, &options, &metadata(), folder.path(), &mut |_, _| {}).unwrap();
+                written = files(&path);
+            }
+        });
+        let left: Vec<PathBuf> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!(files(&left[0]) == written, !overwrite);
+        let error = exported.err().map(|error| format!("{error:#}"));
+        let said = error.as_deref().is_some_and(|error| {
+            error.ends_with("unet.mlpackage was written by another export meanwhile and is left as it is")
+        });
+        assert_eq!((said, error.is_none()), (!overwrite, overwrite), "{error:?}");
+    }
+}
+
 /// Validates each package of the folder, loads it with coremltools, runs it on its inputs in fp32 and in fp16.
 const CHECK: &str = r#"
 import glob, json, sys, numpy, coremltools

@@ -148,10 +148,20 @@ fn all(model: &Model, height: i64, width: i64) -> Result<Vec<Part>> {
 
 /// Refuses a place where something is that is not to be replaced.
 fn may_be_written(path: &Path, overwrite: bool) -> Result<(), Usage> {
-    replaces(path, overwrite).map(drop).map_err(|occupied| {
-        let hint = if matches!(occupied, Occupied::Package(_)) { ": --overwrite replaces it" } else { "" };
-        Usage(format!("{occupied}{hint}"))
-    })
+    replaces(path, overwrite).map(drop).map_err(|occupied| refusal(&occupied))
+}
+
+fn refusal(occupied: &Occupied) -> Usage {
+    let hint = if matches!(occupied, Occupied::Other(_)) { "" } else { ": --overwrite replaces it" };
+    Usage(format!("{occupied}{hint}"))
+}
+
+/// What another export wrote while this one worked is in the way as what was there before.
+fn refused_late(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<Occupied>() {
+        Some(occupied) => refusal(occupied).into(),
+        None => error,
+    }
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -266,11 +276,11 @@ pub fn run(args: Args) -> Result<()> {
             }
         };
         if part == Part::Unet && args.chunk_unet {
-            for path in export_in_chunks(&path(part), options.overwrite, export)? {
+            for path in export_in_chunks(&path(part), options.overwrite, export).map_err(refused_late)? {
                 print(path.display())?;
             }
         } else {
-            print(export(&args.output)?.display())?;
+            print(export(&args.output).map_err(refused_late)?.display())?;
         }
     }
     if let Some(tokenizer) = tokenizer {

@@ -3,7 +3,7 @@
 //! Identifiers come from what the package holds, so that equal models give equal bytes.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{self, BufWriter, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -27,6 +27,9 @@ pub type WeightFile = BlobWriter<BufWriter<File>>;
 pub enum Occupied {
     #[error("{} exists already and is left as it is", .0.display())]
     Package(PathBuf),
+    /// Which was not there when writing began.
+    #[error("{} was written by another export meanwhile and is left as it is", .0.display())]
+    Meanwhile(PathBuf),
     #[error("{} exists and is not a Core ML package: it is left as it is", .0.display())]
     Other(PathBuf),
 }
@@ -50,24 +53,27 @@ pub fn replaces(path: &Path, overwrite: bool) -> Result<bool, Occupied> {
 /// `build` writes the weights and returns the model with the digest of [`BlobWriter::finish`].
 ///
 /// # Errors
-/// Those of [`replaces`]; what `build` returned; when the files cannot be written.
+/// Those of [`replaces`], or [`Occupied::Meanwhile`]; what `build` returned; when the files cannot be written.
 pub fn write_package(
     path: &Path,
     overwrite: bool,
     build: impl FnOnce(WeightFile) -> Result<(Model, [u8; 32])>,
 ) -> Result<()> {
-    let old = replaces(path, overwrite)?.then(|| beside(path, OLD));
+    replaces(path, overwrite)?;
+    let mut old = None;
     remove_leftovers(path, PART);
     let mut held = None;
     let written = write_atomically(path, |part| {
         fs::create_dir(part).with_context(|| format!("cannot create {}", part.display()))?;
         held = hold(part);
         write_into(part, build)?;
-        match &old {
-            Some(old) => fs::rename(path, old).with_context(|| format!("cannot replace {}", path.display())),
-            None => Ok(()),
+        if overwrite && replaces(path, overwrite)? {
+            let old = old.insert(beside(path, OLD));
+            fs::rename(path, old).with_context(|| format!("cannot replace {}", path.display()))?;
         }
-    });
+        Ok(())
+    })
+    .map_err(|error| meanwhile(error, path));
     drop(held);
     if let Some(old) = old.filter(|old| old.exists()) {
         match written {
@@ -80,6 +86,16 @@ pub fn write_package(
         remove_leftovers(path, OLD);
     }
     written
+}
+
+/// The error as it is, or [`Occupied::Meanwhile`] where it is that a package came to `path` while another was written.
+fn meanwhile(error: anyhow::Error, path: &Path) -> anyhow::Error {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let full = kinds.into_iter().any(|kind| matches!(kind, ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists));
+    match replaces(path, false) {
+        Err(Occupied::Package(path)) if full => Occupied::Meanwhile(path).into(),
+        _ => error,
+    }
 }
 
 fn write_into(package: &Path, build: impl FnOnce(WeightFile) -> Result<(Model, [u8; 32])>) -> Result<()> {
