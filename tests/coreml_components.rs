@@ -146,6 +146,8 @@ fn components_are_named_and_checked() {
     palettist(&["palettize", MODEL, "-o", palettes, "--bits", "4"]);
     let said = refused(&["--palettes", palettes, "--quantize-nbits", "4"]);
     assert!(said.contains("--quantize-nbits has nothing to palettize"), "{said}");
+    let said = refused(&["--model-version", "two\nlines"]);
+    assert!(said.contains(r#""two\nlines" has control characters"#), "{said}");
     let said = refused(&["--latent-w", "99999"]);
     assert!(said.contains("from 1 to 4096"), "{said}");
     assert!(!folder.path().join(name("unet")).exists());

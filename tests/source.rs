@@ -283,6 +283,15 @@ fn what_is_not_a_model_folder_is_told_what_is() {
     drop(folder);
 }
 
+/// Packages are named after it.
+#[test]
+fn a_folder_by_a_path_without_a_name_is_called_by_its_own() {
+    let (_folder, model) = pipeline();
+    for path in [model.clone(), model.join("."), model.join("unet/..")] {
+        assert_eq!(open(&path).name(), "model", "{}", path.display());
+    }
+}
+
 #[test]
 fn a_copied_model_has_the_new_weights_and_the_rest() {
     let (folder, path) = pipeline();

@@ -232,6 +232,9 @@ pub fn run(args: Args) -> Result<()> {
         overwrite: args.overwrite,
     };
     let name = args.model_version.clone().unwrap_or_else(|| model.name().to_owned());
+    if name.chars().any(char::is_control) {
+        return Err(Usage(format!("{name:?} has control characters: --model-version takes a name without")).into());
+    }
     let metadata = PackageMetadata::of_folder(&name, model.path());
     let path = |part: Part| {
         args.output.join(metadata.package_name(if part == Part::Unet { options.component() } else { part.name() }))

@@ -62,7 +62,12 @@ impl Model {
         }
         if path.is_dir() {
             let is_xl = folder::check(path)?;
-            return Ok(Self { name: named(path.file_name()), form: Form::Folder(path.to_owned()), is_xl });
+            // `.` and `..` have no name of their own.
+            let name = match path.file_name() {
+                Some(name) => named(Some(name)),
+                None => named(path.canonicalize()?.file_name()),
+            };
+            return Ok(Self { name, form: Form::Folder(path.to_owned()), is_xl });
         }
         let is_file_name = path.extension().is_some_and(|extension| extension == "safetensors" || extension == "ckpt");
         if hub::is_id(model) && !is_file_name {
