@@ -209,6 +209,12 @@ fn wrong_command_lines_exit_with_2() {
     assert!(palettize(&["--bits", "2", "--cluster-dim", "3"]).contains("--cluster-dim is 3"));
     assert!(palettize(&["--bits", "2", "--group-axis", "1"]).contains("--group-axis is 1, but there are no groups"));
     assert!(palettize(&["--bits", "2", "--lut-dtype", "u8"]).contains("i8"));
+    for side in ["--latent-h", "--latent-w"] {
+        let error = fails(folder.path(), &["export", MODEL, "-o", "x", side, "-3"], 2);
+        assert!(error.contains("--latent-h and --latent-w are from 1 to 4096"), "{error}");
+    }
+    // A number like another: what is wrong is the package.
+    assert!(fails(folder.path(), &["verify", "no.mlpackage", "--min-psnr", "-5"], 1).contains("no.mlpackage"));
     let scaled = ["--bits", "2", "--cluster-dim", "2", "--per-channel-scale"];
     assert!(palettize(&scaled).contains("--per-channel-scale goes only with"));
     assert!(palettize(&[&grouped[..], &["7"]].concat()).contains("no weight fits; "));

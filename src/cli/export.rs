@@ -65,10 +65,10 @@ pub struct Args {
     #[arg(long, value_name = "TARGET")]
     min_deployment_target: Option<Target>,
     /// Height of the latents, an eighth of the picture's; the model's own if not given
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     latent_h: Option<i64>,
     /// Width of the latents
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     latent_w: Option<i64>,
     /// A batch of one: two calls a step for classifier-free guidance, less memory
     #[arg(long)]

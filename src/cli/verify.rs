@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, requires = "against", value_name = "N")]
     quantize_nbits: Option<Nbits>,
     /// Less than this many dB, in either arithmetic, is a failure
-    #[arg(long, default_value_t = 35.0)]
+    #[arg(long, default_value_t = 35.0, allow_negative_numbers = true)]
     min_psnr: f64,
     /// Compares every layer too, and shows where the error grows
     #[arg(long, requires = "against")]
