@@ -147,7 +147,7 @@ fn forms_survive_split_attention_and_chunks() {
         let folder = tempfile::tempdir().unwrap();
         let whole =
             export_as(AttentionImplementation::SplitEinsumV2, &config, &checkpoint, target, folder.path()).unwrap();
-        let chunks = cut_package(&whole, folder.path(), false).unwrap();
+        let chunks = cut_package(&whole, &folder.path().join("chunks/whole.mlpackage"), false).unwrap();
         let whole = Package::open(&whole).unwrap();
         assert_eq!(decodes(&whole, &checkpoint), checkpoint.palettes.len());
         let chain = Chain::open(&chunks[0]).unwrap();

@@ -11,6 +11,7 @@ use palettist::coreml::attention::AttentionImplementation::{self, Original, Spli
 use palettist::coreml::chunk::export_in_chunks;
 use palettist::coreml::export::{UnetOptions, export_unet};
 use palettist::coreml::layers::Recording;
+use palettist::coreml::metadata::CUT_FROM;
 use palettist::coreml::program::Target;
 use palettist::coreml::read::{Chain, DataType, Package, Precision, evaluate, psnr};
 use palettist::coreml::verify::{Settings, UnetInputs, verify_unet};
@@ -153,11 +154,16 @@ fn chunks_are_the_whole() {
             UnetOptions { attention, target, controlnet, height: size.0, width: size.1, ..UnetOptions::new(&config) };
         let export = |folder: &Path| export_unet(&config, weights, &options, &metadata(), folder, &mut |_, _| {});
         let whole = Package::open(&export(folder.path()).unwrap()).unwrap();
-        let paths = export_in_chunks(whole.path(), false, export).unwrap();
+        let place = folder.path().join("chunks").join(whole.path().file_name().unwrap());
+        let paths = export_in_chunks(&place, false, export).unwrap();
         let chain = Chain::open(&paths[0]).unwrap();
-        let mut left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
-        left.sort();
-        assert_eq!(left, [whole.path(), &paths[0], &paths[1]]);
+        let left = || {
+            let mut left: Vec<_> =
+                std::fs::read_dir(place.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+            left.sort();
+            left
+        };
+        assert_eq!(left(), paths);
 
         let [first, second] = chain.packages() else { panic!("not two chunks") };
         let bytes = [first, second].map(|chunk| chunk.weights().unwrap().iter().map(|w| w.bytes).sum::<u64>());
@@ -169,10 +175,9 @@ fn chunks_are_the_whole() {
         for chunk in [first, second] {
             let (about, of_whole) = (chunk.metadata(), whole.metadata());
             assert_eq!((&about.author, &about.license), (&of_whole.author, &of_whole.license));
-            assert_eq!(
-                (&about.version_string, &about.user_defined),
-                (&of_whole.version_string, &of_whole.user_defined)
-            );
+            let mut user_defined = about.user_defined.clone();
+            assert_eq!(user_defined.remove(CUT_FROM), first.metadata().user_defined.get(CUT_FROM).cloned());
+            assert_eq!((&about.version_string, &user_defined), (&of_whole.version_string, &of_whole.user_defined));
             assert!(chunk.inputs().iter().chain(chunk.outputs()).all(|feature| !feature.description.is_empty()));
         }
         assert_eq!(chain.inputs(), whole.inputs());
@@ -192,10 +197,19 @@ fn chunks_are_the_whole() {
             let got = chain.evaluate(&inputs, precision, &mut |_, _| Ok(())).unwrap();
             assert!(got["noise_pred"].equal(&expected["noise_pred"]), "{target}, {attention}, {precision:?}");
         }
-        // Again: what is there stays.
-        let error = format!("{:#}", export_in_chunks(whole.path(), false, export).unwrap_err());
+        // Again: what is there stays, or goes for the same bytes.
+        let error = format!("{:#}", export_in_chunks(&place, false, export).unwrap_err());
         assert!(error.contains("chunk1.mlpackage exists already"), "{error}");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+        assert_eq!(left(), paths);
+        let model = |path: &Path| std::fs::read(path.join("Data/com.apple.CoreML/model.mlmodel")).unwrap();
+        let before = model(&paths[1]);
+        assert_eq!(export_in_chunks(&place, true, export).unwrap(), paths);
+        assert_eq!((left(), model(&paths[1])), (paths.to_vec(), before));
+        // A UNet is there in one form.
+        let error = format!("{:#}", export_in_chunks(whole.path(), false, export).unwrap_err());
+        assert!(error.contains("unet.mlpackage exists already"), "{error}");
+        let paths = export_in_chunks(whole.path(), true, export).unwrap();
+        assert!(paths.iter().all(|path| path.exists()) && !whole.path().exists());
     }
 }
 
@@ -209,9 +223,25 @@ fn chunks_that_do_not_belong_together_are_refused() {
         let export = |folder: &Path| export_unet(&config, &floats, &options, &metadata(), folder, &mut |_, _| {});
         export_in_chunks(&folder.path().join(height.to_string()).join("whole"), false, export).unwrap()
     });
-    let packages = [&chunks[0][0], &chunks[1][1]].map(|path| Package::open(path).unwrap());
-    let error = format!("{:#}", Chain::new(packages.into()).unwrap_err());
+    let refused = |paths: [&Path; 2]| {
+        let packages = paths.map(|path| Package::open(path).unwrap());
+        let error = Chain::new(packages.into()).err();
+        format!("{:#}", error.expect("they do not belong together"))
+    };
+    let error = refused([&chunks[0][0], &chunks[1][1]]);
     assert!(error.contains("_chunk2.mlpackage takes") && error.contains("it is given FLOAT32[2, "), "{error}");
+    // The second first.
+    let error = refused([&chunks[0][1], &chunks[0][0]]);
+    assert!(error.contains("_chunk1.mlpackage does not take noise_pred, which "), "{error}");
+    // Cut alike, but other weights.
+    let mut floats = weights(&config);
+    let changed = &floats["conv_in.weight"] * 1.5;
+    floats.insert("conv_in.weight".to_owned(), changed);
+    let export =
+        |folder: &Path| export_unet(&config, &floats, &UnetOptions::new(&config), &metadata(), folder, &mut |_, _| {});
+    let others = export_in_chunks(&folder.path().join("others/whole"), false, export).unwrap();
+    let error = refused([&chunks[0][0], &others[1]]);
+    assert!(error.contains("are halves of different packages"), "{error}");
 }
 
 /// A package of a hundred kilobytes can ask for any amount of memory: that is told before it runs, network and all.
@@ -380,6 +410,16 @@ fn the_command_line_exports_and_verifies_chunks() {
     assert!(packages[0].ends_with("_control-unet_chunk1.mlpackage"), "{said}");
     let (code, again) = run(&arguments);
     assert!(code == 2 && again.contains("_chunk1.mlpackage exists already"), "{again}");
+    // Whole, it would be passed over for the chunks that are there.
+    let whole: Vec<&str> = arguments.iter().copied().filter(|argument| *argument != "--chunk-unet").collect();
+    let (code, again) = run(&whole);
+    assert!(code == 2 && again.contains("_chunk1.mlpackage exists already"), "{again}");
+    let (code, said_again) = run(&[&whole[..], &["--overwrite"]].concat());
+    assert!(code == 0 && packages.iter().all(|path| !Path::new(path).exists()), "{said_again}");
+    let (code, again) = run(&arguments);
+    assert!(code == 2 && again.contains("_control-unet.mlpackage exists already"), "{again}");
+    let (code, said_again) = run(&[&arguments[..], &["--overwrite"]].concat());
+    assert!(code == 0 && !Path::new(&packages[0].replace("_chunk1", "")).exists(), "{said_again}");
 
     let (code, said) = run(&["verify", packages[0], packages[1], "--against", model, "--layers"]);
     assert_eq!(code, 0, "{said}");

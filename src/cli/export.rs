@@ -18,7 +18,7 @@ use crate::coreml::components::{
 };
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use crate::coreml::interface::{Destination, Weighted};
-use crate::coreml::package::{Occupied, replaces};
+use crate::coreml::package::{Occupied, put_in_place, replaces};
 use crate::coreml::program::Target;
 use crate::coreml::velocity::Velocity;
 use crate::coreml::weights::{PostTraining, WeightSource};
@@ -242,11 +242,10 @@ pub fn run(args: Args) -> Result<()> {
     // Before the work, not after an hour of it.
     for part in &parts {
         let whole = path(*part);
-        if *part == Part::Unet && args.chunk_unet {
-            chunk_paths(&whole, &args.output).iter().try_for_each(|path| may_be_written(path, args.overwrite))?;
-        } else {
-            may_be_written(&whole, args.overwrite)?;
-        }
+        // A UNet is there whole or in chunks, not both: programs would take the chunks, however old.
+        let chunks = chunk_paths(&whole);
+        let places = std::iter::once(&whole).chain(chunks.iter().filter(|_| *part == Part::Unet));
+        places.into_iter().try_for_each(|path| may_be_written(path, args.overwrite))?;
         model.check(part.component())?;
     }
     if let Some(checkpoint) = &checkpoint {
@@ -283,7 +282,11 @@ pub fn run(args: Args) -> Result<()> {
                 print(path.display())?;
             }
         } else {
-            print(export(&args.output).map_err(refused_late)?.display())?;
+            let written = export(&args.output).map_err(refused_late)?;
+            if part == Part::Unet && args.overwrite {
+                put_in_place(&[], &chunk_paths(&written))?;
+            }
+            print(written.display())?;
         }
     }
     if let Some(tokenizer) = tokenizer {

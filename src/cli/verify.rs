@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::doctor::memory;
 use super::nbits::{Nbits, forms};
-use super::{Usage, print};
+use super::{Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
 use crate::coreml::layers::Recording;
 use crate::coreml::read::{Chain, Precision};
@@ -41,7 +41,8 @@ pub struct Args {
     /// The palettes that were made on the way into the packages: what `export` was told
     #[arg(long, requires = "against", value_name = "N")]
     quantize_nbits: Option<Nbits>,
-    /// Less than this many dB, in either arithmetic, is a failure
+    /// Less than this many dB, in either arithmetic, is a failure, as are parameters that are not the model's or, where
+    /// palettes are given, not theirs
     #[arg(long, default_value_t = 35.0, allow_negative_numbers = true)]
     min_psnr: f64,
     /// Compares every layer too, and shows where the error grows
@@ -92,14 +93,20 @@ pub fn run(args: Args) -> Result<()> {
         }
         let report = against(path, model, checkpoint.as_ref(), &nbits, args.layers)?;
         print(format!("{report}").trim_end())?;
-        let least = report.least(Precision::Float32).min(report.least(Precision::Float16));
-        // A NaN is a failure too.
-        if least.is_nan() || least < args.min_psnr {
-            failed.push(format!("{}: {least:.1} dB", path.display()));
+        let (single, half) = (report.least(Precision::Float32), report.least(Precision::Float16));
+        let mut fault = |what: String| failed.push(format!("{}: {what}", path.display()));
+        if single.min(half).is_nan() || single.min(half) < args.min_psnr {
+            fault(format!("{:.1} dB, less than {}", single.min(half), args.min_psnr));
+        }
+        if half == f64::NEG_INFINITY && single.is_finite() {
+            fault("values pass what fp16 holds, 65504; --layers shows where".to_owned());
+        }
+        if let Some(parameters) = report.parameters.filter(|parameters| !parameters.others.is_empty()) {
+            fault(parameters.to_string());
         }
     }
     if !failed.is_empty() {
-        bail!("less than {} dB: {}", args.min_psnr, failed.join(", "));
+        return Err(Mistakes(failed).into());
     }
     Ok(())
 }
@@ -130,6 +137,7 @@ pub fn against(
             part = Part::TextEncoder2;
         }
     }
+    settings.palettized = nbits.of_model(part, model)?.is_some() || (part == Part::Unet && palettes.is_some());
     let own = || match nbits.of_model(part, model)? {
         None => model.weights(part.component(), Kind::Float, Device::Cpu),
         Some(form) => {

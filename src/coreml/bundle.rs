@@ -158,6 +158,18 @@ mod tests {
         ];
         assert_eq!(names(there.resources), expected);
         assert_eq!(names(folder.path().join("MochiDiffusion/models/it's new")), expected);
+        // Then the UNet whole: chunks, which programs take first, are gone from everywhere.
+        for chunk in ["unet_chunk1", "unet_chunk2"] {
+            fs::remove_dir(folder.path().join(metadata.package_name(chunk))).unwrap();
+        }
+        fs::create_dir(folder.path().join(metadata.package_name("unet"))).unwrap();
+        let there = bundle(folder.path(), &metadata, AttentionImplementation::SplitEinsum, &texts).unwrap();
+        let mut command = Command::new("sh");
+        command.arg(&there.script).arg("--mochi").env("PATH", &path).env("HOME", folder.path());
+        assert!(command.output().unwrap().status.success());
+        let expected = ["SafetyChecker.mlmodelc", "TextEncoder.mlmodelc", "Unet.mlmodelc", "merges.txt", "vocab.json"];
+        assert_eq!(names(there.resources), expected);
+        assert_eq!(names(folder.path().join("MochiDiffusion/models/it's new")), expected);
         // A script that cannot find the compiler says so.
         let output = Command::new("sh").arg(&there.script).output().unwrap();
         assert!(!output.status.success());

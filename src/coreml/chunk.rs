@@ -19,57 +19,69 @@ use prost::Message;
 
 use super::blob::{BlobType, BlobWriter};
 use super::interface::feature;
-use super::package::{replaces, write_package};
+use super::metadata::CUT_FROM;
+use super::package::{put_in_place, replaces, write_package};
 use super::program::{Parameter, ProgramBuilder, Target, Var};
 use super::proto::data_type::{FLOAT16, FLOAT32};
 use super::proto::{self, BindingKind, DimensionKind, Model, Operation, Value, ValueKind, ValueTypeKind};
 use super::proto::{NamedValueType, array_type};
-use crate::source::beside::{WHOLE, beside, folder_of, hold, missing_folders, remove_empty, remove_leftovers};
+use crate::source::beside::{PART, WHOLE, beside, hold, missing_folders, remove_empty, remove_leftovers};
+use crate::source::files::at_place;
 
 /// How much larger than the best the larger half may be, where that makes the border smaller.
 const TOLERANCE: f64 = 1.01;
 
-/// Cuts the package `whole` into two in `folder`, `…_chunk1.mlpackage` and `…_chunk2.mlpackage`, and returns their
-/// paths. `whole` stays.
+/// Cuts `package` into the chunks of `whole`, which is its place or where it would be, and returns their paths. A package
+/// at `whole` goes when they are there, since programs take one form of a UNet and apps should not hold two.
 ///
 /// # Errors
-/// When a chunk exists and is not to be overwritten, `whole` is no package that Palettist wrote, or files cannot be
-/// read or written. No chunk is left behind.
-pub fn cut_package(whole: &Path, folder: &Path, overwrite: bool) -> Result<[PathBuf; 2]> {
-    let paths = chunk_paths(whole, folder);
-    for path in &paths {
-        replaces(path, overwrite)?;
-    }
-    let place = || format!("cannot cut {}", whole.display());
-    let folder = whole.join("Data").join("com.apple.CoreML");
-    let bytes = fs::read(folder.join("model.mlmodel")).with_context(place)?;
-    let model = Model::decode(&bytes[..]).with_context(place)?;
+/// Those of [`export_in_chunks`].
+pub fn cut_package(package: &Path, whole: &Path, overwrite: bool) -> Result<[PathBuf; 2]> {
+    let paths = chunk_paths(whole);
+    let may_go = || [whole, &paths[0], &paths[1]].into_iter().try_for_each(|path| replaces(path, overwrite).map(drop));
+    may_go()?;
+    let place = || format!("cannot cut {}", package.display());
+    let data = package.join("Data").join("com.apple.CoreML");
+    let bytes = fs::read(data.join("model.mlmodel")).with_context(place)?;
+    let mut model = Model::decode(&bytes[..]).with_context(place)?;
     drop(bytes);
-    let mut weights = WeightFile::open(&folder.join("weights").join("weight.bin")).with_context(place)?;
+    let manifest = fs::read(package.join("Manifest.json")).with_context(place)?;
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).with_context(place)?;
+    let identifier = manifest["rootModelIdentifier"].as_str().with_context(place)?;
+    let metadata = model.description.get_or_insert_default().metadata.get_or_insert_default();
+    metadata.user_defined.insert(CUT_FROM.to_owned(), identifier.to_owned());
+    let mut weights = WeightFile::open(&data.join("weights").join("weight.bin")).with_context(place)?;
     let cut = Cut::of(&model, &mut weights).with_context(place)?;
-    for (chunk, path) in paths.iter().enumerate() {
-        let written = write_package(path, overwrite, |file| cut.chunk(&model, chunk, &mut weights, file));
-        if let Err(error) = written {
-            if chunk == 1 {
-                fs::remove_dir_all(&paths[0]).with_context(|| format!("cannot remove {}", paths[0].display()))?;
-            }
-            return Err(error);
-        }
-    }
-    Ok(paths)
+    // Both lie ready before the first is put in its place.
+    remove_leftovers(whole, PART);
+    let aside = beside(whole, PART);
+    fs::create_dir_all(&aside).with_context(|| format!("cannot create {}", aside.display()))?;
+    let held = hold(&aside);
+    let ready = paths.clone().map(|path| [aside.join(path.file_name().unwrap_or_default()), path]);
+    let written = ready.iter().enumerate().try_for_each(|(chunk, [beside, path])| {
+        write_package(beside, false, |file| cut.chunk(&model, chunk, &mut weights, file))
+            .map_err(|error| at_place(error, path))
+    });
+    // Another export may have written one meanwhile.
+    let written = written.and_then(|()| Ok(may_go()?)).and_then(|()| put_in_place(&ready, &[whole.to_owned()]));
+    drop(held);
+    fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
+    written.map(|()| paths)
 }
 
 /// Where the chunks of the package `whole` go.
-pub fn chunk_paths(whole: &Path, folder: &Path) -> [PathBuf; 2] {
+pub fn chunk_paths(whole: &Path) -> [PathBuf; 2] {
     let stem = whole.file_stem().unwrap_or_default().to_string_lossy();
-    ["chunk1", "chunk2"].map(|chunk| folder.join(format!("{stem}_{chunk}.mlpackage")))
+    ["chunk1", "chunk2"].map(|chunk| whole.with_file_name(format!("{stem}_{chunk}.mlpackage")))
 }
 
 /// Writes a package with `export`, which is given a folder, and leaves only its chunks, beside `whole`, where it would be
-/// itself. Needs room on disk for the package twice.
+/// itself: `…_chunk1.mlpackage` and `…_chunk2.mlpackage`, whose paths it returns. With `overwrite` they replace chunks, and
+/// a package at `whole`. Needs room on disk for the package twice.
 ///
 /// # Errors
-/// What `export` returns, and those of [`cut_package`].
+/// What `export` returns; when one of these places is taken and is not to be overwritten, when the package is none that
+/// Palettist wrote, or files cannot be read or written. All is then as it was.
 pub fn export_in_chunks(
     whole: &Path,
     overwrite: bool,
@@ -80,7 +92,8 @@ pub fn export_in_chunks(
     let made = missing_folders(&aside);
     fs::create_dir_all(&aside).with_context(|| format!("cannot create {}", aside.display()))?;
     let held = hold(&aside);
-    let chunks = export(&aside).and_then(|package| cut_package(&package, folder_of(whole), overwrite));
+    let chunks = export(&aside).map_err(|error| at_place(error, whole));
+    let chunks = chunks.and_then(|package| cut_package(&package, whole, overwrite));
     fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
     drop(held);
     if chunks.is_err() {

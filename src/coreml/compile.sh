@@ -26,6 +26,13 @@ fi
 compile() { # package, its name in Resources/
     compiled="Resources/$(basename "$1" .mlpackage).mlmodelc"
     rm -rf -- "$compiled" "Resources/$2.mlmodelc"
+    # A UNet is there whole or in chunks: programs take chunks, however old, before the whole.
+    whole="${2%Chunk[12]}"
+    if [ "$2" = "$whole" ]; then
+        rm -rf -- "Resources/${whole}Chunk1.mlmodelc" "Resources/${whole}Chunk2.mlmodelc"
+    else
+        rm -rf -- "Resources/$whole.mlmodelc"
+    fi
     xcrun coremlcompiler compile "$1" Resources
     mv -- "$compiled" "Resources/$2.mlmodelc"
     echo "Resources/$2.mlmodelc"
@@ -36,6 +43,11 @@ case "${1-}" in
 --mochi)
     models="$HOME/MochiDiffusion/models/$name"
     mkdir -p -- "$models"
+    for network in Unet ControlledUnet; do
+        if [ -e "Resources/$network.mlmodelc" ] || [ -e "Resources/${network}Chunk1.mlmodelc" ]; then
+            rm -rf -- "$models/$network.mlmodelc" "$models/${network}Chunk1.mlmodelc" "$models/${network}Chunk2.mlmodelc"
+        fi
+    done
     cp -R Resources/. "$models"
     echo "$models"
     ;;

@@ -7,6 +7,10 @@ use std::path::Path;
 
 use super::proto;
 
+/// What the chunks of one package say among their further entries, and no others: the identifier of that package, which is
+/// made of all that it holds.
+pub const CUT_FROM: &str = "palettist.cut_from";
+
 /// What a package says about where it comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackageMetadata {

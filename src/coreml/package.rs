@@ -98,6 +98,34 @@ fn meanwhile(error: anyhow::Error, path: &Path) -> anyhow::Error {
     }
 }
 
+/// Puts packages that lie ready, each at the first path of a pair, to their places, the second, where they replace what is
+/// there; `superseded` goes too. All of it happens or none, and a process that is killed meanwhile was within a few renames.
+///
+/// # Errors
+/// When files cannot be moved.
+pub fn put_in_place(ready: &[[PathBuf; 2]], superseded: &[PathBuf]) -> Result<()> {
+    let (mut moves, mut old) = (Vec::new(), Vec::new());
+    for path in superseded.iter().chain(ready.iter().map(|[_, place]| place)).filter(|path| path.exists()) {
+        let aside = beside(path, OLD);
+        old.push(aside.clone());
+        moves.push([path.clone(), aside]);
+    }
+    moves.extend(ready.iter().cloned());
+    for (done, [from, to]) in moves.iter().enumerate() {
+        if let Err(error) = fs::rename(from, to) {
+            for [from, to] in moves[..done].iter().rev() {
+                fs::rename(to, from).with_context(|| format!("cannot put back {}", from.display()))?;
+            }
+            return Err(error).with_context(|| format!("cannot write {}", to.display()));
+        }
+    }
+    for path in old {
+        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    ready.iter().for_each(|[_, place]| remove_leftovers(place, OLD));
+    Ok(())
+}
+
 fn write_into(package: &Path, build: impl FnOnce(WeightFile) -> Result<(Model, [u8; 32])>) -> Result<()> {
     let data = package.join("Data").join(AUTHOR);
     let weights = data.join("weights");
@@ -137,4 +165,34 @@ fn identifier(item: &str, content: &[&[u8]]) -> String {
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_put_in_place_all_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let make = |name: &str, text: &str| {
+            fs::create_dir_all(path(name)).unwrap();
+            fs::write(path(name).join("text"), text).unwrap();
+        };
+        let text = |name: &str| fs::read_to_string(path(name).join("text")).ok();
+        let names = || fs::read_dir(folder.path()).unwrap().count();
+        make("first", "old");
+        make("second", "old");
+        make("whole", "old");
+        make("ready1", "new");
+        let ready = [[path("ready1"), path("first")], [path("ready2"), path("second")]];
+        assert!(put_in_place(&ready, &[path("whole")]).is_err(), "the second is not ready");
+        for name in ["first", "second", "whole"] {
+            assert_eq!(text(name).as_deref(), Some("old"), "{name}");
+        }
+        assert_eq!((text("ready1").as_deref(), names()), (Some("new"), 4));
+        make("ready2", "new");
+        put_in_place(&ready, &[path("whole"), path("never")]).unwrap();
+        assert_eq!((text("first").as_deref(), text("second").as_deref(), names()), (Some("new"), Some("new"), 2));
+    }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::read::{Chain, DataType, Package, parameter_of};
@@ -16,20 +16,26 @@ const NAMED: usize = 5;
 /// What [`compare`] found; prints as a line.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters {
-    /// How many the network has that the package has too.
+    /// How many were compared.
     pub compared: usize,
+    /// How many are palettized in the package, and not in the network: what they compute is compared, no more.
+    pub palettized: usize,
     /// Those of them whose values are not the network's, with the largest difference over the largest value.
     pub others: Vec<(String, f64)>,
 }
 
 impl fmt::Display for Parameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { compared, others } = self;
-        if *compared == 0 {
+        let Self { compared, palettized, others } = self;
+        if compared + palettized == 0 {
             return write!(f, "no constant has the name of one of the network's parameters: only outputs are compared");
         }
         if others.is_empty() {
-            return write!(f, "all {compared} parameters are the network's, to the last bit");
+            let all = if *palettized > 0 { "all other" } else { "all" };
+            if *palettized > 0 {
+                write!(f, "{palettized} parameters are palettized here and not in the network; ")?;
+            }
+            return write!(f, "{all} {compared} parameters are the network's, to the last bit");
         }
         write!(f, "{} of {compared} parameters are not the network's:", others.len())?;
         for (place, (name, difference)) in others.iter().take(NAMED).enumerate() {
@@ -41,16 +47,27 @@ impl fmt::Display for Parameters {
 }
 
 /// Compares the constants of `package` that have the name of one of the network's `weights` with it, as the package stores
-/// it: in fp16 mostly. Apple's converter names them alike.
+/// it: in fp16 mostly. Apple's converter names them alike. Where weights are not `palettized`, constants that are stay out
+/// of it.
 ///
 /// # Errors
-/// When a constant cannot be decoded; libtorch's.
-pub fn compare(package: &Chain, weights: &Weights) -> Result<Parameters> {
+/// When a constant has another number of values than the parameter, or cannot be decoded; libtorch's.
+pub fn compare(package: &Chain, weights: &Weights, palettized: bool) -> Result<Parameters> {
     let names: HashMap<String, &str> = weights.keys().map(|name| (name.replace('.', "_"), name.as_str())).collect();
     let mut found = Parameters::default();
     for package in package.packages() {
         for constant in package.weights()? {
             let Some(&name) = names.get(parameter_of(&constant.name)) else { continue };
+            let elements = weights[name].numel() as u64;
+            ensure!(
+                constant.elements == elements,
+                "it is a package of another model: `{name}` has {} values in the package, {elements} in the model",
+                constant.elements
+            );
+            if constant.palettes.is_some() && !palettized {
+                found.palettized += 1;
+                continue;
+            }
             found.compared += 1;
             let difference = difference(package, &constant.name, constant.data_type, &weights[name])?;
             found.others.extend((difference != 0.0).then(|| (name.to_owned(), difference)));
@@ -59,15 +76,12 @@ pub fn compare(package: &Chain, weights: &Weights) -> Result<Parameters> {
     Ok(found)
 }
 
-/// The largest difference over the largest value; infinite where there are not as many values.
+/// The largest difference over the largest value.
 fn difference(package: &Package, constant: &str, kind: DataType, weight: &Tensor) -> Result<f64> {
     let stored = package.weight(constant)?.f_reshape(-1)?;
     let weight = weight.f_to_device(Device::Cpu)?;
     let weight =
         if kind == DataType::Float16 { weight.f_to_kind(Kind::Half)? } else { weight }.f_to_kind(Kind::Float)?;
-    if stored.numel() != weight.numel() {
-        return Ok(f64::INFINITY);
-    }
     let largest = weight.f_abs()?.f_max()?.f_double_value(&[])?.max(f64::MIN_POSITIVE);
     let from = |weight: &Tensor| -> Result<f64> {
         Ok(stored.f_sub(&weight.f_reshape(-1)?)?.f_abs()?.f_max()?.f_double_value(&[])? / largest)

@@ -36,10 +36,7 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) ->
         // Whichever of the two it is; if neither can be removed, the error that matters is still the first one.
         let _ = fs::remove_file(&part).or_else(|_| fs::remove_dir_all(&part));
         remove_empty(&made);
-        if is_full_disk(&error) {
-            return Err(NoSpace { path: path.to_owned() }.into());
-        }
-        return Err(error);
+        return Err(at_place(error, path));
     }
     // The rename itself lasts once the folder is flushed; a file system that cannot do that is no reason to fail.
     if let Ok(folder) = File::open(folder) {
@@ -61,6 +58,11 @@ struct NoSpace {
 }
 
 /// Whether an error comes, at the bottom, from a disk or a quota that is full.
+/// What went wrong with a file that was to become `path`, told of `path` where the disk is full.
+pub fn at_place(error: anyhow::Error, path: &Path) -> anyhow::Error {
+    if is_full_disk(&error) { NoSpace { path: path.to_owned() }.into() } else { error }
+}
+
 pub fn is_full_disk(error: &anyhow::Error) -> bool {
     error.is::<NoSpace>()
         || error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|error| {

@@ -63,7 +63,7 @@ fn originals(folder: &Path) -> Vec<Sound> {
         let folder = folder.join(name);
         let path = export_unet(&config, weights, &options, &metadata(), &folder, &mut |_, _| {}).unwrap();
         if attention != Original {
-            let chunks = cut_package(&path, &folder, false).unwrap();
+            let chunks = cut_package(&path, &folder.join("chunks/whole.mlpackage"), false).unwrap();
             paths.extend(chunks.into_iter().enumerate().map(|(i, path)| (format!("{name}, chunk {}", i + 1), path)));
         }
         paths.push((name.to_owned(), path));

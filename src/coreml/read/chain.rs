@@ -3,14 +3,16 @@
 //! Each package is given what the whole was given and what those before it gave, and the latter where both have a name.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tch::Tensor;
 
 use super::evaluate::{Precision, evaluate_watched, peak_bytes};
 use super::package::{Feature, Package};
 use super::summary::WeightSummary;
+use crate::coreml::metadata::CUT_FROM;
 
 /// One package, or several of which each takes what the ones before it give.
 #[derive(Debug)]
@@ -39,7 +41,8 @@ impl Chain {
     /// `packages` in the order in which they run.
     ///
     /// # Errors
-    /// When one takes something as another type than it is given.
+    /// When one takes something as another type than it is given, or not all that it is given; when chunks say that they
+    /// were cut from different packages.
     pub fn new(packages: Vec<Package>) -> Result<Self> {
         let mut inputs: Vec<Feature> = Vec::new();
         let mut given: BTreeMap<&str, &Feature> = BTreeMap::new();
@@ -62,6 +65,20 @@ impl Chain {
             given.extend(package.outputs().iter().map(|output| (output.name.as_str(), output)));
         }
         ensure!(!packages.is_empty(), "there is no package to run");
+        for (place, package) in packages.iter().enumerate() {
+            let Some((next, behind)) = packages[place + 1..].split_first() else { continue };
+            let (path, next_path) = (package.path().display(), next.path().display());
+            let taken =
+                |name: &str| iter::once(next).chain(behind).flat_map(Package::inputs).any(|input| input.name == name);
+            if let Some(output) = package.outputs().iter().find(|output| !taken(&output.name)) {
+                bail!("{next_path} does not take {}, which {path} gives: they are not of one export", output.name);
+            }
+            let cut_from = |package: &Package| package.metadata().user_defined.get(CUT_FROM).cloned();
+            ensure!(
+                cut_from(package) == cut_from(next),
+                "{path} and {next_path} are halves of different packages: export again, with --chunk-unet --overwrite"
+            );
+        }
         Ok(Self { packages, inputs })
     }
 

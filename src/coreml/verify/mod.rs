@@ -35,6 +35,8 @@ pub struct Settings<'a> {
     pub recording: Option<&'a Recording>,
     /// What the network computes with, to compare what the package holds with too.
     pub weights: Option<&'a Weights>,
+    /// Whether these are the values of the palettes that the package was made with.
+    pub palettized: bool,
 }
 
 impl Default for Settings<'_> {
@@ -46,6 +48,7 @@ impl Default for Settings<'_> {
             memory: None,
             recording: None,
             weights: None,
+            palettized: false,
         }
     }
 }
@@ -152,6 +155,8 @@ pub fn compare(
             memory as f64 / gigabyte
         );
     }
+    let parameters = |weights| parameters::compare(package, weights, settings.palettized);
+    let parameters = settings.weights.map(parameters).transpose()?;
     let (mut rows, mut layers) = (Vec::new(), None);
     let mut cases = cases.into_iter();
     let mut next = || {
@@ -195,7 +200,7 @@ pub fn compare(
         bits_per_weight: 8.0 * bytes as f64 / elements.max(1) as f64,
         weights: weights.len(),
         palettized: weights.iter().filter(|weight| weight.palettes.is_some()).count(),
-        parameters: settings.weights.map(|weights| parameters::compare(package, weights)).transpose()?,
+        parameters,
         rows,
         layers,
     })
