@@ -7,9 +7,10 @@ use anyhow::Result;
 
 use super::cost::Cost;
 use super::doctor::free_disk;
-use super::{Mistakes, grouped, print, shell_word, size};
+use super::{Mistakes, grouped, print, size};
 use crate::config::{self, Config, DeviceChoice, MixedPrecision, Recipe, TrainedComponent};
 use crate::data::{self, CaptionOptions, Problems, Sample, check_pictures, read_folder};
+use crate::report::shell_word;
 use crate::source::{Component, Model, Tokenizer};
 use crate::train::is_occupied;
 

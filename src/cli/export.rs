@@ -7,7 +7,7 @@ use tch::{Device, Kind};
 
 use super::cost::Cost;
 use super::nbits::{Nbits, forms};
-use super::{Usage, must_be_new, print, shell_word};
+use super::{Usage, must_be_new, print};
 use crate::coreml::apple::{misfits, takes_safety_checker};
 use crate::coreml::attention::AttentionImplementation;
 use crate::coreml::bundle::bundle;
@@ -26,7 +26,7 @@ use crate::diffusion::NoiseSchedule;
 use crate::diffusion::pipeline::{check_shapes, unet_weights};
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::PalettizedFile;
-use crate::report::Progress;
+use crate::report::{Progress, shell_word};
 use crate::source::{Component, Model, copy_model};
 use crate::torch::give_back_large_memory;
 

@@ -201,12 +201,6 @@ pub fn must_be_new(path: &Path) -> Result<()> {
     }
 }
 
-/// A word of a command for the shell, in quotes where it needs them.
-fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-+:,=@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
 /// A count with thin groups of three: `859 520 964`.
 fn grouped(count: u64) -> String {
     let digits = count.to_string();
@@ -241,12 +235,6 @@ mod tests {
         assert_eq!(counts, ["0", "999", "1 000", "859 520 964"]);
         let sizes: Vec<String> = [12, 1500, 214_900_000, 1_720_000_000].map(size).to_vec();
         assert_eq!(sizes, ["12 B", "1.5 kB", "214.9 MB", "1.72 GB"]);
-    }
-
-    #[test]
-    fn words_for_the_shell_are_quoted_where_they_need_it() {
-        let words = ["runs/dog.toml", "my models/dog.toml", "it's", "", "$HOME", "~/dog"].map(shell_word);
-        assert_eq!(words, ["runs/dog.toml", "'my models/dog.toml'", r"'it'\''s'", "''", "'$HOME'", "'~/dog'"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use super::attention::AttentionImplementation;
 use super::metadata::PackageMetadata;
+use crate::report::shell_word;
 
 /// Last parts of packages' names, and what Swift looks for in `Resources/`. It takes chunks before the whole.
 const COMPILED: [(&str, &str); 10] = [
@@ -78,7 +79,7 @@ pub fn bundle(
     if compiled {
         let status = Command::new("sh").arg(&path).status().context("cannot run sh")?;
         if !status.success() {
-            bail!("compiling failed; `sh {}` tries again", path.display());
+            bail!("compiling failed; `sh {}` tries again", shell_word(&path.to_string_lossy()));
         }
     }
     Ok(Bundle { resources, script: path, compiled, missing })
@@ -87,7 +88,7 @@ pub fn bundle(
 /// The shell script that finishes the work on a Mac.
 fn script(packages: &[(String, &str)], metadata: &PackageMetadata, attention: AttentionImplementation) -> String {
     let compile: String =
-        packages.iter().map(|(package, compiled)| format!("compile {} {compiled}\n", quoted(package))).collect();
+        packages.iter().map(|(package, compiled)| format!("compile {} {compiled}\n", shell_word(package))).collect();
     let name = metadata.model.rsplit(['/', '\\']).next().unwrap_or_default();
     let variant = match attention {
         AttentionImplementation::Original => "original",
@@ -95,14 +96,9 @@ fn script(packages: &[(String, &str)], metadata: &PackageMetadata, attention: At
         AttentionImplementation::SplitEinsumV2 => "split_einsum_v2",
     };
     include_str!("compile.sh")
-        .replace("'@NAME@'", &quoted(name))
+        .replace("'@NAME@'", &shell_word(name))
         .replace("'@VARIANT@'", &format!("'{variant}_compiled'"))
         .replace("@COMPILE@\n", &compile)
-}
-
-/// A word for the shell that stands for itself.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

@@ -4,9 +4,11 @@ mod html;
 mod metrics;
 pub mod pictures;
 mod progress;
+mod shell;
 mod tensorboard;
 
 pub use html::write_report;
 pub use metrics::Metrics;
 pub use progress::Progress;
+pub use shell::shell_word;
 pub use tensorboard::{TensorBoard, is_caught};
