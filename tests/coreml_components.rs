@@ -153,6 +153,9 @@ fn components_are_named_and_checked() {
     assert!(said.contains("--quantize-nbits has nothing to palettize"), "{said}");
     let said = refused(&["--model-version", "two\nlines"]);
     assert!(said.contains(r#""two\nlines" has control characters"#), "{said}");
+    std::fs::create_dir(folder.path().join("Stable_Diffusion_version_another_unet.mlpackage")).unwrap();
+    let said = refused(&["--bundle-resources-for-swift-cli", "--component", "vae_decoder"]);
+    assert!(said.contains("another_unet.mlpackage is of another model"), "{said}");
     let said = refused(&["--latent-w", "99999"]);
     assert!(said.contains("from 1 to 4096"), "{said}");
     assert!(!folder.path().join(name("unet")).exists());

@@ -440,6 +440,21 @@ fn the_command_line_exports_and_verifies_chunks() {
         assert!(code == 1 && said.contains(&missing), "{said}");
         std::fs::rename(&aside, packages[1 - half]).unwrap();
     }
+    // A half beside one of another export, whichever is asked about.
+    let other = folder.path().join("other");
+    let (code, said_again) =
+        run(&[&["export", model, "-o", other.to_str().unwrap(), "--chunk-unet"], &more[..], &["--latent-h", "16"]]
+            .concat());
+    assert_eq!(code, 0, "{said_again}");
+    let foreign = other.join(Path::new(packages[0]).file_name().unwrap());
+    std::fs::rename(packages[0], &aside).unwrap();
+    copy(&foreign, Path::new(packages[0]));
+    for half in packages.iter() {
+        let (code, said) = run(&["verify", half]);
+        assert!(code == 1 && said.contains("error: "), "{said}");
+    }
+    std::fs::remove_dir_all(packages[0]).unwrap();
+    std::fs::rename(&aside, packages[0]).unwrap();
     // SDXL; and a model that predicts v, whose second chunk needs sample and timestep to tell the noise from it.
     let xl = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdxl/model");
     let velocity = folder.path().join("velocity");

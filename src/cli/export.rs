@@ -10,7 +10,7 @@ use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print};
 use crate::coreml::apple::{misfits, takes_safety_checker};
 use crate::coreml::attention::AttentionImplementation;
-use crate::coreml::bundle::bundle;
+use crate::coreml::bundle::{bundle, of_another_model};
 use crate::coreml::chunk::{chunk_paths, export_in_chunks};
 use crate::coreml::components::{
     Attended, Part, autoencoder_numbers, export_safety_checker, export_text_encoder, export_vae_decoder,
@@ -240,6 +240,10 @@ pub fn run(args: Args) -> Result<()> {
         args.output.join(metadata.package_name(if part == Part::Unet { options.component() } else { part.name() }))
     };
     // Before the work, not after an hour of it.
+    if let Some(other) = of_another_model(&args.output, &metadata).filter(|_| args.bundle_resources_for_swift_cli) {
+        let message = "is of another model, and Resources holds one: choose another folder";
+        return Err(Usage(format!("{} {message}", other.display())).into());
+    }
     for part in &parts {
         let whole = path(*part);
         // A UNet is there whole or in chunks, not both: programs would take the chunks, however old.

@@ -43,7 +43,7 @@ pub struct Args {
     quantize_nbits: Option<Nbits>,
     /// Less than this many dB, in either arithmetic, is a failure, as are parameters that are not the model's or, where
     /// palettes are given, not theirs
-    #[arg(long, default_value_t = 35.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 35.0, allow_negative_numbers = true, requires = "against")]
     min_psnr: f64,
     /// Compares every layer too, and shows where the error grows
     #[arg(long, requires = "against")]
@@ -75,6 +75,10 @@ pub fn run(args: Args) -> Result<()> {
         let missing =
             missing.map(|half| anyhow!("{}: its other half is missing: {}", path.display(), half.other.display()));
         let Some(model) = &model else {
+            if let Some(half) = half.as_ref().filter(|half| half.second && half.other.exists()) {
+                // That the two belong together.
+                Chain::open(&half.other)?;
+            }
             for package in Chain::open(path)?.packages() {
                 package.check_values()?;
                 print(format_args!(
@@ -150,7 +154,7 @@ pub fn against(
         }
     };
     let named = |outputs: Vec<(&str, Tensor)>| Ok(outputs.into_iter().map(|(name, x)| (name.to_owned(), x)).collect());
-    match part {
+    let mut report = match part {
         Part::Unet => {
             let config = model.unet_config()?;
             let weights = match palettes {
@@ -205,7 +209,11 @@ pub fn against(
             };
             verify_safety_checker(&package, &mut network, &settings)
         }
+    }?;
+    if let Some(parameters) = &mut report.parameters {
+        parameters.of = part.parameters(model)?.len();
     }
+    Ok(report)
 }
 
 /// Refuses what a package is given and a UNet cannot be: then it is a package of another model.

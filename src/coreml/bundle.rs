@@ -65,6 +65,16 @@ pub fn bundle(
         .map(|(component, compiled)| (package(component), compiled))
         .filter(|(package, _)| folder.join(package).is_dir())
         .collect();
+    // Compiled of what was there before: it would pass for what is there now until the script has run.
+    for (_, compiled) in &there {
+        let whole = ["Chunk1", "Chunk2"].iter().find_map(|chunk| compiled.strip_suffix(chunk)).unwrap_or(compiled);
+        for name in [whole.to_owned(), format!("{whole}Chunk1"), format!("{whole}Chunk2")] {
+            let outdated = resources.join(format!("{name}.mlmodelc"));
+            if outdated.is_dir() {
+                fs::remove_dir_all(&outdated).with_context(|| format!("cannot remove {}", outdated.display()))?;
+            }
+        }
+    }
     let has = |name: &str| there.iter().any(|(_, compiled)| *compiled == name);
     let mut missing: Vec<&'static str> =
         ["TextEncoder", "VAEDecoder"].into_iter().filter(|compiled| !has(compiled)).collect();
@@ -99,6 +109,19 @@ fn script(packages: &[(String, &str)], metadata: &PackageMetadata, attention: At
         .replace("'@NAME@'", &shell_word(name))
         .replace("'@VARIANT@'", &format!("'{variant}_compiled'"))
         .replace("@COMPILE@\n", &compile)
+}
+
+/// A package in `folder` that is of another model than those that `metadata` names: a bundle holds one model.
+pub fn of_another_model(folder: &Path, metadata: &PackageMetadata) -> Option<PathBuf> {
+    let all: Vec<&str> = COMPILED.iter().chain([&SAFETY_CHECKER]).map(|(component, _)| *component).collect();
+    let own: Vec<String> = all.iter().map(|component| metadata.package_name(component)).collect();
+    let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    entries.into_iter().find(|path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let package = name.starts_with("Stable_Diffusion_version_")
+            && all.iter().any(|component| name.ends_with(&format!("_{component}.mlpackage")));
+        package && !own.iter().any(|own| own == name)
+    })
 }
 
 #[cfg(test)]
@@ -160,12 +183,17 @@ mod tests {
         }
         fs::create_dir(folder.path().join(metadata.package_name("unet"))).unwrap();
         let there = bundle(folder.path(), &metadata, AttentionImplementation::SplitEinsum, &texts).unwrap();
+        let outdated = |name: &str| there.resources.join(name).exists();
+        assert!(!outdated("UnetChunk1.mlmodelc") && !outdated("TextEncoder.mlmodelc"), "compiled of what was there");
         let mut command = Command::new("sh");
         command.arg(&there.script).arg("--mochi").env("PATH", &path).env("HOME", folder.path());
         assert!(command.output().unwrap().status.success());
         let expected = ["SafetyChecker.mlmodelc", "TextEncoder.mlmodelc", "Unet.mlmodelc", "merges.txt", "vocab.json"];
         assert_eq!(names(there.resources), expected);
         assert_eq!(names(folder.path().join("MochiDiffusion/models/it's new")), expected);
+        assert_eq!(of_another_model(folder.path(), &metadata), None);
+        let other = PackageMetadata { model: "another".into(), ..Default::default() };
+        assert!(of_another_model(folder.path(), &other).is_some());
         // A script that cannot find the compiler says so.
         let output = Command::new("sh").arg(&there.script).output().unwrap();
         assert!(!output.status.success());

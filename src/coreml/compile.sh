@@ -24,6 +24,7 @@ if ! xcrun --find coremlcompiler > /dev/null 2>&1; then
 fi
 
 compile() { # package, its name in Resources/
+    [ -d "$1" ] || { echo "$1 is not here any more: export again, with --bundle-resources-for-swift-cli" >&2 && exit 1; }
     compiled="Resources/$(basename "$1" .mlpackage).mlmodelc"
     rm -rf -- "$compiled" "Resources/$2.mlmodelc"
     # A UNet is there whole or in chunks: programs take chunks, however old, before the whole.

@@ -16,7 +16,9 @@ const NAMED: usize = 5;
 /// What [`compare`] found; prints as a line.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters {
-    /// How many were compared.
+    /// How many the network has.
+    pub of: usize,
+    /// How many were compared: those that the package has under the network's names.
     pub compared: usize,
     /// How many are palettized in the package, and not in the network: what they compute is compared, no more.
     pub palettized: usize,
@@ -26,16 +28,27 @@ pub struct Parameters {
 
 impl fmt::Display for Parameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { compared, palettized, others } = self;
+        let Self { of, compared, palettized, others } = self;
         if compared + palettized == 0 {
             return write!(f, "no constant has the name of one of the network's parameters: only outputs are compared");
         }
         if others.is_empty() {
-            let all = if *palettized > 0 { "all other" } else { "all" };
+            let some = of > &(compared + palettized);
+            let all = match (*palettized > 0, some) {
+                (true, false) => "all other",
+                (false, false) => "all",
+                (_, true) => "those",
+            };
             if *palettized > 0 {
                 write!(f, "{palettized} parameters are palettized here and not in the network; ")?;
             }
-            return write!(f, "{all} {compared} parameters are the network's, to the last bit");
+            write!(f, "{all} {compared} parameters are the network's, to the last bit")?;
+            // Another converter folds some into others.
+            let rest = of.saturating_sub(compared + palettized);
+            if rest > 0 {
+                write!(f, "; {rest} of {of} have other names there, and are compared by what they compute")?;
+            }
+            return Ok(());
         }
         write!(f, "{} of {compared} parameters are not the network's:", others.len())?;
         for (place, (name, difference)) in others.iter().take(NAMED).enumerate() {
@@ -54,7 +67,7 @@ impl fmt::Display for Parameters {
 /// When a constant has another number of values than the parameter, or cannot be decoded; libtorch's.
 pub fn compare(package: &Chain, weights: &Weights, palettized: bool) -> Result<Parameters> {
     let names: HashMap<String, &str> = weights.keys().map(|name| (name.replace('.', "_"), name.as_str())).collect();
-    let mut found = Parameters::default();
+    let mut found = Parameters { of: weights.len(), ..Parameters::default() };
     for package in package.packages() {
         for constant in package.weights()? {
             let Some(&name) = names.get(parameter_of(&constant.name)) else { continue };
