@@ -214,7 +214,7 @@ fn wrong_command_lines_exit_with_2() {
         assert!(error.contains("--latent-h and --latent-w are from 1 to 4096"), "{error}");
     }
     // A number like another: what is wrong is the package.
-    assert!(fails(folder.path(), &["verify", "no.mlpackage", "--min-psnr", "-5"], 1).contains("no.mlpackage"));
+    assert!(fails(folder.path(), &["verify", "no.mlpackage", "--min-psnr", "-5"], 2).contains("--against <MODEL>"));
     let scaled = ["--bits", "2", "--cluster-dim", "2", "--per-channel-scale"];
     assert!(palettize(&scaled).contains("--per-channel-scale goes only with"));
     assert!(palettize(&[&grouped[..], &["7"]].concat()).contains("no weight fits; "));
