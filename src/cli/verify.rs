@@ -11,6 +11,7 @@ use super::nbits::{Nbits, forms};
 use super::{Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
 use crate::coreml::layers::Recording;
+use crate::coreml::parameters::Held;
 use crate::coreml::read::{Chain, Precision};
 use crate::coreml::verify::{
     Report, Settings, UnetInputs, part_of, verify_one_input, verify_safety_checker, verify_text_encoder, verify_unet,
@@ -75,11 +76,10 @@ pub fn run(args: Args) -> Result<()> {
         let missing =
             missing.map(|half| anyhow!("{}: its other half is missing: {}", path.display(), half.other.display()));
         let Some(model) = &model else {
-            if let Some(half) = half.as_ref().filter(|half| half.second && half.other.exists()) {
-                // That the two belong together.
-                Chain::open(&half.other)?;
-            }
-            for package in Chain::open(path)?.packages() {
+            // A second half with the first: whether they belong together.
+            let first = half.as_ref().filter(|half| half.second && half.other.exists()).map(|half| &half.other);
+            let chain = Chain::open(first.unwrap_or(path))?;
+            for package in chain.packages().iter().filter(|package| first.is_none() || package.path() == path) {
                 package.check_values()?;
                 print(format_args!(
                     "  sound: specification version {}, {} operations",
@@ -141,12 +141,13 @@ pub fn against(
             part = Part::TextEncoder2;
         }
     }
-    settings.palettized = nbits.of_model(part, model)?.is_some() || (part == Part::Unet && palettes.is_some());
-    let own = || match nbits.of_model(part, model)? {
+    let (form, parameters) = (nbits.of_model(part, model)?, part.parameters(model)?);
+    let palettized = form.is_some() || (part == Part::Unet && palettes.is_some());
+    let held = |weights| Some(Held { weights, parameters: parameters.len(), palettized });
+    let own = || match form {
         None => model.weights(part.component(), Kind::Float, Device::Cpu),
         Some(form) => {
             let stored = model.stored(part.component())?;
-            let parameters = part.parameters(model)?;
             let tensors =
                 parameters.iter().map(|p| Ok((p.name.clone(), stored.tensor(&p.name, Kind::Half, Device::Cpu)?)));
             palettize(tensors, &forms(&parameters, form), Default::default(), BTreeMap::new(), &|_| ())?
@@ -154,14 +155,14 @@ pub fn against(
         }
     };
     let named = |outputs: Vec<(&str, Tensor)>| Ok(outputs.into_iter().map(|(name, x)| (name.to_owned(), x)).collect());
-    let mut report = match part {
+    match part {
         Part::Unet => {
             let config = model.unet_config()?;
             let weights = match palettes {
                 Some(_) => unet_weights(model, palettes, Kind::Float, Device::Cpu)?,
                 None => own()?,
             };
-            settings.weights = Some(&weights);
+            settings.held = held(&weights);
             // A package predicts the noise, whatever the network does.
             let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
             settings.timesteps.iter_mut().for_each(|t| *t = (*t).min(schedule.timesteps() - 1));
@@ -175,7 +176,7 @@ pub fn against(
         Part::TextEncoder | Part::TextEncoder2 => {
             let config = model.text_encoder_config_of(part.component())?;
             let weights = own()?;
-            settings.weights = Some(&weights);
+            settings.held = held(&weights);
             let end = if config.eos_token_id == 2 { config.vocab_size - 1 } else { config.eos_token_id };
             let mut network = |ids: &Tensor| {
                 named(Attended::of(model).outputs(text_encoder(&mut tensors(&weights), &config, ids)).into())
@@ -185,7 +186,7 @@ pub fn against(
         Part::VaeDecoder | Part::VaeEncoder => {
             let config = model.autoencoder_config()?;
             let weights = own()?;
-            settings.weights = Some(&weights);
+            settings.held = held(&weights);
             let mut network = |x: &Tensor| {
                 let mut ops = tensors(&weights);
                 named(match part {
@@ -198,7 +199,7 @@ pub fn against(
         Part::SafetyChecker => {
             let config = model.safety_checker_config()?;
             let weights = own()?;
-            settings.weights = Some(&weights);
+            settings.held = held(&weights);
             let mut network = |[picture, images, adjustment]: &[Tensor; 3]| {
                 let output = safety_checker(&mut tensors(&weights), &config, picture, images, adjustment);
                 named(vec![
@@ -209,11 +210,7 @@ pub fn against(
             };
             verify_safety_checker(&package, &mut network, &settings)
         }
-    }?;
-    if let Some(parameters) = &mut report.parameters {
-        parameters.of = part.parameters(model)?.len();
     }
-    Ok(report)
 }
 
 /// Refuses what a package is given and a UNet cannot be: then it is a package of another model.

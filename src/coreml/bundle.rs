@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::attention::AttentionImplementation;
-use super::metadata::PackageMetadata;
+use super::metadata::{NAME, PackageMetadata};
 use crate::report::shell_word;
 
 /// Last parts of packages' names, and what Swift looks for in `Resources/`. It takes chunks before the whole.
@@ -118,8 +118,8 @@ pub fn of_another_model(folder: &Path, metadata: &PackageMetadata) -> Option<Pat
     let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     entries.into_iter().find(|path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let package = name.starts_with("Stable_Diffusion_version_")
-            && all.iter().any(|component| name.ends_with(&format!("_{component}.mlpackage")));
+        let package =
+            name.starts_with(NAME) && all.iter().any(|component| name.ends_with(&format!("_{component}.mlpackage")));
         package && !own.iter().any(|own| own == name)
     })
 }

@@ -27,13 +27,6 @@ compile() { # package, its name in Resources/
     [ -d "$1" ] || { echo "$1 is not here any more: export again, with --bundle-resources-for-swift-cli" >&2 && exit 1; }
     compiled="Resources/$(basename "$1" .mlpackage).mlmodelc"
     rm -rf -- "$compiled" "Resources/$2.mlmodelc"
-    # A UNet is there whole or in chunks: programs take chunks, however old, before the whole.
-    whole="${2%Chunk[12]}"
-    if [ "$2" = "$whole" ]; then
-        rm -rf -- "Resources/${whole}Chunk1.mlmodelc" "Resources/${whole}Chunk2.mlmodelc"
-    else
-        rm -rf -- "Resources/$whole.mlmodelc"
-    fi
     xcrun coremlcompiler compile "$1" Resources
     mv -- "$compiled" "Resources/$2.mlmodelc"
     echo "Resources/$2.mlmodelc"

@@ -11,6 +11,9 @@ use super::proto;
 /// made of all that it holds.
 pub const CUT_FROM: &str = "palettist.cut_from";
 
+/// What names of packages begin with, as Apple's converter has it.
+pub const NAME: &str = "Stable_Diffusion_version_";
+
 /// What a package says about where it comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackageMetadata {
@@ -52,7 +55,7 @@ impl PackageMetadata {
 
     /// `Stable_Diffusion_version_<model>_<component>.mlpackage`, as Apple's converter has it.
     pub fn package_name(&self, component: &str) -> String {
-        format!("Stable_Diffusion_version_{}_{component}.mlpackage", self.model.replace(['/', '\\'], "_"))
+        format!("{NAME}{}_{component}.mlpackage", self.model.replace(['/', '\\'], "_"))
     }
 
     /// As it stands in the package; `about` says which network it holds.

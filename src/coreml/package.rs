@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 
 use super::blob::BlobWriter;
 use super::proto::Model;
-use crate::source::beside::{OLD, PART, beside, hold, remove_leftovers};
-use crate::source::files::write_atomically;
+use crate::source::beside::{OLD, PART, beside, folder_of, hold, remove_leftovers};
+use crate::source::files::{flush_renames, write_atomically};
 
 /// Who the two items of a package are written by, as Core ML's tools have it.
 const AUTHOR: &str = "com.apple.CoreML";
@@ -118,6 +118,9 @@ pub fn put_in_place(ready: &[[PathBuf; 2]], superseded: &[PathBuf]) -> Result<()
             }
             return Err(error).with_context(|| format!("cannot write {}", to.display()));
         }
+    }
+    if let Some([_, place]) = ready.first() {
+        flush_renames(folder_of(place));
     }
     for path in old {
         fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;

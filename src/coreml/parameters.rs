@@ -13,6 +13,17 @@ use crate::ops::Weights;
 /// How many of those that differ are named.
 const NAMED: usize = 5;
 
+/// What a package should hold.
+#[derive(Clone, Copy)]
+pub struct Held<'a> {
+    /// What the network computes with.
+    pub weights: &'a Weights,
+    /// How many parameters the network has; `weights` may have others beside them.
+    pub parameters: usize,
+    /// Whether these are the values of the palettes that the package was made with.
+    pub palettized: bool,
+}
+
 /// What [`compare`] found; prints as a line.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters {
@@ -33,18 +44,17 @@ impl fmt::Display for Parameters {
             return write!(f, "no constant has the name of one of the network's parameters: only outputs are compared");
         }
         if others.is_empty() {
-            let some = of > &(compared + palettized);
-            let all = match (*palettized > 0, some) {
-                (true, false) => "all other",
-                (false, false) => "all",
-                (_, true) => "those",
+            // Another converter folds some into others.
+            let rest = of.saturating_sub(compared + palettized);
+            let all = match (rest, palettized) {
+                (0, 0) => "all",
+                (0, _) => "all other",
+                _ => "those",
             };
             if *palettized > 0 {
                 write!(f, "{palettized} parameters are palettized here and not in the network; ")?;
             }
             write!(f, "{all} {compared} parameters are the network's, to the last bit")?;
-            // Another converter folds some into others.
-            let rest = of.saturating_sub(compared + palettized);
             if rest > 0 {
                 write!(f, "; {rest} of {of} have other names there, and are compared by what they compute")?;
             }
@@ -59,15 +69,16 @@ impl fmt::Display for Parameters {
     }
 }
 
-/// Compares the constants of `package` that have the name of one of the network's `weights` with it, as the package stores
-/// it: in fp16 mostly. Apple's converter names them alike. Where weights are not `palettized`, constants that are stay out
-/// of it.
+/// Compares the constants of `package` that have the name of one of the network's weights with it, as the package stores
+/// it: in fp16 mostly. Apple's converter names them alike. Where weights are not [palettized](Held::palettized), constants
+/// that are stay out of it.
 ///
 /// # Errors
 /// When a constant has another number of values than the parameter, or cannot be decoded; libtorch's.
-pub fn compare(package: &Chain, weights: &Weights, palettized: bool) -> Result<Parameters> {
+pub fn compare(package: &Chain, held: Held<'_>) -> Result<Parameters> {
+    let Held { weights, parameters, palettized } = held;
     let names: HashMap<String, &str> = weights.keys().map(|name| (name.replace('.', "_"), name.as_str())).collect();
-    let mut found = Parameters { of: weights.len(), ..Parameters::default() };
+    let mut found = Parameters { of: parameters, ..Parameters::default() };
     for package in package.packages() {
         for constant in package.weights()? {
             let Some(&name) = names.get(parameter_of(&constant.name)) else { continue };

@@ -38,11 +38,15 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) ->
         remove_empty(&made);
         return Err(at_place(error, path));
     }
-    // The rename itself lasts once the folder is flushed; a file system that cannot do that is no reason to fail.
+    flush_renames(folder);
+    Ok(())
+}
+
+/// A rename lasts once the folder is flushed; a file system that cannot do that is no reason to fail.
+pub fn flush_renames(folder: &Path) {
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }
-    Ok(())
 }
 
 /// Writes `bytes` to `path` through [`write_atomically`].

@@ -16,9 +16,8 @@ use tch::{Device, Kind, Tensor};
 pub use self::unet::{UnetInputs, verify_unet};
 use super::components::Part;
 use super::layers::{Layers, Recording};
-use super::parameters::{self, Parameters};
+use super::parameters::{self, Held, Parameters};
 use super::read::{Chain, DataType, Precision, TensorType, psnr};
-use crate::ops::Weights;
 
 /// What to compare on.
 #[derive(Clone)]
@@ -33,23 +32,13 @@ pub struct Settings<'a> {
     pub memory: Option<u64>,
     /// What watches the network, where layers are to be compared too.
     pub recording: Option<&'a Recording>,
-    /// What the network computes with, to compare what the package holds with too.
-    pub weights: Option<&'a Weights>,
-    /// Whether these are the values of the palettes that the package was made with.
-    pub palettized: bool,
+    /// What the package should hold, to compare that too.
+    pub held: Option<Held<'a>>,
 }
 
 impl Default for Settings<'_> {
     fn default() -> Self {
-        Self {
-            seed: 0,
-            timesteps: vec![1, 501, 981],
-            device: Device::Cpu,
-            memory: None,
-            recording: None,
-            weights: None,
-            palettized: false,
-        }
+        Self { seed: 0, timesteps: vec![1, 501, 981], device: Device::Cpu, memory: None, recording: None, held: None }
     }
 }
 
@@ -74,7 +63,7 @@ pub struct Report {
     /// Weights of convolutions and linear layers, and how many of them are palettized.
     pub weights: usize,
     pub palettized: usize,
-    /// Where the network's [weights](Settings::weights) are known.
+    /// Where it is known what the package [should hold](Settings::held).
     pub parameters: Option<Parameters>,
     pub rows: Vec<Row>,
     /// Every layer on the last inputs, where the network was [watched](Settings::recording).
@@ -155,8 +144,7 @@ pub fn compare(
             memory as f64 / gigabyte
         );
     }
-    let parameters = |weights| parameters::compare(package, weights, settings.palettized);
-    let parameters = settings.weights.map(parameters).transpose()?;
+    let parameters = settings.held.map(|held| parameters::compare(package, held)).transpose()?;
     let (mut rows, mut layers) = (Vec::new(), None);
     let mut cases = cases.into_iter();
     let mut next = || {
