@@ -13,10 +13,11 @@ mod measure;
 use std::process::Command;
 
 use measure::{Cost, least};
-use palettist::config::Palettize;
+use palettist::config::{Palettize, Train};
 use palettist::networks::unet::unet;
 use palettist::ops::Tensors;
 use palettist::source::{Component, Model};
+use palettist::torch::random::{Purpose, generator};
 use palettist::torch::waiting::sleep_soon;
 use palettist::train::optimizer::AdamW;
 use palettist::train::trained::Trained;
@@ -76,22 +77,28 @@ fn step(folder: &str, batch: i64, palettize: &Palettize) -> Cost {
     let config = model.unet_config().expect("a UNet");
     let parameters = model.parameters(Component::Unet).expect("a UNet");
     let weights = model.weights(Component::Unet, Kind::Float, Device::Cpu).expect("whole weights");
-    let mut trained =
-        Trained::new(vec![(Component::Unet, weights, parameters)], palettize, false, Device::Cpu, &mut |_, _| {})
-            .expect("finite weights");
+    let mut trained = Trained::new(
+        vec![(Component::Unet, weights, parameters)],
+        palettize,
+        &Train::default(),
+        Device::Cpu,
+        &mut |_, _| {},
+    )
+    .expect("finite weights");
     let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (side, channels) = (config.sample_size, config.in_channels);
     let latents = Tensor::randn([batch, channels, side, side], FLOAT);
     let noise = Tensor::randn([batch, config.out_channels, side, side], FLOAT);
     let text = Tensor::randn([batch, 77, config.cross_attention_dim], FLOAT);
     let timesteps = Tensor::randint(1000, [batch], (Kind::Int64, Device::Cpu));
+    let mut random = generator(0, Purpose::Rounding, 0);
     least(REPEATS, || {
         let begun = trained.begin(0.3, |_| true).expect("finite weights");
         let mut ops = Tensors::new(&begun.networks[&Component::Unet]);
         let output = unet(&mut ops, &config, &latents, &timesteps, &text);
         output.mse_loss(&noise, tch::Reduction::Mean).backward();
         drop(output);
-        trained.apply(begun, &adamw, 1.0, |_| 1e-6).expect("finite gradients");
+        trained.apply(begun, &adamw, 1.0, &mut random, |_| 1e-6).expect("finite gradients");
     })
 }
 

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use common::shared;
 use palettist::palette::PalettizedCheckpoint;
+use palettist::source::files::TensorFile;
+use tch::Kind;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -130,8 +132,9 @@ fn a_run_killed_and_resumed_ends_with_the_same_bytes() {
     assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "each step is in metrics.jsonl once");
 }
 
-/// Trains palettes of another form, killed and resumed, packs and verifies them. The checkpoint.
-fn trained_resumed_and_packed(form: &[&str]) -> PalettizedCheckpoint {
+/// Trains palettes of another form, killed and resumed, packs and verifies them. The palettized checkpoint, and the tensors of
+/// the last one to resume from.
+fn trained_resumed_and_packed(form: &[&str]) -> (PalettizedCheckpoint, TensorFile) {
     let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let config = config(whole.path());
     let few = ["train.train_text_encoder=false", "sample.sample_every_n_steps=0"];
@@ -151,13 +154,14 @@ fn trained_resumed_and_packed(form: &[&str]) -> PalettizedCheckpoint {
     let package = fs::read_dir(whole.path().join("run/coreml")).unwrap().next().unwrap().unwrap().path();
     let [package, model] = [package, whole.path().join("run/model")].map(|path| path.to_str().unwrap().to_owned());
     succeed(run(whole.path(), &["verify", &package, "--against", &model, "--min-psnr", "50"]));
-    PalettizedCheckpoint::read(&whole.path().join(file)).unwrap()
+    let state = TensorFile::open(&whole.path().join("run/checkpoints/step-000012/state.safetensors")).unwrap();
+    (PalettizedCheckpoint::read(&whole.path().join(file)).unwrap(), state)
 }
 
 /// Groups of channels, scales of channels and 8-bit entries are trained, resumed, exported for iOS 18 and verified.
 #[test]
 fn palettes_of_groups_and_scales_are_trained_and_packed() {
-    let checkpoint = trained_resumed_and_packed(&[
+    let (checkpoint, _) = trained_resumed_and_packed(&[
         "palettize.granularity=per_grouped_channel",
         "palettize.group_size=8",
         "palettize.enable_per_channel_scale=true",
@@ -168,6 +172,25 @@ fn palettes_of_groups_and_scales_are_trained_and_packed() {
     assert!(checkpoint.palettes.values().all(|palette| palette.scales.len() == palette.shape[0] as usize));
 }
 
+/// So are palettes of master weights in bf16, whose moments and gradients are bf16 too; biases, norms and palettes are not.
+#[test]
+fn master_weights_may_be_bf16() {
+    let (_, state) = trained_resumed_and_packed(&["train.mixed_precision=bf16", "train.full_bf16=true"]);
+    let (mut brain, mut float) = (0, 0);
+    for name in state.names() {
+        let tensor = state.tensor(&name).unwrap();
+        let of_weight = ["value/", "exp_avg/", "exp_avg_sq/"].iter().any(|part| name.starts_with(part));
+        if of_weight && tensor.dim() > 1 {
+            assert_eq!(tensor.kind(), Kind::BFloat16, "{name}");
+            brain += 1;
+        } else {
+            assert_ne!(tensor.kind(), Kind::BFloat16, "{name}");
+            float += usize::from(of_weight);
+        }
+    }
+    assert!(brain > 0 && float > 0, "{brain} and {float}");
+}
+
 /// So are palettes of vectors.
 #[test]
 fn palettes_of_vectors_are_trained_and_packed() {
@@ -175,7 +198,7 @@ fn palettes_of_vectors_are_trained_and_packed() {
         ["palettize.cluster_dim=2", "palettize.n_bits=4", "palettize.group_axis=1"],
         ["palettize.cluster_dim=4", "palettize.n_bits=8", "palettize.lut_dtype=i8"],
     ] {
-        let checkpoint = trained_resumed_and_packed(&form);
+        let (checkpoint, _) = trained_resumed_and_packed(&form);
         let vectors = checkpoint.palettes.values().filter(|palette| palette.form.cluster_dim > 1).count();
         assert!(vectors > 0 && vectors == checkpoint.palettes.len(), "{vectors} of {}", checkpoint.palettes.len());
     }

@@ -225,7 +225,11 @@ impl Report {
                 .push("train.device = \"cuda\", but libtorch finds no GPU (see `palettist doctor`)".to_string());
         }
         let device = if cuda && train.device != DeviceChoice::Cpu { "the GPU" } else { "the CPU" };
-        let kind = if train.mixed_precision == MixedPrecision::Bf16 { "bf16" } else { "fp32" };
+        let kind = match train.mixed_precision {
+            MixedPrecision::No => "fp32",
+            MixedPrecision::Bf16 if train.full_bf16 => "bf16, master weights too",
+            MixedPrecision::Bf16 => "bf16",
+        };
         let again = if train.gradient_checkpointing { ", with gradient checkpointing" } else { "" };
         self.line("", format!("{0}×{0} px on {device} in {kind}{again}", config.data.resolution));
     }
@@ -239,6 +243,8 @@ impl Report {
         // What is wrong with them has been noted.
         let Ok(parameters) = model.parameters(component) else { return };
         let (mut bits, mut total, mut palette_bits, mut palettized) = (0, 0, 0, 0);
+        // Bytes: of all master weights, and of what training holds of them at once.
+        let (mut masters, mut held) = (0, 0);
         let mut layers: BTreeMap<u32, usize> = BTreeMap::new();
         let mut misfits = Vec::new();
         let mut palettes = Vec::new();
@@ -248,6 +254,10 @@ impl Report {
             let n = config.palettize.bits_of(&parameter.name, elements as usize).filter(|_| may);
             let form = config.palettize.form_of(&parameter.name, &parameter.shape).filter(|_| may);
             total += elements;
+            let master = elements * if config.train.is_bf16(&parameter.shape) { 2 } else { 4 };
+            masters += master;
+            // AdamW's two moments, the gradient, and what the network sees in place of the master.
+            held += master * if form.is_some() { 5 } else { 4 };
             match (n, form) {
                 (_, Some(form)) => {
                     palettized += elements;
@@ -283,9 +293,10 @@ impl Report {
                 [cost.note(), cost.warning()].into_iter().flatten().for_each(|text| self.line("", text));
             }
         }
-        // fp32 weights and AdamW's two moments.
+        self.line("memory", format!("{} for weights, gradients and optimizer; activations come on top", size(held)));
+        // Weights and AdamW's two moments.
         let kept = config.checkpoint.checkpoints_total_limit as u64;
-        let checkpoint = total * 12;
+        let checkpoint = masters * 3;
         self.line("output", config.output_dir.display().to_string());
         self.line("", format!("checkpoints of about {}, {kept} kept", size(checkpoint)));
         if let Some(free) = free_disk(&config.output_dir) {

@@ -86,6 +86,7 @@ impl Default for Train {
             noise_offset: 0.0,
             device: DeviceChoice::Auto,
             mixed_precision: MixedPrecision::No,
+            full_bf16: false,
             gradient_checkpointing: true,
             optimizer: Optimizer::default(),
             autoencoder: AutoencoderLoss::default(),

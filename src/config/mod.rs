@@ -77,5 +77,13 @@ impl Config {
     }
 }
 
+impl Train {
+    /// Whether the master weight of a parameter of this shape is bf16, with its gradient and moments: biases and norms weigh
+    /// nothing, and eight bits would leave a norm's scale 0.4 % off.
+    pub fn is_bf16(&self, shape: &[i64]) -> bool {
+        self.full_bf16 && shape.len() > 1
+    }
+}
+
 #[cfg(test)]
 mod tests;

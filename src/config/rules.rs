@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Config, DeploymentTarget, Distill, Mode, TrainedComponent};
+use super::{Config, DeploymentTarget, Distill, MixedPrecision, Mode, TrainedComponent};
 use crate::palette::BITS;
 
 /// Replaces `{name}` and `{output_dir}` in paths.
@@ -180,6 +180,11 @@ fn train(config: &Config, rules: &mut Rules) {
         !(train.use_ema && config.palettize.enabled),
         "train.use_ema",
         "averages plain weights; with palettes (palettize.enabled) set it to false",
+    );
+    rules.must(
+        !train.full_bf16 || train.mixed_precision == MixedPrecision::Bf16,
+        "train.full_bf16",
+        "needs train.mixed_precision = \"bf16\": networks that compute in fp32 would gain nothing from weights in bf16",
     );
     if let Some(gamma) = train.min_snr_gamma {
         rules.positive(gamma, "train.min_snr_gamma");

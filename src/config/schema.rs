@@ -149,7 +149,7 @@ pub enum DeviceChoice {
 pub enum MixedPrecision {
     /// fp32 throughout.
     No,
-    /// Networks compute in bf16; master weights, palettes and losses stay fp32.
+    /// Networks compute in bf16; master weights (but for `full_bf16`), palettes and losses stay fp32.
     Bf16,
 }
 
@@ -194,6 +194,9 @@ pub struct Train {
     pub noise_offset: f64,
     pub device: DeviceChoice,
     pub mixed_precision: MixedPrecision,
+    /// Master weights, gradients and moments of AdamW in bf16, but for biases and norms; updates are rounded at random, so
+    /// that small ones are not lost. Half the memory of all these; needs `mixed_precision = "bf16"`.
+    pub full_bf16: bool,
     /// Keeps only the values at the borders of the networks' blocks for the backward pass and computes those within a
     /// second time: less memory, more time, the same bytes.
     pub gradient_checkpointing: bool,

@@ -110,6 +110,15 @@ fn what_is_written_is_checked_beside_what_cannot_be_read() {
 }
 
 #[test]
+fn weights_in_bf16_need_networks_that_compute_in_it() {
+    let text = format!("{SMALL}[train]\nfull_bf16 = true\n");
+    let found = problems(&text, &[]);
+    assert!(found[0].starts_with("dog.toml:8:1: `train.full_bf16` needs train.mixed_precision"), "{found:?}");
+    let config = parse(&text, "dog.toml", &["train.mixed_precision=bf16".into()]).unwrap();
+    assert!(config.train.is_bf16(&[4, 4]) && !config.train.is_bf16(&[4]));
+}
+
+#[test]
 fn a_key_in_the_wrong_table_or_with_another_tools_name_is_sent_home() {
     assert_eq!(
         problems(&format!("{SMALL}learning_rate = 1e-6\nsnr_gamma = 5.0\nseed = 1"), &[]),

@@ -7,12 +7,12 @@
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use rayon::prelude::*;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::passes::{self, ByCode};
+use super::passes::{self, ByCode, Stored};
 use super::{operators, scratch};
 use crate::torch::slices;
 
@@ -75,6 +75,17 @@ const MOST_STEPS: f64 = 32_766.0;
 /// Times.
 const MOST_COARSER: f32 = 16.0;
 
+/// Calls a function of [`Stored`] for what its first argument, a tensor, holds.
+macro_rules! by_type {
+    ($function:ident($weight:expr $(, $more:expr)*)) => {{
+        let weight = $weight;
+        match weight.f_kind()? {
+            Kind::BFloat16 => $function::<bf16>(weight $(, $more)*)?,
+            _ => $function::<f32>(weight $(, $more)*)?,
+        }
+    }};
+}
+
 /// How many weights have each code, ascending by value: of f16 only codes that occur; of fixed point whole blocks of
 /// [`BLOCK`] codes, each with one at least that does.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,7 +110,7 @@ impl Histogram {
         Self::merge(Code::F16, pieces.collect())
     }
 
-    /// Of a tensor of f32 on any device. Where `code` is fixed point with too small a range, a coarser one takes its place,
+    /// Of a tensor of f32 or bf16 on any device. Where `code` is fixed point with too small a range, a coarser one takes its place,
     /// or f16 where that would be much coarser; `likely` if that is to be expected, which spares a vain count.
     ///
     /// # Errors
@@ -116,14 +127,16 @@ impl Histogram {
         if weight.device() != Device::Cpu {
             return Self::merge(code, vec![operators::counts(weight, code)?]);
         }
-        let weight = weight.f_contiguous()?;
-        let values = slices::floats(&weight)?;
-        let pieces = values.par_chunks(piece(values.len())).map(|piece| {
-            let mut counts = scratch::zeros();
-            passes::count(piece, code, &mut counts);
-            counts
-        });
-        Self::merge(code, pieces.collect())
+        fn pieces<W: Stored>(weight: &Tensor, code: Code) -> Result<Vec<Box<ByCode<u32>>>> {
+            let values = slices::elements::<W>(weight)?;
+            let pieces = values.par_chunks(piece(values.len())).map(|piece| {
+                let mut counts = scratch::zeros();
+                passes::count(piece, code, &mut counts);
+                counts
+            });
+            Ok(pieces.collect())
+        }
+        Self::merge(code, by_type!(pieces(&weight.f_contiguous()?, code)))
     }
 
     fn merge(code: Code, mut pieces: Vec<Box<ByCode<u32>>>) -> Result<Self> {
@@ -209,18 +222,20 @@ impl Histogram {
     }
 }
 
-/// The largest magnitude in a tensor of f32 on any device; of numbers only, and 0 without any.
+/// The largest magnitude in a tensor of f32 or bf16 on any device; of numbers only, and 0 without any.
 fn largest(weight: &Tensor) -> Result<f32> {
     if weight.device() != Device::Cpu {
         let magnitudes = weight.f_abs()?.f_nan_to_num(0.0, None, None)?;
         return Ok(if weight.numel() == 0 { 0.0 } else { magnitudes.f_max()?.f_double_value(&[])? as f32 });
     }
-    let weight = weight.f_contiguous()?;
-    let values = slices::floats(&weight)?;
-    Ok(values.par_chunks(piece(values.len())).map(passes::largest).reduce(|| 0.0, f32::max))
+    fn among<W: Stored>(weight: &Tensor) -> Result<f32> {
+        let values = slices::elements::<W>(weight)?;
+        Ok(values.par_chunks(piece(values.len())).map(passes::largest).reduce(|| 0.0, f32::max))
+    }
+    Ok(by_type!(among(&weight.f_contiguous()?)))
 }
 
-/// Writes to `to` (contiguous f32 of the weight's shape and device) for each element of `weight` (f32) the value of its
+/// Writes to `to` (contiguous, of the weight's type, shape and device) for each element of `weight` (f32 or bf16) the value of its
 /// code. `values` are those of the bins of `histogram`, which is the weight's.
 ///
 /// # Errors
@@ -231,18 +246,20 @@ pub fn look_up(weight: &Tensor, histogram: &Histogram, values: &[f64], to: &mut 
     if weight.device() != Device::Cpu {
         to.f_copy_(&operators::look_up(weight, code, &table)?)?;
     } else {
-        let weight = weight.f_contiguous()?;
-        let (from, to) = (slices::floats(&weight)?, slices::floats_mut(to)?);
-        let size = piece(from.len());
-        to.par_chunks_mut(size)
-            .zip(from.par_chunks(size))
-            .for_each(|(to, from)| passes::look_up(from, code, &table, to));
+        fn on_cpu<W: Stored>(weight: &Tensor, code: Code, table: &ByCode<f32>, to: &mut Tensor) -> Result<()> {
+            let (from, to) = (slices::elements::<W>(weight)?, slices::elements_mut(to)?);
+            let size = piece(from.len());
+            let pieces = to.par_chunks_mut(size).zip(from.par_chunks(size));
+            pieces.for_each(|(to, from)| passes::look_up(from, code, table, to));
+            Ok(())
+        }
+        by_type!(on_cpu(&weight.f_contiguous()?, code, &table, to));
     }
     scratch::put_back(table);
     Ok(())
 }
 
-/// Sums of `gradient` (f32, the shape of `weight`) over the weights of each bin of `histogram`, which is the weight's.
+/// Sums of `gradient` (the type and shape of `weight`, f32 or bf16) over the weights of each bin of `histogram`, which is the weight's.
 ///
 /// # Errors
 /// libtorch's, for tensors of other kinds.
@@ -252,20 +269,18 @@ pub fn add_up(weight: &Tensor, gradient: &Tensor, histogram: &Histogram) -> Resu
         let totals = operators::add_up(weight, gradient, code)?;
         return Ok(histogram.bins.iter().map(|&bin| totals[bin as usize]).collect());
     }
-    let (weight, gradient) = (weight.f_contiguous()?, gradient.f_contiguous()?);
-    let (weights, gradient) = (slices::floats(&weight)?, slices::floats(&gradient)?);
-    let size = piece(weights.len());
-    let mut pieces: Vec<Box<ByCode<f32>>> = weights
-        .par_chunks(size)
-        .zip(gradient.par_chunks(size))
-        .map(|(weights, gradient)| {
+    fn pieces<W: Stored>(weight: &Tensor, code: Code, gradient: &Tensor) -> Result<Vec<Box<ByCode<f32>>>> {
+        let (weights, gradient) = (slices::elements::<W>(weight)?, slices::elements(gradient)?);
+        let size = piece(weights.len());
+        let pieces = weights.par_chunks(size).zip(gradient.par_chunks(size)).map(|(weights, gradient)| {
             let mut sums = scratch::zeros();
             passes::add_up(weights, code, gradient, &mut sums);
             sums
-        })
-        .collect();
+        });
+        Ok(pieces.collect())
+    }
     let mut sums = vec![0.0; histogram.bins.len()];
-    for mut piece in pieces.drain(..) {
+    for mut piece in by_type!(pieces(&weight.f_contiguous()?, code, &gradient.f_contiguous()?)) {
         // Other codes than the histogram's have no weights.
         let found = histogram.bins.iter().map(|&bin| std::mem::take(&mut piece[bin as usize]));
         sums.iter_mut().zip(found).for_each(|(sum, part)| *sum += f64::from(part));
@@ -275,7 +290,7 @@ pub fn add_up(weight: &Tensor, gradient: &Tensor, histogram: &Histogram) -> Resu
 }
 
 /// `gradient ← slope · gradient + offset` for each element of `weight`, by the (slope, offset) of each bin of
-/// `histogram`, which is the weight's. `gradient` is contiguous f32 of the weight's shape and device.
+/// `histogram`, which is the weight's. `gradient` is contiguous, of the weight's type (f32 or bf16), shape and device.
 ///
 /// # Errors
 /// libtorch's, for tensors of other kinds.
@@ -285,13 +300,15 @@ pub fn combine(weight: &Tensor, histogram: &Histogram, lines: &[(f64, f64)], gra
     if weight.device() != Device::Cpu {
         operators::combine(weight, code, &table, gradient)?;
     } else {
-        let weight = weight.f_contiguous()?;
-        let (weights, gradient) = (slices::floats(&weight)?, slices::floats_mut(gradient)?);
-        let size = piece(weights.len());
-        gradient
-            .par_chunks_mut(size)
-            .zip(weights.par_chunks(size))
-            .for_each(|(gradient, weights)| passes::combine(weights, code, &table, gradient));
+        type Lines = ByCode<[f32; 2]>;
+        fn on_cpu<W: Stored>(weight: &Tensor, code: Code, table: &Lines, gradient: &mut Tensor) -> Result<()> {
+            let (weights, gradient) = (slices::elements::<W>(weight)?, slices::elements_mut(gradient)?);
+            let size = piece(weights.len());
+            let pieces = gradient.par_chunks_mut(size).zip(weights.par_chunks(size));
+            pieces.for_each(|(gradient, weights)| passes::combine(weights, code, table, gradient));
+            Ok(())
+        }
+        by_type!(on_cpu(&weight.f_contiguous()?, code, &table, gradient));
     }
     scratch::put_back(table);
     Ok(())
@@ -305,8 +322,6 @@ pub(crate) fn piece(elements: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
 
     /// What other devices compute with operators is what the CPU computes without.
@@ -336,6 +351,12 @@ mod tests {
             assert!(ours.equal(&rounded));
             let table = scratch::filled(&histogram, histogram.values().into_iter().map(|v| v as f32));
             assert!(ours.equal(&operators::look_up(&weight, code, &table).unwrap()));
+
+            // bf16 is seen as what it is.
+            let (brain, wide) = (weight.to_kind(Kind::BFloat16), weight.to_kind(Kind::BFloat16).to_kind(Kind::Float));
+            let seen = Histogram::of(&brain, code, false).unwrap();
+            assert_eq!(seen, Histogram::of(&wide, code, false).unwrap());
+            assert_eq!(seen, Histogram::merge(code, vec![operators::counts(&brain, code).unwrap()]).unwrap());
 
             let ours = add_up(&weight, &gradient, &histogram).unwrap();
             let theirs = operators::add_up(&weight, &gradient, code).unwrap();

@@ -26,8 +26,8 @@ pub struct Soften {
     table: Table,
 }
 
-/// Writes the soft weight of `weight` (f32, any shape, any device) to `soft` (contiguous f32 of the same shape and
-/// device), for `centroids` at the temperature `tau`; returns the centroids after `iterations` updates, and what the
+/// Writes the soft weight of `weight` (f32 or bf16, any shape, any device) to `soft` (contiguous, of the same type, shape
+/// and device), for `centroids` at the temperature `tau`; returns the centroids after `iterations` updates, and what the
 /// backward pass needs. Weights are seen through `code`; `weight` must not change before the backward pass.
 ///
 /// # Errors
@@ -62,26 +62,23 @@ fn soften_counted(
 }
 
 fn check(weight: &Tensor, other: &Tensor) -> Result<()> {
-    for tensor in [weight, other] {
-        let kind = tensor.f_kind()?;
-        ensure!(kind == Kind::Float, "a weight to soften is Float, not {kind:?}");
-    }
+    let kind = weight.f_kind()?;
+    ensure!(matches!(kind, Kind::Float | Kind::BFloat16), "a weight to soften is Float or BFloat16, not {kind:?}");
     ensure!(
-        other.size() == weight.size() && other.device() == weight.device() && other.is_contiguous(),
-        "a soft weight or gradient of shape {:?} on {:?} does not fit a weight of shape {:?} on {:?}",
-        other.size(),
-        other.device(),
-        weight.size(),
-        weight.device()
+        other.f_kind()? == kind
+            && other.size() == weight.size()
+            && other.device() == weight.device()
+            && other.is_contiguous(),
+        "a soft weight or gradient ({other:?}) does not fit its weight ({weight:?})"
     );
     Ok(())
 }
 
 impl Soften {
-    /// Turns `gradient` from ∂L/∂ŵ into ∂L/∂w, in place: contiguous f32 of the weight's shape, on its device.
+    /// Turns `gradient` from ∂L/∂ŵ into ∂L/∂w, in place: contiguous, of the weight's type and shape, on its device.
     ///
     /// # Errors
-    /// When `gradient` has another shape or kind, or is on another device.
+    /// When `gradient` has another shape or type, or is on another device.
     pub fn backward(&self, gradient: &mut Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let Self { weight, table } = self;
@@ -100,6 +97,8 @@ impl Soften {
 /// What the backward pass of one step of a layer needs: that of each of its groups.
 pub struct SoftenRows {
     rows: Rows,
+    /// Of the rows: the master weight's own, f32 where vectors or scales are computed with.
+    kind: Kind,
     groups: Vec<Group>,
 }
 
@@ -135,12 +134,12 @@ impl SoftenRows {
     /// When `gradient` has another shape or kind, or is on another device.
     pub fn backward(&self, gradient: &mut Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        let rows = self.rows.of_gradient(gradient)?;
+        let rows = self.rows.of_gradient(gradient)?.f_to_kind(self.kind)?;
         for (group, state) in self.groups.iter().enumerate() {
             state.backward(&mut rows.f_get(group as i64)?)?;
         }
         // Plain rows share the gradient's memory.
-        if !self.rows.are_plain() || rows.data_ptr() != gradient.data_ptr() {
+        if rows.data_ptr() != gradient.data_ptr() {
             gradient.f_copy_(&self.rows.gradient(&rows)?)?;
         }
         Ok(())
@@ -171,7 +170,7 @@ pub struct DkmLayer {
 }
 
 impl DkmLayer {
-    /// Starts at the best palette of `weight` (f32) without training.
+    /// Starts at the best palette of `weight` (f32 or bf16) without training.
     ///
     /// # Errors
     /// When a weight is not finite or beyond the range of f16, or `form` is not one for it; names the layer.
@@ -255,9 +254,11 @@ impl DkmLayer {
         let mut softened = || {
             let _guard = tch::no_grad_guard();
             check(weight, soft)?;
-            let plain = self.rows.are_plain();
             let rows = self.rows.of_weight(&weight.f_detach()?)?;
+            let rows = if self.form.cluster_dim == 1 { rows } else { rows.f_to_kind(Kind::Float)? };
+            let kind = rows.f_kind()?;
             // The same memory as `soft`, or some of its own.
+            let plain = self.rows.are_plain() && kind == soft.f_kind()?;
             let softened = if plain { soft.f_view(rows.size().as_slice())? } else { rows.f_empty_like()? };
             let (table, inner) = (self.form.table(), self.rows.inner());
             let mut groups = Vec::with_capacity(self.rows.groups());
@@ -283,13 +284,13 @@ impl DkmLayer {
             if !plain {
                 soft.f_copy_(&self.rows.weight(&softened)?)?;
             }
-            anyhow::Ok(SoftenRows { rows: self.rows.clone(), groups })
+            anyhow::Ok(SoftenRows { rows: self.rows.clone(), kind, groups })
         };
         softened().with_context(|| format!("parameter {}", self.name))
     }
 
-    /// The palette of the current centroids as it would be stored, each table of numbers ascending: each weight (f32) takes its
-    /// nearest.
+    /// The palette of the current centroids as it would be stored, each table of numbers ascending: each weight (f32 or bf16)
+    /// takes its nearest.
     ///
     /// # Errors
     /// When a weight or a centroid is not finite; names the layer.
@@ -382,20 +383,20 @@ pub(super) fn saved(tensors: &Weights, name: &str, part: &str, length: usize) ->
 /// The best palette without training, its entries in f16.
 fn best(weight: &Tensor, form: Form) -> Result<Palette> {
     let halves = weight.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
-    Ok(fit(slices::halves(&halves)?, &weight.size(), &Form { lut_dtype: LutDtype::F16, ..form })?.palette)
+    Ok(fit(slices::elements(&halves)?, &weight.size(), &Form { lut_dtype: LutDtype::F16, ..form })?.palette)
 }
 
 /// The index of the nearest of `entries` (`[K, D]`) for each vector of `row`, whose numbers are `inner` apart.
 fn nearest_vectors<const D: usize>(row: &Tensor, inner: usize, entries: &[f64]) -> Result<Vec<u8>> {
     let origins = entries.chunks_exact(D).map(|entry| std::array::from_fn(|d| entry[d])).collect();
-    let labels = Frame::<D> { inner, scale: 1.0, origins }.labels(slices::floats(row)?);
+    let labels = Frame::<D> { inner, scale: 1.0, origins }.labels(slices::elements::<f32>(row)?);
     labels.context("some of its values are infinite or not numbers")
 }
 
 /// The index of the nearest of `entries` (ascending) for each element of `weight`; of two equally near, the lower.
 fn nearest(weight: &Tensor, entries: &[f64]) -> Result<Vec<u8>> {
     let weight = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-    let values = slices::floats(&weight)?;
+    let values = slices::elements::<f32>(&weight)?;
     let (midpoints, firsts) = (midpoints(entries), first_of_equals(entries));
     let mut indices = vec![0u8; values.len()];
     let size = piece(values.len());

@@ -104,7 +104,7 @@ impl Frozen {
         Ok(Vec::try_from(self.entries.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?)
     }
 
-    /// Writes the weight to `dense` (contiguous f32 of its shape, on its device): exactly what [`Self::palette`] holds.
+    /// Writes the weight to `dense` (contiguous, of its shape, on its device): in f32 exactly what [`Self::palette`] holds.
     ///
     /// # Errors
     /// libtorch's (no memory), or when `dense` has another shape.
@@ -117,7 +117,7 @@ impl Frozen {
         let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
         let looked_up = if dense.device() != Device::Cpu {
             Tensor::f_from_slice(&values)?.f_to_device(dense.device())?.f_index_select(0, &self.places()?)?
-        } else if self.rows.are_plain() {
+        } else if self.rows.are_plain() && dense.f_kind()? == Kind::Float {
             ensure!(dense.size() == self.rows.shape(), "{:?} is not the shape of {}", dense.size(), self.name);
             return self.look_up(&values, dense);
         } else {
@@ -125,13 +125,14 @@ impl Frozen {
             self.look_up(&values, &mut rows)?;
             rows
         };
-        dense.f_copy_(&self.rows.in_shape(&looked_up)?)?;
+        let mut weight = self.rows.in_shape(&looked_up)?;
         if !scales.is_empty() {
             // As Core ML computes it: the exact product, which f32 holds, rounded once to f16.
             let scales: Vec<f32> = scales.iter().map(|scale| scale.to_f32()).collect();
-            let _ = dense.f_mul_(&self.rows.by_channel(&scales)?.f_to_device(dense.device())?)?;
-            dense.f_copy_(&dense.f_to_kind(Kind::Half)?)?;
+            let scales = self.rows.by_channel(&scales)?.f_to_device(dense.device())?;
+            weight = weight.f_mul(&scales)?.f_to_kind(Kind::Half)?;
         }
+        dense.f_copy_(&weight)?;
         Ok(())
     }
 
@@ -147,7 +148,7 @@ impl Frozen {
     }
 
     fn look_up(&self, values: &[f32], to: &mut Tensor) -> Result<()> {
-        let (indices, to) = (slices::bytes(&self.indices)?, slices::floats_mut(to)?);
+        let (indices, to) = (slices::elements::<u8>(&self.indices)?, slices::elements_mut::<f32>(to)?);
         let (length, dim) = ((indices.len() / self.rows.groups().max(1)).max(1), self.form.cluster_dim);
         let groups = to.chunks_mut(length * dim).zip(indices.chunks(length)).zip(values.chunks(self.form.table()));
         for ((to, indices), table) in groups {
@@ -199,7 +200,7 @@ impl Frozen {
             let sums = self.places()?.f_bincount(Some(&rows.f_view(-1)?), (self.rows.groups() * table) as i64)?;
             return Ok(sums.f_to_kind(Kind::Float)?);
         }
-        let (values, indices) = (slices::floats(&rows)?, slices::bytes(&self.indices)?);
+        let (values, indices) = (slices::elements::<f32>(&rows)?, slices::elements::<u8>(&self.indices)?);
         let length = (indices.len() / self.rows.groups().max(1)).max(1);
         let mut sums = vec![0f32; self.rows.groups() * table];
         let groups = values.chunks(length * dim).zip(indices.chunks(length)).zip(sums.chunks_mut(table));

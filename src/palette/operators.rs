@@ -15,8 +15,11 @@ fn codes(weight: &Tensor, code: Code) -> Result<Tensor> {
         }
         Code::Fixed { step } => {
             // Everything that is refused to the least code.
-            let mut steps =
-                weight.f_mul_scalar(1.0 / f64::from(step))?.f_round()?.f_nan_to_num(-32_768.0, None, None)?;
+            let mut steps = weight
+                .f_to_kind(Kind::Float)?
+                .f_mul_scalar(1.0 / f64::from(step))?
+                .f_round()?
+                .f_nan_to_num(-32_768.0, None, None)?;
             steps.f_clamp_(-32_768.0, 32_767.0)?.f_add_scalar_(32_768.0)?.f_to_kind(Kind::Int)?
         }
     };
@@ -38,13 +41,19 @@ pub fn look_up(weight: &Tensor, code: Code, table: &ByCode<f32>) -> Result<Tenso
 }
 
 pub fn add_up(weight: &Tensor, gradient: &Tensor, code: Code) -> Result<Vec<f64>> {
-    let totals = codes(weight, code)?.f_bincount(Some(&gradient.f_reshape(-1)?), CODES as i64)?;
+    let totals =
+        codes(weight, code)?.f_bincount(Some(&gradient.f_to_kind(Kind::Float)?.f_reshape(-1)?), CODES as i64)?;
     Ok(Vec::<f64>::try_from(totals.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?)?)
 }
 
 pub fn combine(weight: &Tensor, code: Code, table: &ByCode<[f32; 2]>, gradient: &mut Tensor) -> Result<()> {
     let (slopes, offsets) = (by_code(table.iter().map(|row| row[0])), by_code(table.iter().map(|row| row[1])));
-    let _ = gradient.f_mul_(&look_up(weight, code, &slopes)?)?;
-    let _ = gradient.f_add_(&look_up(weight, code, &offsets)?)?;
+    // The gradient itself where it is f32; of bf16 it is rounded once, at the end.
+    let mut line = gradient.f_to_kind(Kind::Float)?;
+    let _ = line.f_mul_(&look_up(weight, code, &slopes)?)?;
+    let _ = line.f_add_(&look_up(weight, code, &offsets)?)?;
+    if gradient.f_kind()? != Kind::Float {
+        gradient.f_copy_(&line)?;
+    }
     Ok(())
 }

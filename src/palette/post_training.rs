@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
+use half::f16;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -82,7 +83,7 @@ pub fn palettize(
             let made = || -> Result<Part> {
                 let _guard = tch::no_grad_guard();
                 let halves = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
-                let values = slices::halves(&halves)?;
+                let values = slices::elements::<f16>(&halves)?;
                 let Some(form) = chosen.get(&name) else {
                     let bad = values.iter().filter(|value| !value.is_finite()).count();
                     ensure!(bad == 0, "{bad} of its values are infinite, not numbers, or beyond the range of f16");
@@ -92,7 +93,7 @@ pub fn palettize(
                     None => fit(values, &halves.size(), form)?,
                     Some(importance) => {
                         ensure!(form.is_per_tensor(), "importance is known for one table of fp16 numbers only");
-                        kmeans::fit_weighted(values, slices::floats(importance)?, &halves.size(), form.bits)?
+                        kmeans::fit_weighted(values, slices::elements::<f32>(importance)?, &halves.size(), form.bits)?
                     }
                 };
                 let relative_error = if fit.power > 0.0 { fit.error / fit.power } else { 0.0 };

@@ -49,13 +49,13 @@ impl<const D: usize> SoftenVectors<D> {
         let frame = Frame { inner, scale: (std::f64::consts::LOG2_E / tau).sqrt(), origins };
         let (labels, table);
         if weight.device() == Device::Cpu {
-            let values = slices::floats(&weight)?;
+            let values = slices::elements::<f32>(&weight)?;
             labels = frame.labels(values).context("some of its values are infinite or not numbers")?;
             let mut points = Points { frame: &frame, pieces: frame.sort(values, &labels) };
             points.pieces.iter_mut().for_each(Sorted::make_room);
             table = VectorTable::cluster(&mut points, frame.origins.clone(), iterations)?;
             let unit = (1.0 / frame.scale) as f32;
-            frame.put_down(&points.pieces, slices::floats_mut(soft)?, |label, d, value| {
+            frame.put_down(&points.pieces, slices::elements_mut::<f32>(soft)?, |label, d, value| {
                 (frame.origins[label][d] + f64::from(value * unit)) as f32
             });
         } else {
@@ -83,9 +83,9 @@ impl<const D: usize> SoftenVectors<D> {
             gradient.f_copy_(&points.carried()?)?;
             return Ok(());
         }
-        let values = slices::floats(weight)?;
+        let values = slices::elements::<f32>(weight)?;
         let mut points = Points { frame, pieces: frame.sort(values, labels) };
-        let gradient = slices::floats_mut(gradient)?;
+        let gradient = slices::elements_mut::<f32>(gradient)?;
         ensure!(
             gradient.len() == values.len(),
             "a gradient of {} numbers is none of {} weights",

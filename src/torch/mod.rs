@@ -3,6 +3,7 @@
 
 pub mod gradient;
 pub mod random;
+pub mod rounding;
 pub mod slices;
 pub mod waiting;
 

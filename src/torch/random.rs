@@ -27,6 +27,8 @@ pub enum Purpose {
     Order = 8,
     /// Crops of pictures.
     Crop = 9,
+    /// Of master weights in bf16.
+    Rounding = 10,
 }
 
 /// The generator of the `index`-th stream of a purpose.

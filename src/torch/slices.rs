@@ -1,13 +1,36 @@
 //! The memory of contiguous CPU tensors as Rust slices, for the few kernels that are written in Rust.
 
 use anyhow::{Result, ensure};
-use half::f16;
+use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
-fn check(tensor: &Tensor, kind: Kind) -> Result<usize> {
+/// What an element of a tensor is in Rust.
+///
+/// # Safety
+/// libtorch lays out [`Self::KIND`] as Rust lays out `Self`, and every pattern of its bits is a value.
+pub unsafe trait Element: Copy + Send + Sync {
+    const KIND: Kind;
+}
+
+// SAFETY: of all four.
+unsafe impl Element for f32 {
+    const KIND: Kind = Kind::Float;
+}
+unsafe impl Element for f16 {
+    const KIND: Kind = Kind::Half;
+}
+unsafe impl Element for bf16 {
+    const KIND: Kind = Kind::BFloat16;
+}
+unsafe impl Element for u8 {
+    const KIND: Kind = Kind::Uint8;
+}
+
+fn check<E: Element>(tensor: &Tensor) -> Result<usize> {
     ensure!(
-        tensor.device() == Device::Cpu && tensor.is_contiguous() && tensor.f_kind()? == kind,
-        "a contiguous {kind:?} tensor on the CPU is needed, not {tensor:?}"
+        tensor.device() == Device::Cpu && tensor.is_contiguous() && tensor.f_kind()? == E::KIND,
+        "a contiguous {:?} tensor on the CPU is needed, not {tensor:?}",
+        E::KIND
     );
     Ok(tensor.numel())
 }
@@ -15,44 +38,24 @@ fn check(tensor: &Tensor, kind: Kind) -> Result<usize> {
 /// The elements of `tensor`, row-major.
 ///
 /// # Errors
-/// When it is not a contiguous f32 tensor on the CPU.
-pub fn floats(tensor: &Tensor) -> Result<&[f32]> {
-    let length = check(tensor, Kind::Float)?;
-    // SAFETY: a contiguous CPU tensor of f32 holds `length` of them from data_ptr on; the borrow keeps it alive.
+/// When it is not contiguous, not on the CPU, or of another type.
+pub fn elements<E: Element>(tensor: &Tensor) -> Result<&[E]> {
+    let length = check::<E>(tensor)?;
+    // SAFETY: a contiguous CPU tensor holds `length` of them from data_ptr on; the borrow keeps it alive.
     // libtorch hands out no address for an empty tensor.
-    Ok(if length == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const f32, length) } })
+    Ok(if length == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const E, length) } })
 }
 
 /// The elements of `tensor`, row-major, to be written. The caller must hold the only handle to that memory (a tensor
 /// it has just made), which tch's types cannot say.
 ///
 /// # Errors
-/// When it is not a contiguous f32 tensor on the CPU.
-pub fn floats_mut(tensor: &mut Tensor) -> Result<&mut [f32]> {
-    let length = check(tensor, Kind::Float)?;
+/// As [`elements`].
+pub fn elements_mut<E: Element>(tensor: &mut Tensor) -> Result<&mut [E]> {
+    let length = check::<E>(tensor)?;
     if length == 0 {
         return Ok(&mut []);
     }
-    // SAFETY: as in `floats`; exclusive by the borrow and by the caller's promise.
-    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut f32, length) })
-}
-
-/// The elements of `tensor`, row-major.
-///
-/// # Errors
-/// When it is not a contiguous f16 tensor on the CPU.
-pub fn halves(tensor: &Tensor) -> Result<&[f16]> {
-    let length = check(tensor, Kind::Half)?;
-    // SAFETY: as in `floats`, with f16.
-    Ok(if length == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const f16, length) } })
-}
-
-/// The elements of `tensor`, row-major.
-///
-/// # Errors
-/// When it is not a contiguous u8 tensor on the CPU.
-pub fn bytes(tensor: &Tensor) -> Result<&[u8]> {
-    let length = check(tensor, Kind::Uint8)?;
-    // SAFETY: as in `floats`, with u8.
-    Ok(if length == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const u8, length) } })
+    // SAFETY: as in `elements`; exclusive by the borrow and by the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut E, length) })
 }

@@ -42,6 +42,7 @@ pub use self::setup::supports;
 use self::trained::{Slot, Trained};
 use crate::config::{Config, DeviceChoice, MixedPrecision};
 use crate::source::Component;
+use crate::torch::random::{Purpose, generator};
 
 /// Which state a run starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -270,7 +271,8 @@ impl Run<'_> {
             eps: optimizer.eps,
             weight_decay: optimizer.weight_decay,
         };
-        let norm = trained.apply(begun, &adamw, train.max_grad_norm, rate_of)?;
+        let mut random = generator(config.seed, Purpose::Rounding, step);
+        let norm = trained.apply(begun, &adamw, train.max_grad_norm, &mut random, rate_of)?;
         if train.use_ema {
             // Young averages follow faster, as diffusers' EMAModel: (1 + step)/(10 + step).
             let young = (1 + step) as f64 / (10 + step) as f64;

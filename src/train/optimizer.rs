@@ -1,8 +1,9 @@
 //! AdamW (Loshchilov and Hutter 2019, algorithm 2) on plain tensors, so that its state can be saved and restored.
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use crate::torch::rounding::stochastic;
 use crate::torch::{Arg, call};
 
 /// The constants of one AdamW step.
@@ -27,12 +28,35 @@ impl Moments {
         Self {
             exp_avg: parameter.zeros_like(),
             exp_avg_sq: parameter.zeros_like(),
-            step: Tensor::zeros([], (tch::Kind::Float, parameter.device())),
+            step: Tensor::zeros([], (Kind::Float, parameter.device())),
         }
     }
 }
 
 impl AdamW {
+    /// [`Self::step`] of one parameter in bf16, its moments too: computed in f32, then rounded at random ([`stochastic`]),
+    /// without which small updates would be lost. `key` says which random bits.
+    ///
+    /// # Errors
+    /// libtorch's message, when shapes or types differ.
+    pub fn step_bf16(&self, parameter: &Tensor, gradient: &Tensor, moments: &Moments, lr: f64, key: u32) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let wide = |tensor: &Tensor| tensor.f_to_kind(Kind::Float);
+        let computed = wide(parameter)?;
+        let widened = Moments {
+            exp_avg: wide(&moments.exp_avg)?,
+            exp_avg_sq: wide(&moments.exp_avg_sq)?,
+            step: moments.step.shallow_clone(),
+        };
+        self.step(&[&computed], &[&wide(gradient)?], &[&widened], lr)?;
+        let pairs =
+            [(computed, parameter), (widened.exp_avg, &moments.exp_avg), (widened.exp_avg_sq, &moments.exp_avg_sq)];
+        for (place, (from, to)) in pairs.into_iter().enumerate() {
+            stochastic(&from, &mut to.shallow_clone(), key.wrapping_add(place as u32))?;
+        }
+        Ok(())
+    }
+
     /// Updates `parameters` in place by libtorch's fused kernel.
     ///
     /// # Errors
@@ -80,7 +104,8 @@ pub fn clip_gradients(gradients: &[&Tensor], max_norm: f64) -> f64 {
     if gradients.is_empty() {
         return 0.0;
     }
-    let norms: Vec<Tensor> = gradients.iter().map(|g| g.norm().to_kind(tch::Kind::Float)).collect();
+    // Summed in f32, also of bf16.
+    let norms: Vec<Tensor> = gradients.iter().map(|g| g.norm_scalaropt_dtype(2.0, Kind::Float)).collect();
     let total = Tensor::stack(&norms, 0).norm().double_value(&[]);
     let scale = max_norm / (total + 1e-6);
     if max_norm > 0.0 && scale < 1.0 {
@@ -114,6 +139,28 @@ mod tests {
         }
         let error = (&parameter - &expected).abs().max().double_value(&[]);
         assert!(error < 1e-6, "{error}");
+    }
+
+    /// Nearest rounding would leave every weight where it is.
+    #[test]
+    fn small_steps_in_bf16_add_up_as_in_f32() {
+        let (rate, steps) = (1e-4, 300);
+        let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        let start = Tensor::ones([100, 100], (Kind::Float, tch::Device::Cpu));
+        let (exact, brain) = (start.copy(), start.to_kind(Kind::BFloat16));
+        let (moments, rough) = (Moments::zeros_like(&exact), Moments::zeros_like(&brain));
+        for step in 0..steps {
+            let gradient = normal(&mut generator(6, Purpose::Initial, step), &[100, 100]) * 0.3 + 1.0;
+            let in_brain = gradient.to_kind(Kind::BFloat16);
+            adamw.step(&[&exact], &[&gradient], &[&moments], rate).unwrap();
+            adamw.step_bf16(&brain, &in_brain, &rough, rate, 1000 * step as u32).unwrap();
+        }
+        let mean = |tensor: &Tensor| tensor.mean(Kind::Double).double_value(&[]);
+        let (went, expected) = (mean(&brain) - 1.0, mean(&exact) - 1.0);
+        assert!((went / expected - 1.0).abs() < 0.03, "{went:e} for {expected:e}");
+        let (square, expected) = (mean(&rough.exp_avg_sq), mean(&moments.exp_avg_sq));
+        assert!((square / expected - 1.0).abs() < 0.03, "{square:e} for {expected:e}");
+        assert_eq!(rough.step.double_value(&[]), steps as f64);
     }
 
     #[test]

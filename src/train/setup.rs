@@ -58,7 +58,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Res
     let trained = Trained::new(
         vec![(Component::Autoencoder, weights, parameters)],
         &config.palettize,
-        config.train.use_ema,
+        &config.train,
         device,
         &mut |_, _| {},
     )?;
@@ -181,7 +181,7 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
     let mut bar = Progress::new(if config.palettize.enabled { "clustering" } else { "copying" }, 0, total as u64)
         .counting("tensor");
     let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
-    let trained = Trained::new(networks, &config.palettize, config.train.use_ema, device, &mut told)?;
+    let trained = Trained::new(networks, &config.palettize, &config.train, device, &mut told)?;
     bar.finish();
 
     let teacher = if config.distill.enabled {

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
+use rand::Rng;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::optimizer::{AdamW, Moments};
 use super::palettes::{LayerPalette, Seen, layer};
-use crate::config::Palettize;
+use crate::config::{Palettize, Train};
 use crate::ops::{Parameter, Weights};
 use crate::palette::Palette;
 use crate::source::Component;
@@ -22,7 +23,7 @@ pub type Networks = BTreeMap<Component, Weights>;
 pub struct Slot {
     pub component: Component,
     pub name: String,
-    /// What the optimizer moves, fp32: the master weight, or the palette's entries once assignments are frozen.
+    /// What the optimizer moves: the master weight, fp32 or bf16, or the palette's entries (fp32) once assignments are frozen.
     value: Tensor,
     moments: Moments,
     pub palette: Option<LayerPalette>,
@@ -38,26 +39,28 @@ impl Slot {
 /// All parameters that learn, and the moving average of them.
 pub struct Trained {
     pub slots: Vec<Slot>,
-    /// In the order of the slots.
+    /// In the order of the slots, fp32.
     average: Option<Vec<Tensor>>,
     device: Device,
 }
 
-/// What one optimizer step works on: the weights that the networks see, fp32 leaves that gradients are taken from.
+/// What one optimizer step works on: the weights that the networks see, leaves that gradients are taken from, each of the
+/// type of its master weight.
 pub struct Step {
     pub networks: Networks,
     seen: Vec<Seen>,
 }
 
 impl Trained {
-    /// Takes the `parameters` of each network out of its fp32 weights. `palettize` says which of the UNet's get palettes.
+    /// Takes the `parameters` of each network out of its fp32 weights. `palettize` says which of the UNet's get palettes,
+    /// `train` whether master weights are bf16 and whether there is an average.
     ///
     /// # Errors
     /// A palette that can't be made of a weight (not finite); [`super::Stopped`].
     pub fn new(
         networks: Vec<(Component, Weights, Vec<Parameter>)>,
         palettize: &Palettize,
-        average: bool,
+        train: &Train,
         device: Device,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
@@ -68,14 +71,16 @@ impl Trained {
                 super::go_on()?;
                 let weight = weights.remove(&parameter.name);
                 let weight = weight.with_context(|| format!("{} has no {}", component.title(), parameter.name))?;
-                let value = weight.to_kind(Kind::Float).to_device(device).contiguous();
+                let kind = if train.is_bf16(&parameter.shape) { Kind::BFloat16 } else { Kind::Float };
+                let value = weight.to_kind(kind).to_device(device).contiguous();
                 let palette = if component == Component::Unet { layer(palettize, &parameter, &value)? } else { None };
                 let moments = Moments::zeros_like(&value);
                 slots.push(Slot { component, name: parameter.name, value, moments, palette });
                 progress(slots.len(), total);
             }
         }
-        let average = average.then(|| slots.iter().map(|slot| slot.value.copy()).collect());
+        let copy = |slot: &Slot| slot.value.f_to_dtype(Kind::Float, false, true);
+        let average = if train.use_ema { Some(slots.iter().map(copy).collect::<Result<_, _>>()?) } else { None };
         Ok(Self { slots, average, device })
     }
 
@@ -106,11 +111,18 @@ impl Trained {
     }
 
     /// Takes the gradients of `step`, maps them to what the optimizer moves, clips and applies them. Returns the norm of
-    /// the gradient before clipping.
+    /// the gradient before clipping. `random` is drawn from where master weights in bf16 are rounded.
     ///
     /// # Errors
     /// The gradient is not finite: nothing was changed then.
-    pub fn apply(&mut self, step: Step, adamw: &AdamW, max_norm: f64, rate: impl Fn(&Slot) -> f64) -> Result<f64> {
+    pub fn apply(
+        &mut self,
+        step: Step,
+        adamw: &AdamW,
+        max_norm: f64,
+        random: &mut impl Rng,
+        rate: impl Fn(&Slot) -> f64,
+    ) -> Result<f64> {
         let _guard = tch::no_grad_guard();
         let Step { networks, seen } = step;
         // So that each leaf goes as soon as its gradient is taken.
@@ -139,8 +151,13 @@ impl Trained {
             bail!("the gradient is not finite (norm {norm})");
         }
         let mut groups: Vec<(f64, Vec<usize>)> = Vec::new();
-        for (place, (index, _)) in moving.iter().enumerate() {
-            let rate = rate(&self.slots[*index]);
+        for (place, (index, gradient)) in moving.iter().enumerate() {
+            let slot = &self.slots[*index];
+            let rate = rate(slot);
+            if slot.value.kind() == Kind::BFloat16 {
+                adamw.step_bf16(&slot.value, gradient, &slot.moments, rate, random.next_u32())?;
+                continue;
+            }
             match groups.iter_mut().find(|(r, _)| *r == rate) {
                 Some((_, places)) => places.push(place),
                 None => groups.push((rate, vec![place])),
@@ -161,7 +178,7 @@ impl Trained {
         let _guard = tch::no_grad_guard();
         if let Some(averages) = &mut self.average {
             for (average, slot) in averages.iter_mut().zip(&self.slots) {
-                let _ = average.lerp_(&slot.value, 1.0 - decay);
+                let _ = average.lerp_(&slot.value.to_kind(Kind::Float), 1.0 - decay);
             }
         }
     }
