@@ -24,9 +24,10 @@ build: $(FETCHED)
 demo: build
 	$(BINARY) demo
 
-# Tests run side by side; libtorch's threads would spin for each other on processors that others want.
+# Tests run side by side; libtorch's threads would spin for each other on processors that others want. The variables are those
+# for which the program would start itself again (src/torch/environment.rs).
 test: $(FETCHED)
-	GOMP_SPINCOUNT=1000 $(CARGO) test
+	GOMP_SPINCOUNT=1000 GLIBC_TUNABLES=glibc.malloc.hugetlb=0 $(CARGO) test
 
 # PALETTIST_PEERS=PYTHON make bench: beside the peers, where that Python has torch, diffusers and coremltools.
 bench: $(FETCHED)

@@ -14,24 +14,22 @@ pub struct Cost {
     pub memory: f64,
 }
 
-/// The least of `repeats` measurements of `work`, after one that is not counted. Short work is done several times in each,
-/// because the system counts the time of threads in ticks of some milliseconds.
-pub fn least(repeats: usize, mut work: impl FnMut()) -> Cost {
-    work();
-    let start = Instant::now();
-    work();
-    let times = (0.1 / start.elapsed().as_secs_f64()).ceil().clamp(1.0, 1000.0);
-    let mut least = Cost { wall: f64::INFINITY, cpu: f64::INFINITY, memory: f64::INFINITY };
-    for _ in 0..repeats {
-        // Writing 5 there sets the peak to what is held now.
-        let _ = fs::write("/proc/self/clear_refs", "5");
-        let (before, cpu, start) = (memory("VmRSS:"), cpu_seconds(), Instant::now());
-        (0..times as usize).for_each(|_| work());
-        least.wall = least.wall.min(start.elapsed().as_secs_f64() / times);
-        least.cpu = least.cpu.min((cpu_seconds() - cpu) / times);
-        least.memory = least.memory.min(memory("VmHWM:") - before);
+impl Cost {
+    /// Of each number the lesser one.
+    pub fn least(self, other: Self) -> Self {
+        let Self { wall, cpu, memory } = other;
+        Self { wall: self.wall.min(wall), cpu: self.cpu.min(cpu), memory: self.memory.min(memory) }
     }
-    least
+}
+
+/// What `work` costs this time.
+pub fn once(work: impl FnOnce()) -> Cost {
+    // Writing 5 there sets the peak to what is held now.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+    let (before, cpu, start) = (memory("VmRSS:"), cpu_seconds(), Instant::now());
+    work();
+    let wall = start.elapsed().as_secs_f64();
+    Cost { wall, cpu: cpu_seconds() - cpu, memory: memory("VmHWM:") - before }
 }
 
 /// User and system time of this process.

@@ -13,8 +13,9 @@
 mod measure;
 
 use std::process::Command;
+use std::time::Instant;
 
-use measure::{Cost, least};
+use measure::{Cost, once};
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Parameter;
 use palettist::palette::{DkmLayer, Form, Soften, soften};
@@ -147,4 +148,16 @@ fn ask(peer: &str, shape: &[i64], bits: u32) -> Option<Cost> {
     let numbers: Vec<f64> = text.lines().last()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     let [wall, cpu, memory] = numbers[..] else { return None };
     Some(Cost { wall, cpu, memory })
+}
+
+/// The least of `repeats` measurements of `work`, after one that is not counted. Short work is done several times in each,
+/// because the system counts the time of threads in ticks of some milliseconds.
+fn least(repeats: usize, mut work: impl FnMut()) -> Cost {
+    work();
+    let start = Instant::now();
+    work();
+    let times = (0.1 / start.elapsed().as_secs_f64()).ceil().clamp(1.0, 1000.0);
+    let measured = (0..repeats).map(|_| once(|| (0..times as usize).for_each(|_| work())));
+    let least = measured.reduce(Cost::least).unwrap_or_default();
+    Cost { wall: least.wall / times, cpu: least.cpu / times, ..least }
 }

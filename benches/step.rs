@@ -6,85 +6,125 @@
 //! The model is examples/base, at its own size, and the one that $PALETTIST_MODEL names (a diffusers folder), at batch 1
 //! and 4: random latents, noise and text; the denoising loss; AdamW on all of the UNet, fp32. diffusers runs where
 //! $PALETTIST_PEERS names a Python that has it: the same shapes, `torch.optim.AdamW(fused=True)`, clipped gradients.
+//!
+//! Steps of a small model are taken in turn, one of each line, many times over, so that a machine whose speed varies varies
+//! for all; of a large one the lines come one after the other, since there is no memory for all at once. A line tells the
+//! least of its costs, and the median of what its steps took beside those of the first line.
 
 #[path = "measure.rs"]
 mod measure;
 
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
-use measure::{Cost, least};
+use measure::{Cost, once};
 use palettist::config::{Palettize, Train};
 use palettist::networks::unet::unet;
 use palettist::ops::Tensors;
 use palettist::source::{Component, Model};
+use palettist::torch::environment;
 use palettist::torch::random::{Purpose, generator};
-use palettist::torch::waiting::sleep_soon;
 use palettist::train::optimizer::AdamW;
 use palettist::train::trained::Trained;
 use tch::{Device, Kind, Tensor};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
-const REPEATS: usize = 3;
-const PEER: &str = "diffusers, no palettes";
+
+/// One line's training: each call takes a step.
+type Steps = Box<dyn FnMut() -> Cost>;
+
+/// What a line is called, and what begins its training.
+struct Line {
+    name: String,
+    begin: Box<dyn Fn() -> Option<Steps>>,
+}
 
 fn main() {
     // As the program does.
-    sleep_soon();
+    environment::start_again();
     // cargo adds `--bench`.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let line_of = |batch: i64, what: &str| format!("batch {batch}, {what}");
-    let wants = |line: &str| wanted.is_empty() || wanted.iter().any(|part| line.contains(part));
+    let wants = |line: &Line| wanted.is_empty() || wanted.iter().any(|part| line.name.contains(part));
     let base = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/base").to_owned();
     for folder in [Some(base), std::env::var("PALETTIST_MODEL").ok()].into_iter().flatten() {
         println!("{folder}: seconds a step, and GB beyond what is held between steps");
-        // First of all: it may need all the memory there is.
-        let theirs: Vec<Option<Cost>> =
-            [1, 4].map(|batch| if wants(&line_of(batch, PEER)) { ask(&folder, batch) } else { None }).into();
-        for (batch, theirs) in [1, 4].into_iter().zip(theirs) {
-            let mut plain = None;
-            let mut show = |what: &str, cost: &dyn Fn() -> Option<Cost>| {
-                let line = line_of(batch, what);
-                if wants(&line) {
-                    match cost() {
-                        Some(cost) => println!("  {}", told(&line, cost, *plain.get_or_insert(cost))),
-                        None => println!("  {line} was not run: $PALETTIST_PEERS names no Python that has it"),
-                    }
-                }
+        let parameters = Model::open(&folder).and_then(|model| model.parameters(Component::Unet));
+        let weights: i64 =
+            parameters.expect("a UNet").iter().map(|parameter| parameter.shape.iter().product::<i64>()).sum();
+        for batch in [1, 4] {
+            let lines: Vec<Line> = lines(&folder, batch).into_iter().filter(wants).collect();
+            let costs: Vec<(&Line, Vec<Cost>)> = if weights < 100_000_000 {
+                in_turn(&lines, 40)
+            } else {
+                lines.iter().flat_map(|line| in_turn(std::slice::from_ref(line), 3)).collect()
             };
-            show("no palettes", &|| Some(step(&folder, batch, &Palettize { enabled: false, ..Palettize::default() })));
-            for bits in [2, 4] {
-                let palettes = || Some(step(&folder, batch, &Palettize { n_bits: bits, ..Palettize::default() }));
-                show(&format!("palettes of {bits} bits"), &palettes);
-            }
-            show(PEER, &|| theirs);
+            let first = costs.first().map(|(_, costs)| costs.clone()).unwrap_or_default();
+            costs.iter().for_each(|(line, costs)| println!("  {}", told(&line.name, costs, &first)));
         }
     }
 }
 
+fn lines(folder: &str, batch: i64) -> Vec<Line> {
+    let ours = |what: &str, palettize: Palettize| {
+        let folder = folder.to_owned();
+        let begin = Box::new(move || Some(begin(&folder, batch, &palettize)));
+        Line { name: format!("batch {batch}, {what}"), begin }
+    };
+    let mut lines = vec![ours("no palettes", Palettize { enabled: false, ..Palettize::default() })];
+    for n_bits in [2, 4] {
+        lines.push(ours(&format!("palettes of {n_bits} bits"), Palettize { n_bits, ..Palettize::default() }));
+    }
+    let folder = folder.to_owned();
+    let name = format!("batch {batch}, diffusers, no palettes");
+    lines.push(Line { name, begin: Box::new(move || begin_peer(&folder, batch)) });
+    lines
+}
+
+/// `rounds` steps of each line, in turn, after one that is not counted.
+fn in_turn(lines: &[Line], rounds: usize) -> Vec<(&Line, Vec<Cost>)> {
+    let mut running = Vec::new();
+    for line in lines {
+        match (line.begin)() {
+            Some(mut steps) => {
+                steps();
+                running.push((line, steps, Vec::new()));
+            }
+            None => println!("  {} was not run: $PALETTIST_PEERS names no Python that has it", line.name),
+        }
+    }
+    for _ in 0..rounds {
+        for (_, steps, costs) in &mut running {
+            // Threads of the one before go to sleep first.
+            std::thread::sleep(Duration::from_millis(10));
+            costs.push(steps());
+        }
+    }
+    running.into_iter().map(|(line, _, costs)| (line, costs)).collect()
+}
+
 /// One line; `first` is what the first one of this batch took.
-fn told(line: &str, cost: Cost, first: Cost) -> String {
+fn told(name: &str, costs: &[Cost], first: &[Cost]) -> String {
+    let least = costs.iter().copied().reduce(Cost::least).unwrap_or_default();
+    let mut ratios: Vec<f64> = costs.iter().zip(first).map(|(cost, first)| cost.wall / first.wall).collect();
+    ratios.sort_by(f64::total_cmp);
     format!(
-        "{line:30} {:7.3} s wall, {:7.3} s CPU, {:6.3} GB; {:.2} times the first",
-        cost.wall,
-        cost.cpu,
-        cost.memory * 1e-9,
-        cost.wall / first.wall
+        "{name:30} {:7.3} s wall, {:7.3} s CPU, {:6.3} GB; {:.2} times the first",
+        least.wall,
+        least.cpu,
+        least.memory * 1e-9,
+        ratios[ratios.len() / 2]
     )
 }
 
-fn step(folder: &str, batch: i64, palettize: &Palettize) -> Cost {
+fn begin(folder: &str, batch: i64, palettize: &Palettize) -> Steps {
     let model = Model::open(folder).expect("a diffusers folder");
     let config = model.unet_config().expect("a UNet");
     let parameters = model.parameters(Component::Unet).expect("a UNet");
     let weights = model.weights(Component::Unet, Kind::Float, Device::Cpu).expect("whole weights");
-    let mut trained = Trained::new(
-        vec![(Component::Unet, weights, parameters)],
-        palettize,
-        &Train::default(),
-        Device::Cpu,
-        &mut |_, _| {},
-    )
-    .expect("finite weights");
+    let networks = vec![(Component::Unet, weights, parameters)];
+    let mut trained =
+        Trained::new(networks, palettize, &Train::default(), Device::Cpu, &mut |_, _| {}).expect("finite weights");
     let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (side, channels) = (config.sample_size, config.in_channels);
     let latents = Tensor::randn([batch, channels, side, side], FLOAT);
@@ -92,24 +132,56 @@ fn step(folder: &str, batch: i64, palettize: &Palettize) -> Cost {
     let text = Tensor::randn([batch, 77, config.cross_attention_dim], FLOAT);
     let timesteps = Tensor::randint(1000, [batch], (Kind::Int64, Device::Cpu));
     let mut random = generator(0, Purpose::Rounding, 0);
-    least(REPEATS, || {
+    let mut step = move || {
         let begun = trained.begin(0.3, |_| true).expect("finite weights");
         let mut ops = Tensors::new(&begun.networks[&Component::Unet]);
         let output = unet(&mut ops, &config, &latents, &timesteps, &text);
         output.mse_loss(&noise, tch::Reduction::Mean).backward();
         drop(output);
         trained.apply(begun, &adamw, 1.0, &mut random, |_| 1e-6).expect("finite gradients");
-    })
+    };
+    Box::new(move || once(&mut step))
 }
 
-fn ask(folder: &str, batch: i64) -> Option<Cost> {
+/// A Python that takes a step for each line it reads, and answers with what it cost.
+struct Peer {
+    child: Child,
+    /// None as it ends.
+    asked: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    fn ask(&mut self) -> Option<Cost> {
+        writeln!(self.asked.as_mut()?).ok()?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).ok()?;
+        let numbers: Vec<f64> = answer.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let [wall, cpu, memory] = numbers[..] else { return None };
+        Some(Cost { wall, cpu, memory })
+    }
+}
+
+impl Drop for Peer {
+    /// Its memory is needed.
+    fn drop(&mut self) {
+        drop(self.asked.take());
+        let _ = self.child.wait();
+    }
+}
+
+fn begin_peer(folder: &str, batch: i64) -> Option<Steps> {
     let python = std::env::var_os("PALETTIST_PEERS")?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/step.py");
     let mut command = Command::new(python);
-    command.args([script, folder, &batch.to_string()]).env_remove("GOMP_SPINCOUNT");
-    let output = command.output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let numbers: Vec<f64> = text.lines().last()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    let [wall, cpu, memory] = numbers[..] else { return None };
-    Some(Cost { wall, cpu, memory })
+    command.args([script, folder, &batch.to_string()]);
+    // As it would run without us.
+    for variable in environment::variables() {
+        command.env_remove(variable);
+    }
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+    let (asked, answers) = (child.stdin.take(), BufReader::new(child.stdout.take()?));
+    let mut peer = Peer { child, asked, answers };
+    peer.ask()?;
+    Some(Box::new(move || peer.ask().expect("the peer still runs")))
 }

@@ -101,7 +101,7 @@ pub fn run() -> ExitCode {
         }
     };
     if line.command.computes() {
-        crate::torch::waiting::sleep_soon();
+        crate::torch::environment::start_again();
     }
     match std::panic::catch_unwind(AssertUnwindSafe(|| dispatch(line.command))) {
         Ok(Ok(())) => ExitCode::SUCCESS,

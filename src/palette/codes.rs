@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::passes::{self, ByCode, Stored};
+use super::passes::{self, AdamWStep, ByCode, MomentsMut, Stored};
 use super::{operators, scratch};
 use crate::torch::slices;
 
@@ -77,11 +77,11 @@ const MOST_COARSER: f32 = 16.0;
 
 /// Calls a function of [`Stored`] for what its first argument, a tensor, holds.
 macro_rules! by_type {
-    ($function:ident($weight:expr $(, $more:expr)*)) => {{
+    ($function:ident $([$n:ident])? ($weight:expr $(, $more:expr)*)) => {{
         let weight = $weight;
         match weight.f_kind()? {
-            Kind::BFloat16 => $function::<bf16>(weight $(, $more)*)?,
-            _ => $function::<f32>(weight $(, $more)*)?,
+            Kind::BFloat16 => $function::<bf16 $(, $n)?>(weight $(, $more)*)?,
+            _ => $function::<f32 $(, $n)?>(weight $(, $more)*)?,
         }
     }};
 }
@@ -259,17 +259,32 @@ pub fn look_up(weight: &Tensor, histogram: &Histogram, values: &[f64], to: &mut 
     Ok(())
 }
 
-/// Sums of `gradient` (the type and shape of `weight`, f32 or bf16) over the weights of each bin of `histogram`, which is the weight's.
+/// Sums of `gradient` (the type and shape of `weight`, f32 or bf16) over the weights of each bin of `histogram`, which is the
+/// weight's: the first N of those of its powers.
 ///
 /// # Errors
 /// libtorch's, for tensors of other kinds.
-pub fn add_up(weight: &Tensor, gradient: &Tensor, histogram: &Histogram) -> Result<Vec<f64>> {
+pub fn add_up<const N: usize>(weight: &Tensor, gradient: &Tensor, histogram: &Histogram) -> Result<Vec<[f64; N]>>
+where
+    [f32; N]: Default,
+{
     let code = histogram.code;
+    let mut sums = vec![[0.0; N]; histogram.bins.len()];
     if weight.device() != Device::Cpu {
-        let totals = operators::add_up(weight, gradient, code)?;
-        return Ok(histogram.bins.iter().map(|&bin| totals[bin as usize]).collect());
+        let gradient = gradient.f_to_kind(Kind::Float)?;
+        for power in 0..N {
+            let values =
+                if power == 0 { gradient.shallow_clone() } else { gradient.f_pow_tensor_scalar(power as i64 + 1)? };
+            let totals = operators::add_up(weight, &values, code)?;
+            histogram.bins.iter().zip(&mut sums).for_each(|(&bin, sum)| sum[power] = totals[bin as usize]);
+        }
+        return Ok(sums);
     }
-    fn pieces<W: Stored>(weight: &Tensor, code: Code, gradient: &Tensor) -> Result<Vec<Box<ByCode<f32>>>> {
+    type Pieces<const N: usize> = Vec<Box<ByCode<[f32; N]>>>;
+    fn pieces<W: Stored, const N: usize>(weight: &Tensor, code: Code, gradient: &Tensor) -> Result<Pieces<N>>
+    where
+        [f32; N]: Default,
+    {
         let (weights, gradient) = (slices::elements::<W>(weight)?, slices::elements(gradient)?);
         let size = piece(weights.len());
         let pieces = weights.par_chunks(size).zip(gradient.par_chunks(size)).map(|(weights, gradient)| {
@@ -279,14 +294,43 @@ pub fn add_up(weight: &Tensor, gradient: &Tensor, histogram: &Histogram) -> Resu
         });
         Ok(pieces.collect())
     }
-    let mut sums = vec![0.0; histogram.bins.len()];
-    for mut piece in by_type!(pieces(&weight.f_contiguous()?, code, &gradient.f_contiguous()?)) {
+    for mut piece in by_type!(pieces[N](&weight.f_contiguous()?, code, &gradient.f_contiguous()?)) {
         // Other codes than the histogram's have no weights.
-        let found = histogram.bins.iter().map(|&bin| std::mem::take(&mut piece[bin as usize]));
-        sums.iter_mut().zip(found).for_each(|(sum, part)| *sum += f64::from(part));
+        for (sum, &bin) in sums.iter_mut().zip(&histogram.bins) {
+            let part = std::mem::take(&mut piece[bin as usize]);
+            sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += f64::from(part));
+        }
         scratch::put_back_zeros(piece);
     }
     Ok(sums)
+}
+
+/// As [`combine`], but what it would write goes into a `step` of AdamW at once, which moves `weight` and `moments`, the
+/// moving means of gradients and of their squares (all contiguous f32 on the CPU).
+///
+/// # Errors
+/// For other tensors.
+pub fn combine_and_step(
+    weight: &mut Tensor,
+    histogram: &Histogram,
+    lines: &[(f64, f64)],
+    gradient: &Tensor,
+    moments: [&mut Tensor; 2],
+    step: &AdamWStep,
+) -> Result<()> {
+    let code = histogram.code;
+    let table = scratch::filled(histogram, lines.iter().map(|&(slope, offset)| [slope as f32, offset as f32]));
+    let gradient = gradient.f_contiguous()?;
+    let (weights, gradient) = (slices::elements_mut(weight)?, slices::elements(&gradient)?);
+    let [exp_avg, exp_avg_sq] = moments.map(slices::elements_mut);
+    let size = piece(weights.len());
+    let (exp_avg, exp_avg_sq) = (exp_avg?.par_chunks_mut(size), exp_avg_sq?.par_chunks_mut(size));
+    let pieces = weights.par_chunks_mut(size).zip(gradient.par_chunks(size)).zip(exp_avg.zip(exp_avg_sq));
+    pieces.for_each(|((weights, gradient), (exp_avg, exp_avg_sq))| {
+        passes::combine_and_step(weights, code, &table, gradient, MomentsMut { exp_avg, exp_avg_sq }, step);
+    });
+    scratch::put_back(table);
+    Ok(())
 }
 
 /// `gradient ← slope · gradient + offset` for each element of `weight`, by the (slope, offset) of each bin of
@@ -358,7 +402,7 @@ mod tests {
             assert_eq!(seen, Histogram::of(&wide, code, false).unwrap());
             assert_eq!(seen, Histogram::merge(code, vec![operators::counts(&brain, code).unwrap()]).unwrap());
 
-            let ours = add_up(&weight, &gradient, &histogram).unwrap();
+            let ours = add_up::<1>(&weight, &gradient, &histogram).unwrap().as_flattened().to_vec();
             let theirs = operators::add_up(&weight, &gradient, code).unwrap();
             assert!(histogram.bins.iter().zip(&ours).all(|(&bin, sum)| (sum - theirs[bin as usize]).abs() < 1e-3));
             let total = gradient.sum(Kind::Double).double_value(&[]);

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
+use super::backward::{Group, SoftenRows};
 use super::cells::Frame;
 use super::codes::{self, Code, Histogram};
 use super::frozen::Stored;
@@ -22,8 +23,8 @@ use crate::torch::slices;
 /// What the backward pass of one [`soften`] needs: the weight itself (shared, not copied) and the table.
 #[derive(Debug)]
 pub struct Soften {
-    weight: Tensor,
-    table: Table,
+    pub(super) weight: Tensor,
+    pub(super) table: Table,
 }
 
 /// Writes the soft weight of `weight` (f32 or bf16, any shape, any device) to `soft` (contiguous, of the same type, shape
@@ -61,7 +62,7 @@ fn soften_counted(
     Ok((table.entries(), Soften { weight, table }))
 }
 
-fn check(weight: &Tensor, other: &Tensor) -> Result<()> {
+pub(super) fn check(weight: &Tensor, other: &Tensor) -> Result<()> {
     let kind = weight.f_kind()?;
     ensure!(matches!(kind, Kind::Float | Kind::BFloat16), "a weight to soften is Float or BFloat16, not {kind:?}");
     ensure!(
@@ -84,71 +85,13 @@ impl Soften {
         let Self { weight, table } = self;
         check(weight, gradient)?;
         let histogram = table.histogram();
-        let lines = table.backward(&codes::add_up(weight, gradient, histogram)?);
-        codes::combine(weight, histogram, &lines, gradient)
+        let sums: Vec<f64> = codes::add_up::<1>(weight, gradient, histogram)?.as_flattened().to_vec();
+        codes::combine(weight, histogram, &table.backward(&sums), gradient)
     }
 
     /// Mean squared error of the weights if palettes were made of the new centroids now.
     pub fn hard_error(&self) -> f64 {
         self.table.hard_error()
-    }
-}
-
-/// What the backward pass of one step of a layer needs: that of each of its groups.
-pub struct SoftenRows {
-    rows: Rows,
-    /// Of the rows: the master weight's own, f32 where vectors or scales are computed with.
-    kind: Kind,
-    groups: Vec<Group>,
-}
-
-/// One table's, of entries that hold 1, 2 or 4 weights.
-enum Group {
-    One(Soften),
-    Two(SoftenVectors<2>),
-    Four(SoftenVectors<4>),
-}
-
-impl Group {
-    fn backward(&self, gradient: &mut Tensor) -> Result<()> {
-        match self {
-            Group::One(state) => state.backward(gradient),
-            Group::Two(state) => state.backward(gradient),
-            Group::Four(state) => state.backward(gradient),
-        }
-    }
-
-    fn hard_error(&self) -> f64 {
-        match self {
-            Group::One(state) => state.hard_error(),
-            Group::Two(state) => state.hard_error(),
-            Group::Four(state) => state.hard_error(),
-        }
-    }
-}
-
-impl SoftenRows {
-    /// [`Soften::backward`] of the whole layer.
-    ///
-    /// # Errors
-    /// When `gradient` has another shape or kind, or is on another device.
-    pub fn backward(&self, gradient: &mut Tensor) -> Result<()> {
-        let _guard = tch::no_grad_guard();
-        let rows = self.rows.of_gradient(gradient)?.f_to_kind(self.kind)?;
-        for (group, state) in self.groups.iter().enumerate() {
-            state.backward(&mut rows.f_get(group as i64)?)?;
-        }
-        // Plain rows share the gradient's memory.
-        if rows.data_ptr() != gradient.data_ptr() {
-            gradient.f_copy_(&self.rows.gradient(&rows)?)?;
-        }
-        Ok(())
-    }
-
-    /// Mean squared error of the rows if palettes were made of the new centroids now.
-    pub fn hard_error(&self) -> f64 {
-        let sum: f64 = self.groups.iter().map(Group::hard_error).sum();
-        sum / self.groups.len().max(1) as f64
     }
 }
 

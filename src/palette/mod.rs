@@ -17,6 +17,7 @@
 //! | `vector_passes`, `vector_attention` | what each of them costs |
 //! | `vector_operators` | the same through libtorch's operators, for GPUs |
 //! | [`dkm`] | differentiable k-means of a weight, and of a layer while it is trained |
+//! | `backward` | its way back, to a gradient of the weight or straight to AdamW's step |
 //! | `rows` | a weight laid out for clustering: one row a group of channels |
 //! | [`frozen`] | a layer with fixed assignments, its entries trained |
 //! | [`packing`] | indices as a stream of bits |
@@ -26,6 +27,7 @@
 
 pub mod allocate;
 mod attention;
+mod backward;
 mod bins;
 mod cells;
 pub mod checkpoint;
@@ -58,12 +60,14 @@ use half::f16;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
+pub use backward::{Gradient, Pending, SoftenRows};
 pub use checkpoint::PalettizedCheckpoint;
 pub(crate) use codes::piece;
-pub use dkm::{DkmLayer, Soften, SoftenRows, soften};
+pub use dkm::{DkmLayer, Soften, soften};
 pub use fit::fit;
 pub use form::{BITS, CLUSTER_DIMS, Form, LutDtype};
 pub use frozen::Frozen;
+pub use passes::AdamWStep;
 
 /// A weight that is looked up: an index for each of its elements, or each few neighbours, into a table of 2^bits entries.
 ///

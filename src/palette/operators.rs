@@ -40,9 +40,8 @@ pub fn look_up(weight: &Tensor, code: Code, table: &ByCode<f32>) -> Result<Tenso
     Ok(table.f_index_select(0, &codes(weight, code)?)?.f_view(weight.size().as_slice())?)
 }
 
-pub fn add_up(weight: &Tensor, gradient: &Tensor, code: Code) -> Result<Vec<f64>> {
-    let totals =
-        codes(weight, code)?.f_bincount(Some(&gradient.f_to_kind(Kind::Float)?.f_reshape(-1)?), CODES as i64)?;
+pub fn add_up(weight: &Tensor, values: &Tensor, code: Code) -> Result<Vec<f64>> {
+    let totals = codes(weight, code)?.f_bincount(Some(&values.f_reshape(-1)?), CODES as i64)?;
     Ok(Vec::<f64>::try_from(totals.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?)?)
 }
 

@@ -1,4 +1,5 @@
-//! The four passes over the weights, on plain slices: count codes, look values up, add a gradient up by code, combine.
+//! The passes over the weights, on plain slices: count codes, look values up, add a gradient up by code, and combine, alone
+//! or with a step of AdamW.
 //!
 //! Everything else about clustering happens on at most 65,536 bins, so these are what a training step pays for every
 //! weight: 32 bytes of memory traffic (half of that in bf16) and a few instructions. With AVX-512 (found at run time) codes are made and tables
@@ -127,12 +128,19 @@ pub fn look_up<W: Stored>(weights: &[W], code: Code, table: &ByCode<f32>, to: &m
     }
 }
 
-/// Adds to `sums`, by the code of each weight, its element of `gradient`, which is as long as `weights`.
-pub fn add_up<W: Stored>(weights: &[W], code: Code, gradient: &[W], sums: &mut ByCode<f32>) {
+/// Adds to `sums`, by the code of each weight, its element of `gradient`, which is as long as `weights`, and where there is
+/// place the square of that.
+pub fn add_up<W: Stored, const N: usize>(weights: &[W], code: Code, gradient: &[W], sums: &mut ByCode<[f32; N]>) {
     assert_eq!(weights.len(), gradient.len());
     for (block, gradient) in weights.chunks(BLOCK).zip(gradient.chunks(BLOCK)) {
         with_codes(block, code, |codes| {
-            codes.iter().zip(gradient).for_each(|(&code, value)| sums[code as usize] += value.to_f32());
+            for (&code, value) in codes.iter().zip(gradient) {
+                let mut power = 1.0;
+                for sum in &mut sums[code as usize] {
+                    power *= value.to_f32();
+                    *sum += power;
+                }
+            }
         });
     }
 }
@@ -152,6 +160,69 @@ pub fn combine<W: Stored>(weights: &[W], code: Code, table: &ByCode<[f32; 2]>, g
                 *value = W::of_f32(slope * value.to_f32() + offset);
             }
         });
+    }
+}
+
+/// One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), in the form of libtorch's fused kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWStep {
+    /// The gradient is multiplied by it: of clipping.
+    pub factor: f32,
+    /// 1 − lr · weight decay
+    pub decay: f32,
+    /// 1 − β₁
+    pub rate_of_mean: f32,
+    /// β₂
+    pub beta2: f32,
+    /// 1 − β₂
+    pub rate_of_square: f32,
+    /// lr / (1 − β₁ᵗ)
+    pub size: f32,
+    /// 1 / √(1 − β₂ᵗ)
+    pub root: f32,
+    pub eps: f32,
+}
+
+/// What AdamW keeps of some weights: the moving means of gradients and of their squares.
+pub struct MomentsMut<'a> {
+    pub exp_avg: &'a mut [f32],
+    pub exp_avg_sq: &'a mut [f32],
+}
+
+/// [`combine`], of which the result goes into a step of AdamW instead of memory. All slices are as long as `weights`.
+pub fn combine_and_step(
+    weights: &mut [f32],
+    code: Code,
+    table: &ByCode<[f32; 2]>,
+    gradient: &[f32],
+    moments: MomentsMut,
+    step: &AdamWStep,
+) {
+    let MomentsMut { exp_avg, exp_avg_sq } = moments;
+    for length in [gradient.len(), exp_avg.len(), exp_avg_sq.len()] {
+        assert_eq!(length, weights.len());
+    }
+    let done = 0;
+    #[cfg(target_arch = "x86_64")]
+    let done = if wide::available() {
+        // SAFETY: the features that the function needs are there; the slices are of one length.
+        unsafe { wide::combine_and_step(weights, code, table, gradient, exp_avg, exp_avg_sq, step) }
+    } else {
+        done
+    };
+    let mut codes = [0; BLOCK];
+    for start in (done..weights.len()).step_by(BLOCK) {
+        let end = weights.len().min(start + BLOCK);
+        let codes = &mut codes[..end - start];
+        with_codes(&weights[start..end], code, |of_block| codes.copy_from_slice(of_block));
+        for (i, &mut code) in (start..end).zip(codes) {
+            let [slope, offset] = table[code as usize];
+            let gradient = (slope * gradient[i] + offset) * step.factor;
+            exp_avg[i] += (gradient - exp_avg[i]) * step.rate_of_mean;
+            exp_avg_sq[i] = exp_avg_sq[i] * step.beta2 + gradient * gradient * step.rate_of_square;
+            let away = exp_avg[i] * step.size / (exp_avg_sq[i].sqrt() * step.root + step.eps);
+            weights[i] = weights[i] * step.decay - away;
+        }
     }
 }
 
@@ -195,7 +266,7 @@ pub fn fixed_code(steps: f32) -> u16 {
 mod wide {
     use std::arch::x86_64::*;
 
-    use super::{ByCode, Code, Stored};
+    use super::{AdamWStep, ByCode, Code, Stored};
 
     const LANES: usize = 16;
 
@@ -260,7 +331,12 @@ mod wide {
     #[target_feature(enable = "avx512f,avx512vl")]
     unsafe fn codes<W: Stored>(weights: *const W, code: Code) -> __m256i {
         // SAFETY: the caller's promise.
-        let values = unsafe { W::load(weights) };
+        codes_of(unsafe { W::load(weights) }, code)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl")]
+    fn codes_of(values: Floats, code: Code) -> __m256i {
         match code {
             Code::F16 => _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(values),
             Code::Fixed { step } => {
@@ -316,26 +392,74 @@ mod wide {
         }
     }
 
+    /// Slope and offset of each code.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl")]
+    fn lines(codes: __m256i, table: &ByCode<[f32; 2]>) -> (Floats, Floats) {
+        let slopes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let offsets = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        // Each row of the table is fetched as one number of 64 bits.
+        let fetch = |half| {
+            let at = _mm256_cvtepu16_epi32(half);
+            // SAFETY: a code points into the table.
+            _mm512_castpd_ps(unsafe { _mm512_i32gather_pd::<8>(at, table.as_ptr().cast()) })
+        };
+        let (low, high) = (fetch(_mm256_castsi256_si128(codes)), fetch(_mm256_extracti128_si256::<1>(codes)));
+        (_mm512_permutex2var_ps(low, slopes, high), _mm512_permutex2var_ps(low, offsets, high))
+    }
+
+    /// Of as many as fit into vectors; says how many these are.
+    ///
+    /// # Safety
+    /// AVX-512 F and VL must be there; all slices are as long as `weights`.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    pub unsafe fn combine_and_step(
+        weights: &mut [f32],
+        code: Code,
+        table: &ByCode<[f32; 2]>,
+        gradient: &[f32],
+        exp_avg: &mut [f32],
+        exp_avg_sq: &mut [f32],
+        step: &AdamWStep,
+    ) -> usize {
+        let all = |value: f32| _mm512_set1_ps(value);
+        let (factor, decay, eps) = (all(step.factor), all(step.decay), all(step.eps));
+        let (rate_of_mean, beta2, rate_of_square) = (all(step.rate_of_mean), all(step.beta2), all(step.rate_of_square));
+        let (size, root) = (all(step.size), all(step.root));
+        let whole = weights.len() / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            // SAFETY: i + 16 ≤ the length of all.
+            unsafe {
+                let (at, mean_at, square_at) =
+                    (weights.as_mut_ptr().add(i), exp_avg.as_mut_ptr().add(i), exp_avg_sq.as_mut_ptr().add(i));
+                let weight = load(at);
+                let (slope, offset) = lines(codes_of(weight, code), table);
+                let gradient = _mm512_add_ps(_mm512_mul_ps(slope, load(gradient.as_ptr().add(i))), offset);
+                let gradient = _mm512_mul_ps(gradient, factor);
+                let mean = load(mean_at);
+                let mean = _mm512_add_ps(mean, _mm512_mul_ps(_mm512_sub_ps(gradient, mean), rate_of_mean));
+                let square = _mm512_mul_ps(_mm512_mul_ps(gradient, gradient), rate_of_square);
+                let square = _mm512_add_ps(_mm512_mul_ps(load(square_at), beta2), square);
+                let below = _mm512_add_ps(_mm512_mul_ps(_mm512_sqrt_ps(square), root), eps);
+                let away = _mm512_div_ps(_mm512_mul_ps(mean, size), below);
+                store(mean_at, mean, false);
+                store(square_at, square, false);
+                store(at, _mm512_sub_ps(_mm512_mul_ps(weight, decay), away), false);
+            }
+        }
+        whole
+    }
+
     /// # Safety
     /// AVX-512 F and VL must be there.
     #[target_feature(enable = "avx512f,avx512vl")]
     pub unsafe fn combine<W: Stored>(weights: &[W], code: Code, table: &ByCode<[f32; 2]>, gradient: &mut [W]) {
         assert_eq!(weights.len(), gradient.len());
-        let slopes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        let offsets = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
         let whole = weights.len() / LANES * LANES;
         for i in (0..whole).step_by(LANES) {
             // SAFETY: i + 16 ≤ the length of both.
             unsafe {
-                let codes = codes(weights.as_ptr().add(i), code);
-                // Each row of the table is fetched as one number of 64 bits.
-                let fetch = |half| {
-                    let at = _mm256_cvtepu16_epi32(half);
-                    _mm512_castpd_ps(_mm512_i32gather_pd::<8>(at, table.as_ptr().cast()))
-                };
-                let (low, high) = (fetch(_mm256_castsi256_si128(codes)), fetch(_mm256_extracti128_si256::<1>(codes)));
-                let slope = _mm512_permutex2var_ps(low, slopes, high);
-                let offset = _mm512_permutex2var_ps(low, offsets, high);
+                let (slope, offset) = lines(codes(weights.as_ptr().add(i), code), table);
                 let value = gradient.as_mut_ptr().add(i);
                 let product = _mm512_mul_ps(W::load(value), slope);
                 W::store(value, _mm512_add_ps(product, offset), false);
@@ -389,17 +513,68 @@ mod tests {
         assert_eq!(fixed_code(f32::NAN), 0);
     }
 
+    /// Vectors, and what is left over of them, compute the same bits; and these are AdamW's.
+    #[test]
+    fn a_step_is_the_same_for_many_and_for_few() {
+        let wave = |scale: f32| (0..2_005).map(move |i| ((i * 37) as f32).sin() * scale).collect::<Vec<f32>>();
+        let (weights, gradient, exp_avg) = (wave(0.3), wave(0.01), wave(0.002));
+        let exp_avg_sq: Vec<f32> = wave(1e-3).iter().map(|value| value * value).collect();
+        let code = Code::Fixed { step: 2f32.powi(-6) };
+        let mut table = vec![[0f32; 2]; CODES];
+        (0..CODES).for_each(|code| table[code] = [1.0 + (code % 7) as f32 * 0.1, 1e-4 * (code % 5) as f32]);
+        let table: &ByCode<[f32; 2]> = table.as_slice().try_into().unwrap();
+        let (beta1, beta2, lr, t) = (0.9, 0.99, 1e-3, 3);
+        let step = AdamWStep {
+            factor: 0.5,
+            decay: 1.0 - lr * 0.01,
+            rate_of_mean: 1.0 - beta1,
+            beta2,
+            rate_of_square: 1.0 - beta2,
+            size: lr / (1.0 - beta1.powi(t)),
+            root: 1.0 / (1.0 - beta2.powi(t)).sqrt(),
+            eps: 1e-8,
+        };
+        let stepped = |at_once: usize| {
+            let mut all = [weights.clone(), exp_avg.clone(), exp_avg_sq.clone()];
+            let [weights, exp_avg, exp_avg_sq] = &mut all;
+            for start in (0..weights.len()).step_by(at_once) {
+                let range = start..weights.len().min(start + at_once);
+                let moments =
+                    MomentsMut { exp_avg: &mut exp_avg[range.clone()], exp_avg_sq: &mut exp_avg_sq[range.clone()] };
+                combine_and_step(&mut weights[range.clone()], code, table, &gradient[range], moments, &step);
+            }
+            all
+        };
+        let all = stepped(2_005);
+        assert_eq!(all, stepped(1));
+        assert_eq!(all, stepped(50));
+        for i in 0..weights.len() {
+            let [slope, offset] = table[code.of(weights[i]) as usize];
+            let g = f64::from(slope * gradient[i] + offset) * 0.5;
+            let m = 0.9 * f64::from(exp_avg[i]) + 0.1 * g;
+            let v = 0.99 * f64::from(exp_avg_sq[i]) + 0.01 * g * g;
+            let (m_hat, v_hat) = (m / (1.0 - 0.9f64.powi(t)), v / (1.0 - 0.99f64.powi(t)));
+            let w = f64::from(weights[i]) * (1.0 - 1e-3 * 0.01) - 1e-3 * m_hat / (v_hat.sqrt() + 1e-8);
+            for (found, expected) in all.iter().map(|of| f64::from(of[i])).zip([w, m, v]) {
+                assert!((found - expected).abs() < 1e-6 * expected.abs() + 1e-9, "{i}: {found:e} {expected:e}");
+            }
+        }
+    }
+
     #[test]
     fn sums_and_combinations_are_by_code() {
         let weights: Vec<f32> = (0..1_234).map(|i| (i % 5) as f32 - 2.0).collect();
         let gradient: Vec<f32> = (0..1_234).map(|i| i as f32).collect();
         for code in [Code::F16, Code::Fixed { step: 0.25 }] {
-            let mut sums = vec![0f32; CODES];
+            let mut sums = vec![[0f32; 2]; CODES];
             add_up(&weights, code, &gradient, sums.as_mut_slice().try_into().unwrap());
             let mut table = vec![[0f32; 2]; CODES];
             for value in -2i32..=2 {
                 let at = code.of(value as f32) as usize;
-                assert_eq!(sums[at], (0..1_234).filter(|i| i % 5 - 2 == value).sum::<i32>() as f32);
+                let of_code = || (0..1_234).filter(|i| i % 5 - 2 == value);
+                assert_eq!(sums[at][0], of_code().sum::<i32>() as f32);
+                let squares = of_code().map(|i| (i * i) as f64).sum::<f64>();
+                assert!((f64::from(sums[at][1]) / squares - 1.0).abs() < 1e-6);
                 table[at] = [value as f32, 10.0];
             }
             let mut combined = gradient.clone();

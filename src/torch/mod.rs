@@ -1,11 +1,11 @@
 //! The shim over libtorch: operators that tch does not generate (through the dispatcher), and CUDA loaded at
 //! run time. All `unsafe` around libtorch lives here; the C++ half is `ext.cpp`.
 
+pub mod environment;
 pub mod gradient;
 pub mod random;
 pub mod rounding;
 pub mod slices;
-pub mod waiting;
 
 use std::ffi::{CStr, CString, c_char, c_void};
 

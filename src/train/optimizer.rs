@@ -3,6 +3,7 @@
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
+use crate::palette::{AdamWStep, Pending};
 use crate::torch::rounding::stochastic;
 use crate::torch::{Arg, call};
 
@@ -34,6 +35,33 @@ impl Moments {
 }
 
 impl AdamW {
+    /// [`Self::step`] of one parameter (fp32, on the CPU) with a gradient that is computed on the way, and multiplied by `factor`.
+    ///
+    /// # Errors
+    /// When shapes or types differ.
+    pub fn step_pending(
+        &self,
+        parameter: &Tensor,
+        gradient: Pending,
+        moments: &Moments,
+        lr: f64,
+        factor: f64,
+    ) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let count = moments.step.shallow_clone().g_add_scalar_(1.0).f_double_value(&[])?;
+        let step = AdamWStep {
+            factor: factor as f32,
+            decay: (1.0 - lr * self.weight_decay) as f32,
+            rate_of_mean: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            rate_of_square: (1.0 - self.beta2) as f32,
+            size: (lr / (1.0 - self.beta1.powf(count))) as f32,
+            root: (1.0 / (1.0 - self.beta2.powf(count)).sqrt()) as f32,
+            eps: self.eps as f32,
+        };
+        gradient.step(parameter, [&moments.exp_avg, &moments.exp_avg_sq], &step)
+    }
+
     /// [`Self::step`] of one parameter in bf16, its moments too: computed in f32, then rounded at random ([`stochastic`]),
     /// without which small updates would be lost. `key` says which random bits.
     ///
@@ -97,28 +125,27 @@ impl AdamW {
     }
 }
 
-/// Scales the gradients so that their common L2 norm is at most `max_norm` (as `torch.nn.utils.clip_grad_norm_`);
-/// returns the norm before.
-pub fn clip_gradients(gradients: &[&Tensor], max_norm: f64) -> f64 {
+/// The common L2 norm of gradients.
+pub fn norm(gradients: &[&Tensor]) -> f64 {
     let _guard = tch::no_grad_guard();
     if gradients.is_empty() {
         return 0.0;
     }
     // Summed in f32, also of bf16.
     let norms: Vec<Tensor> = gradients.iter().map(|g| g.norm_scalaropt_dtype(2.0, Kind::Float)).collect();
-    let total = Tensor::stack(&norms, 0).norm().double_value(&[]);
-    let scale = max_norm / (total + 1e-6);
-    if max_norm > 0.0 && scale < 1.0 {
-        for gradient in gradients {
-            let _ = gradient.shallow_clone().g_mul_scalar_(scale);
-        }
-    }
-    total
+    Tensor::stack(&norms, 0).norm().double_value(&[])
+}
+
+/// What gradients of a common `norm` are multiplied by so that it is at most `max_norm`, as
+/// `torch.nn.utils.clip_grad_norm_` does: at most 1, and 1 where `max_norm` is 0.
+pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::palette::{DkmLayer, Form, Gradient};
     use crate::torch::random::{Purpose, generator, normal};
 
     #[test]
@@ -139,6 +166,48 @@ mod tests {
         }
         let error = (&parameter - &expected).abs().max().double_value(&[]);
         assert!(error < 1e-6, "{error}");
+    }
+
+    /// A step with a gradient that is never written down is one with the gradient that would be.
+    #[test]
+    fn pending_gradients_step_as_whole_ones() {
+        let plain = Form::per_tensor(2);
+        let grouped = Form { group_size: Some(4), bits: 4, ..plain };
+        let adamw = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.05 };
+        // The last is large enough for several pieces.
+        for (form, shape) in [(plain, [12, 20]), (grouped, [16, 40]), (plain, [700, 900])] {
+            let draw = |i| normal(&mut generator(8, Purpose::Initial, i), &shape);
+            let start = draw(0) * 0.05;
+            let mut layers = [(); 2].map(|()| DkmLayer::new("layer", form, &start).unwrap());
+            let weights = [start.copy(), start.copy()];
+            let moments = [Moments::zeros_like(&start), Moments::zeros_like(&start)];
+            for step in 1..4 {
+                let upstream = draw(step) * 0.01;
+                let mut states = layers
+                    .iter_mut()
+                    .zip(&weights)
+                    .map(|(layer, weight)| layer.soften(weight, 0.5, 3, None, &mut weight.empty_like()).unwrap());
+                let (first, second) = (states.next().unwrap(), states.next().unwrap());
+                let mut whole = upstream.copy();
+                first.backward(&mut whole).unwrap();
+                let Gradient::Pending(pending) = second.gradient(upstream).unwrap() else { panic!("it is whole") };
+                let square = whole.square().sum(Kind::Double).double_value(&[]);
+                assert!((pending.square / square - 1.0).abs() < 1e-5, "{} {square}", pending.square);
+                let factor = 0.3;
+                adamw.step(&[&weights[0]], &[&(whole * factor)], &[&moments[0]], 1e-3).unwrap();
+                adamw.step_pending(&weights[1], pending, &moments[1], 1e-3, factor).unwrap();
+            }
+            let pairs = [
+                (&weights[0], &weights[1]),
+                (&moments[0].exp_avg, &moments[1].exp_avg),
+                (&moments[0].exp_avg_sq, &moments[1].exp_avg_sq),
+            ];
+            for (expected, found) in pairs {
+                let error = (found - expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
+                assert!(error < 1e-6, "{form:?}: {error:e}");
+            }
+            assert_eq!(moments[1].step.double_value(&[]), 3.0);
+        }
     }
 
     /// Nearest rounding would leave every weight where it is.
@@ -166,9 +235,8 @@ mod tests {
     #[test]
     fn clipping_keeps_small_gradients_and_scales_large_ones() {
         let (a, b) = (Tensor::from_slice(&[3f32, 0.0]), Tensor::from_slice(&[4f32]));
-        assert_eq!(clip_gradients(&[&a, &b], 10.0), 5.0);
-        assert_eq!(a.double_value(&[0]), 3.0);
-        clip_gradients(&[&a, &b], 1.0);
-        assert!((a.double_value(&[0]) - 0.6).abs() < 1e-6 && (b.double_value(&[0]) - 0.8).abs() < 1e-6);
+        assert_eq!((norm(&[&a, &b]), norm(&[])), (5.0, 0.0));
+        assert_eq!((clip_factor(5.0, 10.0), clip_factor(5.0, 0.0)), (1.0, 1.0));
+        assert!((clip_factor(5.0, 1.0) - 0.2).abs() < 1e-6);
     }
 }

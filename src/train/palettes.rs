@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 
 use crate::config::Palettize;
 use crate::ops::{Parameter, Weights};
-use crate::palette::{DkmLayer, Frozen, Palette, SoftenRows};
+use crate::palette::{DkmLayer, Frozen, Gradient, Palette, SoftenRows};
 
 /// Starts the palette of one parameter at the k-means of its weight (fp32); `None` where `[palettize]` leaves it in fp16.
 ///
@@ -78,16 +78,13 @@ impl LayerPalette {
     ///
     /// # Errors
     /// Shapes differ.
-    pub fn gradient(&self, seen: &Seen, upstream: Tensor) -> Result<Tensor> {
-        if let Phase::Frozen(frozen) = &self.phase {
-            return frozen.gradient(&upstream);
+    pub fn gradient(&self, seen: Seen, upstream: Tensor) -> Result<Gradient> {
+        match (&self.phase, seen.soften) {
+            (Phase::Frozen(frozen), _) => Ok(Gradient::Whole(frozen.gradient(&upstream)?)),
+            // In the memory of the gradient itself, which is autograd's own and ours now.
+            (Phase::Soft(_), Some(soften)) => soften.gradient(upstream),
+            (Phase::Soft(_), None) => Ok(Gradient::Whole(upstream)),
         }
-        // In the memory of the gradient itself, which is autograd's own and ours now.
-        let mut gradient = upstream.f_contiguous()?;
-        if let Some(soften) = &seen.soften {
-            soften.backward(&mut gradient)?;
-        }
-        Ok(gradient)
     }
 
     /// Fixes the assignments; gives the entries, which the optimizer then moves in place. `None` when they were fixed.

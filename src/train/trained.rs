@@ -8,11 +8,11 @@ use rand::Rng;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::optimizer::{AdamW, Moments};
+use super::optimizer::{AdamW, Moments, clip_factor, norm};
 use super::palettes::{LayerPalette, Seen, layer};
 use crate::config::{Palettize, Train};
 use crate::ops::{Parameter, Weights};
-use crate::palette::Palette;
+use crate::palette::{Gradient, Palette, Pending};
 use crate::source::Component;
 use crate::source::files::TensorFile;
 
@@ -127,50 +127,81 @@ impl Trained {
         let Step { networks, seen } = step;
         // So that each leaf goes as soon as its gradient is taken.
         drop(networks);
-        let mut moving = Vec::new();
-        let gradients: Vec<Option<Result<Tensor>>> = self
+        let gradients: Vec<Option<Gradient>> = self
             .slots
             .par_iter_mut()
             .zip(seen)
             .map(|(slot, seen)| {
                 let gradient = seen.leaf.grad();
-                gradient.defined().then(|| match &slot.palette {
-                    Some(palette) => palette.gradient(&seen, gradient),
-                    None => Ok(gradient),
-                })
+                let mapped = gradient.defined().then(|| match &slot.palette {
+                    Some(palette) => palette.gradient(seen, gradient),
+                    None => Ok(Gradient::Whole(gradient)),
+                });
+                mapped.transpose()
             })
-            .collect();
-        for (index, gradient) in gradients.into_iter().enumerate() {
-            if let Some(gradient) = gradient {
-                moving.push((index, gradient?));
+            .collect::<Result<_>>()?;
+        let (mut whole, mut square) = (Vec::new(), 0.0);
+        for gradient in gradients.iter().flatten() {
+            match gradient {
+                Gradient::Whole(gradient) => whole.push(gradient),
+                Gradient::Pending(pending) => square += pending.square,
             }
         }
-        let gradients: Vec<&Tensor> = moving.iter().map(|(_, gradient)| gradient).collect();
-        let norm = super::optimizer::clip_gradients(&gradients, max_norm);
+        let norm = norm(&whole).hypot(square.max(0.0).sqrt());
         if !norm.is_finite() {
             bail!("the gradient is not finite (norm {norm})");
         }
-        let mut groups: Vec<(f64, Vec<usize>)> = Vec::new();
-        for (place, (index, gradient)) in moving.iter().enumerate() {
-            let slot = &self.slots[*index];
-            let rate = rate(slot);
+        let factor = clip_factor(norm, max_norm);
+        let rates: Vec<f64> = self.slots.iter().map(rate).collect();
+        let pending = self.step_whole(gradients, adamw, &rates, factor, random)?;
+        let together = self.slots.par_iter_mut().zip(pending).zip(rates);
+        together.try_for_each(|((slot, pending), rate)| match pending {
+            Some(gradient) => adamw.step_pending(&slot.value, gradient, &slot.moments, rate, factor),
+            None => Ok(()),
+        })?;
+        Ok(norm)
+    }
+
+    /// Steps with the gradients that are whole, multiplied by `factor`; gives back the others, each at its slot's place.
+    fn step_whole(
+        &self,
+        gradients: Vec<Option<Gradient>>,
+        adamw: &AdamW,
+        rates: &[f64],
+        factor: f64,
+        random: &mut impl Rng,
+    ) -> Result<Vec<Option<Pending>>> {
+        let mut pending: Vec<Option<Pending>> = self.slots.iter().map(|_| None).collect();
+        let mut groups: Vec<(f64, Vec<(&Slot, Tensor)>)> = Vec::new();
+        for (index, (slot, gradient)) in self.slots.iter().zip(gradients).enumerate() {
+            let mut gradient = match gradient {
+                None => continue,
+                Some(Gradient::Pending(gradient)) => {
+                    pending[index] = Some(gradient);
+                    continue;
+                }
+                Some(Gradient::Whole(gradient)) => gradient,
+            };
+            if factor < 1.0 {
+                let _ = gradient.f_mul_scalar_(factor)?;
+            }
+            let rate = rates[index];
             if slot.value.kind() == Kind::BFloat16 {
-                adamw.step_bf16(&slot.value, gradient, &slot.moments, rate, random.next_u32())?;
+                adamw.step_bf16(&slot.value, &gradient, &slot.moments, rate, random.next_u32())?;
                 continue;
             }
-            match groups.iter_mut().find(|(r, _)| *r == rate) {
-                Some((_, places)) => places.push(place),
-                None => groups.push((rate, vec![place])),
+            match groups.iter_mut().find(|(of_group, _)| *of_group == rate) {
+                Some((_, group)) => group.push((slot, gradient)),
+                None => groups.push((rate, vec![(slot, gradient)])),
             }
         }
-        for (rate, places) in groups {
-            let slots: Vec<&Slot> = places.iter().map(|&place| &self.slots[moving[place].0]).collect();
-            let values: Vec<&Tensor> = slots.iter().map(|slot| &slot.value).collect();
-            let moments: Vec<&Moments> = slots.iter().map(|slot| &slot.moments).collect();
-            let gradients: Vec<&Tensor> = places.iter().map(|&place| &moving[place].1).collect();
+        for (rate, group) in groups {
+            let values: Vec<&Tensor> = group.iter().map(|(slot, _)| &slot.value).collect();
+            let moments: Vec<&Moments> = group.iter().map(|(slot, _)| &slot.moments).collect();
+            let gradients: Vec<&Tensor> = group.iter().map(|(_, gradient)| gradient).collect();
             adamw.step(&values, &gradients, &moments, rate)?;
         }
-        Ok(norm)
+        Ok(pending)
     }
 
     /// Moves the average towards the weights: `average ← decay·average + (1 − decay)·weight`.
