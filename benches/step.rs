@@ -100,7 +100,21 @@ fn in_turn(lines: &[Line], rounds: usize) -> Vec<(&Line, Vec<Cost>)> {
             costs.push(steps());
         }
     }
-    running.into_iter().map(|(line, _, costs)| (line, costs)).collect()
+    let costs = running.into_iter().map(|(line, _, costs)| (line, costs)).collect();
+    give_back_memory();
+    costs
+}
+
+/// What is freed is kept otherwise (`palettist::torch::environment`), and the next line needs it, another program's maybe.
+fn give_back_memory() {
+    #[cfg(target_os = "linux")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(kept: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: glibc's, which takes any number.
+        unsafe { malloc_trim(0) };
+    }
 }
 
 /// One line; `first` is what the first one of this batch took.

@@ -116,6 +116,10 @@ impl SoftenRows {
             }
             pending.groups.push((state, lines));
         }
+        // What rounding leaves of nothing; what is no number stays none.
+        if pending.square < 0.0 {
+            pending.square = 0.0;
+        }
         Ok(Gradient::Pending(pending))
     }
 }

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`form`] | what kinds of palettes there are, and what each needs |
+//! | `code` | the 16-bit numbers through which weights are seen |
 //! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
 //! | `passes` | the same on slices: what every weight costs |
 //! | `operators` | the same through libtorch's operators, for GPUs |
@@ -31,6 +32,7 @@ mod backward;
 mod bins;
 mod cells;
 pub mod checkpoint;
+mod code;
 pub mod codes;
 pub mod dkm;
 mod fit;

@@ -207,6 +207,15 @@ mod tests {
                 assert!(error < 1e-6, "{form:?}: {error:e}");
             }
             assert_eq!(moments[1].step.double_value(&[]), 3.0);
+
+            // What is no number is found out before it is too late.
+            for bad in [f64::NAN, f64::INFINITY] {
+                let upstream = draw(4);
+                let _ = upstream.view(-1).get(5).fill_(bad);
+                let state = layers[1].soften(&weights[1], 0.5, 3, None, &mut start.empty_like()).unwrap();
+                let Gradient::Pending(pending) = state.gradient(upstream).unwrap() else { panic!("it is whole") };
+                assert!(!pending.square.is_finite());
+            }
         }
     }
 

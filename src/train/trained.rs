@@ -147,7 +147,7 @@ impl Trained {
                 Gradient::Pending(pending) => square += pending.square,
             }
         }
-        let norm = norm(&whole).hypot(square.max(0.0).sqrt());
+        let norm = norm(&whole).hypot(square.sqrt());
         if !norm.is_finite() {
             bail!("the gradient is not finite (norm {norm})");
         }

@@ -1,0 +1,207 @@
+//! The passes with AVX-512. Pointers move in steps of 16 within their slices; what is left over is done one by one with
+//! the same rounding. A code, being 16 bits wide, cannot point past a table of `CODES`.
+
+use std::arch::x86_64::*;
+
+use super::{AdamWStep, ByCode, Code, Stored};
+
+const LANES: usize = 16;
+
+/// 16 of them.
+pub type Floats = __m512;
+
+pub fn available() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl")
+}
+
+/// # Safety
+/// 16 floats are readable at `from`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn load(from: *const f32) -> Floats {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_loadu_ps(from) }
+}
+
+/// # Safety
+/// 16 floats are writable at `to`, a multiple of 64 if `streamed`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn store(to: *mut f32, values: Floats, streamed: bool) {
+    // SAFETY: the caller's promise.
+    unsafe { if streamed { _mm512_stream_ps(to, values) } else { _mm512_storeu_ps(to, values) } }
+}
+
+/// # Safety
+/// 16 numbers of bf16 are readable at `from`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn load_brain(from: *const u16) -> Floats {
+    // SAFETY: the caller's promise.
+    let bits = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(from.cast()) });
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+}
+
+/// # Safety
+/// 16 numbers of bf16 are writable at `to`, a multiple of 32 if `streamed`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn store_brain(to: *mut u16, values: Floats, streamed: bool) {
+    let bits = _mm512_castps_si512(values);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    // What is no number stays none.
+    let none = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(values, values);
+    let kept = _mm512_mask_or_epi32(nearest, none, bits, _mm512_set1_epi32(0x0040_0000));
+    let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(kept));
+    // SAFETY: the caller's promise.
+    unsafe { if streamed { _mm256_stream_si256(to.cast(), halves) } else { _mm256_storeu_si256(to.cast(), halves) } }
+}
+
+/// The codes of 16 weights.
+///
+/// # Safety
+/// 16 are readable at `weights`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+unsafe fn codes<W: Stored>(weights: *const W, code: Code) -> __m256i {
+    // SAFETY: the caller's promise.
+    codes_of(unsafe { W::load(weights) }, code)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn codes_of(values: Floats, code: Code) -> __m256i {
+    match code {
+        Code::F16 => _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(values),
+        Code::Fixed { step } => {
+            let whole = _mm512_cvtps_epi32(_mm512_mul_ps(values, _mm512_set1_ps(1.0 / step)));
+            _mm256_xor_si256(_mm512_cvtsepi32_epi16(whole), _mm256_set1_epi16(i16::MIN))
+        }
+    }
+}
+
+/// The code of one weight, for the ends of slices.
+#[target_feature(enable = "avx512f,avx512vl")]
+fn code_of<W: Stored>(weight: W, code: Code) -> usize {
+    let block = [weight; LANES];
+    // SAFETY: 16 are there.
+    _mm256_extract_epi16::<0>(unsafe { codes(block.as_ptr(), code) }) as u16 as usize
+}
+
+/// # Safety
+/// AVX-512 F and VL must be there.
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn encode<W: Stored>(weights: &[W], code: Code, to: &mut [u16]) {
+    assert_eq!(weights.len(), to.len());
+    let whole = weights.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: i + 16 ≤ the length of both.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(i).cast(), codes(weights.as_ptr().add(i), code)) };
+    }
+    for i in whole..weights.len() {
+        to[i] = code_of(weights[i], code) as u16;
+    }
+}
+
+/// # Safety
+/// AVX-512 F and VL must be there.
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn look_up<W: Stored>(weights: &[W], code: Code, table: &ByCode<f32>, to: &mut [W]) {
+    assert_eq!(weights.len(), to.len());
+    // Past the caches when nobody will find it there, so that the old content of the lines need not be read first.
+    const STREAM_FROM: usize = 1 << 17;
+    let streamed = to.len() >= STREAM_FROM && (to.as_ptr() as usize).is_multiple_of(64);
+    let whole = weights.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: i + 16 ≤ the length of both; a streaming store is aligned, 64 bytes or 32 a step.
+        unsafe {
+            let at = _mm512_cvtepu16_epi32(codes(weights.as_ptr().add(i), code));
+            let values = _mm512_i32gather_ps::<4>(at, table.as_ptr());
+            W::store(to.as_mut_ptr().add(i), values, streamed);
+        }
+    }
+    _mm_sfence();
+    for i in whole..weights.len() {
+        to[i] = W::of_f32(table[code_of(weights[i], code)]);
+    }
+}
+
+/// Slope and offset of each code.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn lines(codes: __m256i, table: &ByCode<[f32; 2]>) -> (Floats, Floats) {
+    let slopes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    let offsets = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    // Each row of the table is fetched as one number of 64 bits.
+    let fetch = |half| {
+        let at = _mm256_cvtepu16_epi32(half);
+        // SAFETY: a code points into the table.
+        _mm512_castpd_ps(unsafe { _mm512_i32gather_pd::<8>(at, table.as_ptr().cast()) })
+    };
+    let (low, high) = (fetch(_mm256_castsi256_si128(codes)), fetch(_mm256_extracti128_si256::<1>(codes)));
+    (_mm512_permutex2var_ps(low, slopes, high), _mm512_permutex2var_ps(low, offsets, high))
+}
+
+/// Of as many as fit into vectors; says how many these are.
+///
+/// # Safety
+/// AVX-512 F and VL must be there; all slices are as long as `weights`.
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn combine_and_step(
+    weights: &mut [f32],
+    code: Code,
+    table: &ByCode<[f32; 2]>,
+    gradient: &[f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    step: &AdamWStep,
+) -> usize {
+    let all = |value: f32| _mm512_set1_ps(value);
+    let (factor, decay, eps) = (all(step.factor), all(step.decay), all(step.eps));
+    let (rate_of_mean, beta2, rate_of_square) = (all(step.rate_of_mean), all(step.beta2), all(step.rate_of_square));
+    let (size, root) = (all(step.size), all(step.root));
+    let whole = weights.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: i + 16 ≤ the length of all.
+        unsafe {
+            let (at, mean_at, square_at) =
+                (weights.as_mut_ptr().add(i), exp_avg.as_mut_ptr().add(i), exp_avg_sq.as_mut_ptr().add(i));
+            let weight = load(at);
+            let (slope, offset) = lines(codes_of(weight, code), table);
+            let gradient = _mm512_add_ps(_mm512_mul_ps(slope, load(gradient.as_ptr().add(i))), offset);
+            let gradient = _mm512_mul_ps(gradient, factor);
+            let mean = load(mean_at);
+            let mean = _mm512_add_ps(mean, _mm512_mul_ps(_mm512_sub_ps(gradient, mean), rate_of_mean));
+            let square = _mm512_mul_ps(_mm512_mul_ps(gradient, gradient), rate_of_square);
+            let square = _mm512_add_ps(_mm512_mul_ps(load(square_at), beta2), square);
+            let below = _mm512_add_ps(_mm512_mul_ps(_mm512_sqrt_ps(square), root), eps);
+            let away = _mm512_div_ps(_mm512_mul_ps(mean, size), below);
+            store(mean_at, mean, false);
+            store(square_at, square, false);
+            store(at, _mm512_sub_ps(_mm512_mul_ps(weight, decay), away), false);
+        }
+    }
+    whole
+}
+
+/// # Safety
+/// AVX-512 F and VL must be there.
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn combine<W: Stored>(weights: &[W], code: Code, table: &ByCode<[f32; 2]>, gradient: &mut [W]) {
+    assert_eq!(weights.len(), gradient.len());
+    let whole = weights.len() / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: i + 16 ≤ the length of both.
+        unsafe {
+            let (slope, offset) = lines(codes(weights.as_ptr().add(i), code), table);
+            let value = gradient.as_mut_ptr().add(i);
+            let product = _mm512_mul_ps(W::load(value), slope);
+            W::store(value, _mm512_add_ps(product, offset), false);
+        }
+    }
+    for i in whole..weights.len() {
+        let [slope, offset] = table[code_of(weights[i], code)];
+        gradient[i] = W::of_f32(slope * gradient[i].to_f32() + offset);
+    }
+}
