@@ -125,19 +125,17 @@ impl Args {
 
 /// What `--component` asks for, each once and in the order in which packages are written; `None` for all.
 fn parts(names: &[String], bundled: bool) -> Result<Option<Vec<Part>>, Usage> {
-    if names.iter().any(|name| name.trim() == "all") || (names.is_empty() && bundled) {
-        return Ok(None);
-    }
     if names.is_empty() {
-        return Ok(Some(vec![Part::Unet]));
+        return Ok((!bundled).then(|| vec![Part::Unet]));
     }
+    let (all, names): (Vec<&String>, Vec<&String>) = names.iter().partition(|name| name.trim() == "all");
     let mut parts = Vec::new();
     for name in names {
         parts.push(name.parse::<Part>().map_err(|error| Usage(format!("--component: {error}, or all")))?);
     }
     parts.sort();
     parts.dedup();
-    Ok(Some(parts))
+    Ok(all.is_empty().then_some(parts))
 }
 
 /// All that a model has; the safety checker only where Apple's programs can use it.
@@ -240,7 +238,9 @@ pub fn run(args: Args) -> Result<()> {
         args.output.join(metadata.package_name(if part == Part::Unet { options.component() } else { part.name() }))
     };
     // Before the work, not after an hour of it.
-    if let Some(other) = of_another_model(&args.output, &metadata).filter(|_| args.bundle_resources_for_swift_cli) {
+    if let Some(other) =
+        of_another_model(&args.output, &metadata, &Part::of(&model)).filter(|_| args.bundle_resources_for_swift_cli)
+    {
         let message = "is of another model, and Resources holds one: choose another folder";
         return Err(Usage(format!("{} {message}", other.display())).into());
     }
@@ -306,6 +306,13 @@ pub fn run(args: Args) -> Result<()> {
                 shell_word(&bundle.script.to_string_lossy())
             ))?;
         }
+    }
+    if !args.bundle_resources_for_swift_cli && args.output.join("compile.sh").is_file() {
+        eprintln!(
+            "warning: compile.sh and Resources in {} are of what was there before; --bundle-resources-for-swift-cli makes \
+             them anew",
+            args.output.display()
+        );
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::attention::AttentionImplementation;
+use super::components::Part;
 use super::metadata::{NAME, PackageMetadata};
 use crate::report::shell_word;
 
@@ -98,7 +99,7 @@ pub fn bundle(
 /// The shell script that finishes the work on a Mac.
 fn script(packages: &[(String, &str)], metadata: &PackageMetadata, attention: AttentionImplementation) -> String {
     let compile: String =
-        packages.iter().map(|(package, compiled)| format!("compile {} {compiled}\n", shell_word(package))).collect();
+        packages.iter().map(|(package, compiled)| format!("    \"$1\" {} {compiled}\n", shell_word(package))).collect();
     let name = metadata.model.rsplit(['/', '\\']).next().unwrap_or_default();
     let variant = match attention {
         AttentionImplementation::Original => "original",
@@ -111,10 +112,12 @@ fn script(packages: &[(String, &str)], metadata: &PackageMetadata, attention: At
         .replace("@COMPILE@\n", &compile)
 }
 
-/// A package in `folder` that is of another model than those that `metadata` names: a bundle holds one model.
-pub fn of_another_model(folder: &Path, metadata: &PackageMetadata) -> Option<PathBuf> {
+/// A package in `folder` that is of another model than the one that `metadata` names, which has `parts`: a bundle holds one
+/// model. Of two models of one name, that is known by what the other has more.
+pub fn of_another_model(folder: &Path, metadata: &PackageMetadata, parts: &[Part]) -> Option<PathBuf> {
     let all: Vec<&str> = COMPILED.iter().chain([&SAFETY_CHECKER]).map(|(component, _)| *component).collect();
-    let own: Vec<String> = all.iter().map(|component| metadata.package_name(component)).collect();
+    let has = |component: &&&str| component.contains("unet") || parts.iter().any(|part| part.name() == **component);
+    let own: Vec<String> = all.iter().filter(has).map(|component| metadata.package_name(component)).collect();
     let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     entries.into_iter().find(|path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -189,11 +192,28 @@ mod tests {
         command.arg(&there.script).arg("--mochi").env("PATH", &path).env("HOME", folder.path());
         assert!(command.output().unwrap().status.success());
         let expected = ["SafetyChecker.mlmodelc", "TextEncoder.mlmodelc", "Unet.mlmodelc", "merges.txt", "vocab.json"];
-        assert_eq!(names(there.resources), expected);
+        assert_eq!(names(there.resources.clone()), expected);
         assert_eq!(names(folder.path().join("MochiDiffusion/models/it's new")), expected);
-        assert_eq!(of_another_model(folder.path(), &metadata), None);
+        let parts = [Part::TextEncoder, Part::Unet, Part::VaeDecoder, Part::SafetyChecker];
+        assert_eq!(of_another_model(folder.path(), &metadata, &parts), None);
         let other = PackageMetadata { model: "another".into(), ..Default::default() };
-        assert!(of_another_model(folder.path(), &other).is_some());
+        assert!(of_another_model(folder.path(), &other, &parts).is_some());
+        // One of the same name that has no safety checker.
+        assert!(of_another_model(folder.path(), &metadata, &parts[..3]).is_some());
+        // What was compiled stays if compiling fails, and nothing is begun where a package is missing.
+        fs::write(&tool, "#!/bin/sh\n[ \"$1\" = --find ]\n").unwrap();
+        let run = || {
+            let output = Command::new("sh").arg(&there.script).env("PATH", &path).output().unwrap();
+            assert!(!output.status.success());
+            assert_eq!(names(there.resources.clone()), expected);
+            assert!(!folder.path().join(".compiling").exists());
+            String::from_utf8_lossy(&output.stderr).into_owned()
+        };
+        run();
+        fs::write(&tool, fake).unwrap();
+        fs::remove_dir(folder.path().join(metadata.package_name("unet"))).unwrap();
+        assert!(run().contains("unet.mlpackage is not here any more"));
+        fs::create_dir(folder.path().join(metadata.package_name("unet"))).unwrap();
         // A script that cannot find the compiler says so.
         let output = Command::new("sh").arg(&there.script).output().unwrap();
         assert!(!output.status.success());

@@ -18,25 +18,46 @@ case "${1-}" in
     ;;
 esac
 
+packages() { # what to do with each
+    :
+@COMPILE@
+}
+
+is_here() {
+    [ -d "$1" ] && return
+    echo "$1 is not here any more: export again, with --bundle-resources-for-swift-cli --overwrite" >&2
+    exit 1
+}
+
+packages is_here
+
 if ! xcrun --find coremlcompiler > /dev/null 2>&1; then
     echo "coremlcompiler is not here: it comes with Xcode, on a Mac" >&2
     exit 1
 fi
 
+# Made aside, so that what is there stays there if something fails.
+aside=.compiling
+trap 'rm -rf -- "$aside"' EXIT
+
 compile() { # package, its name in Resources/
-    [ -d "$1" ] || { echo "$1 is not here any more: export again, with --bundle-resources-for-swift-cli" >&2 && exit 1; }
-    compiled="Resources/$(basename "$1" .mlpackage).mlmodelc"
-    rm -rf -- "$compiled" "Resources/$2.mlmodelc"
-    xcrun coremlcompiler compile "$1" Resources
-    mv -- "$compiled" "Resources/$2.mlmodelc"
+    rm -rf -- "$aside"
+    mkdir -- "$aside"
+    xcrun coremlcompiler compile "$1" "$aside"
+    rm -rf -- "Resources/$2.mlmodelc"
+    mv -- "$aside/$(basename "$1" .mlpackage).mlmodelc" "Resources/$2.mlmodelc"
     echo "Resources/$2.mlmodelc"
 }
 
-@COMPILE@
+packages compile
+
 case "${1-}" in
 --mochi)
     models="$HOME/MochiDiffusion/models/$name"
     mkdir -p -- "$models"
+    for compiled in Resources/*.mlmodelc; do
+        rm -rf -- "$models/$(basename "$compiled")"
+    done
     for network in Unet ControlledUnet; do
         if [ -e "Resources/$network.mlmodelc" ] || [ -e "Resources/${network}Chunk1.mlmodelc" ]; then
             rm -rf -- "$models/$network.mlmodelc" "$models/${network}Chunk1.mlmodelc" "$models/${network}Chunk2.mlmodelc"
@@ -47,10 +68,11 @@ case "${1-}" in
     ;;
 --diffusers-app)
     packed="${name}_${variant}"
-    rm -rf -- "$packed" "$packed.zip"
-    cp -R Resources "$packed"
-    zip -qr "$packed.zip" "$packed"
-    rm -rf -- "$packed"
+    rm -rf -- "$aside"
+    mkdir -- "$aside"
+    cp -R Resources "$aside/$packed"
+    (cd -- "$aside" && zip -qr "$packed.zip" "$packed")
+    mv -f -- "$aside/$packed.zip" .
     echo "$packed.zip"
     ;;
 esac
