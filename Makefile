@@ -24,8 +24,8 @@ build: $(FETCHED)
 demo: build
 	$(BINARY) demo
 
-# Tests run side by side; libtorch's threads would spin for each other on processors that others want. The variables are those
-# for which the program would start itself again (src/torch/environment.rs).
+# Tests run side by side; libtorch's threads would spin for each other on processors that others want. Without these
+# variables the program would start itself again (src/torch/environment.rs).
 test: $(FETCHED)
 	GOMP_SPINCOUNT=1000 GLIBC_TUNABLES=glibc.malloc.hugetlb=0 $(CARGO) test
 

@@ -10,7 +10,7 @@ use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print};
 use crate::coreml::apple::{misfits, takes_safety_checker};
 use crate::coreml::attention::AttentionImplementation;
-use crate::coreml::bundle::{bundle, of_another_model};
+use crate::coreml::bundle::{bundle, holds_bundle, of_another_model};
 use crate::coreml::chunk::{chunk_paths, export_in_chunks};
 use crate::coreml::components::{
     Attended, Part, autoencoder_numbers, export_safety_checker, export_text_encoder, export_vae_decoder,
@@ -307,7 +307,7 @@ pub fn run(args: Args) -> Result<()> {
             ))?;
         }
     }
-    if !args.bundle_resources_for_swift_cli && args.output.join("compile.sh").is_file() {
+    if !args.bundle_resources_for_swift_cli && holds_bundle(&args.output) {
         eprintln!(
             "warning: compile.sh and Resources in {} are of what was there before; --bundle-resources-for-swift-cli makes \
              them anew",

@@ -31,6 +31,9 @@ const COMPILED: [(&str, &str); 10] = [
 /// And the safety checker, which programs do without where it is not there.
 const SAFETY_CHECKER: (&str, &str) = ("safety_checker", "SafetyChecker");
 
+/// The script that compiles a bundle.
+const SCRIPT: &str = "compile.sh";
+
 /// What [`bundle`] made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
@@ -83,7 +86,7 @@ pub fn bundle(
     if !unet {
         missing.push("Unet");
     }
-    let path = folder.join("compile.sh");
+    let path = folder.join(SCRIPT);
     fs::write(&path, script(&there, metadata, attention))
         .with_context(|| format!("cannot write {}", path.display()))?;
     let compiled = cfg!(target_os = "macos");
@@ -110,6 +113,11 @@ fn script(packages: &[(String, &str)], metadata: &PackageMetadata, attention: At
         .replace("'@NAME@'", &shell_word(name))
         .replace("'@VARIANT@'", &format!("'{variant}_compiled'"))
         .replace("@COMPILE@\n", &compile)
+}
+
+/// Whether [`bundle`] made one in `folder`.
+pub fn holds_bundle(folder: &Path) -> bool {
+    folder.join(SCRIPT).is_file()
 }
 
 /// A package in `folder` that is of another model than the one that `metadata` names, which has `parts`: a bundle holds one

@@ -1,17 +1,18 @@
 //! The way back of one step of a layer: from ∂L/∂ŵ, which autograd gives, to ∂L/∂w, or straight to the next w.
 //!
-//! ∂L/∂w = D_b · ∂L/∂ŵ + Ψ_b for a weight in bin b ([`super::table`]). Its square, summed over the weights, follows from
-//! sums of ∂L/∂ŵ and its square over each bin. So it need not be written down to be clipped, and can go into AdamW's step as
-//! it is computed: 16 bytes a weight less to move, of 64 that one step costs.
+//! ∂L/∂w = D_b · ∂L/∂ŵ + Ψ_b for a weight in bin b ([`super::table`]). Its square, summed over the weights, follows
+//! from sums of ∂L/∂ŵ and its square over each bin. So it need not be written down to be clipped, and can go into
+//! AdamW's step as it is computed: 16 bytes a weight less to move, of 64 that one step costs.
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::codes;
-use super::dkm::{Soften, check};
+use super::codes::{self, Histogram};
+use super::dkm::Soften;
 use super::passes::AdamWStep;
 use super::rows::Rows;
 use super::soften_vectors::SoftenVectors;
+use super::table::Lines;
 
 /// What the backward pass of one step of a layer needs: that of each of its groups.
 pub struct SoftenRows {
@@ -81,15 +82,15 @@ pub enum Gradient {
 pub struct Pending {
     /// ∂L/∂ŵ, `[G, elements / G]`.
     upstream: Tensor,
-    /// The table of each group, with what a gradient through it becomes: (D_b, Ψ_b) of each bin.
-    groups: Vec<(Soften, Vec<(f64, f64)>)>,
+    /// The bins of each group, and what makes its gradient.
+    groups: Vec<(Histogram, Lines)>,
     /// The sum of squares of ∂L/∂w.
     pub square: f64,
 }
 
 impl SoftenRows {
-    /// From `upstream`, ∂L/∂ŵ, which is used up. Pending where tables of numbers see f32 in the master weight's own memory, on
-    /// the CPU.
+    /// From `upstream`, ∂L/∂ŵ, which is used up. Pending where tables of numbers see f32 in the master weight's own
+    /// memory, on the CPU.
     ///
     /// # Errors
     /// When `upstream` has another shape or type, or is on another device.
@@ -106,15 +107,12 @@ impl SoftenRows {
         let mut pending = Pending { upstream, groups: Vec::with_capacity(self.groups.len()), square: 0.0 };
         for (group, state) in self.groups.into_iter().enumerate() {
             let Group::One(state) = state else { continue };
-            let row = pending.upstream.f_get(group as i64)?;
-            check(&state.weight, &row)?;
-            let histogram = state.table.histogram();
-            let sums = codes::add_up::<2>(&state.weight, &row, histogram)?;
-            let lines = state.table.backward(&sums.iter().map(|sum| sum[0]).collect::<Vec<_>>());
+            let (lines, sums) = state.lines::<2>(&pending.upstream.f_get(group as i64)?)?;
+            let histogram = state.into_histogram();
             for (([sum, square], (slope, offset)), &count) in sums.iter().zip(&lines).zip(&histogram.counts) {
                 pending.square += slope * slope * square + offset * (2.0 * slope * sum + offset * f64::from(count));
             }
-            pending.groups.push((state, lines));
+            pending.groups.push((histogram, lines));
         }
         // What rounding leaves of nothing; what is no number stays none.
         if pending.square < 0.0 {
@@ -125,8 +123,8 @@ impl SoftenRows {
 }
 
 impl Pending {
-    /// Takes a `step` of AdamW with it: moves `weight`, the master that it is of, and `moments`, the moving means of gradients
-    /// and of their squares; all contiguous f32.
+    /// Takes a `step` of AdamW with it: moves `weight`, the master that it is of, and `moments`, the moving means of
+    /// gradients and of their squares; all contiguous f32.
     ///
     /// # Errors
     /// When one of them has another shape or type.
@@ -136,10 +134,9 @@ impl Pending {
         let rows = |tensor: &Tensor| tensor.f_detach()?.f_view(shape.as_slice());
         let (weight, [exp_avg, exp_avg_sq]) = (rows(weight)?, moments.map(rows));
         let (exp_avg, exp_avg_sq) = (exp_avg?, exp_avg_sq?);
-        for (group, (state, lines)) in self.groups.iter().enumerate() {
+        for (group, (histogram, lines)) in self.groups.iter().enumerate() {
             let row = |tensor: &Tensor| tensor.f_get(group as i64);
             let moments = [&mut row(&exp_avg)?, &mut row(&exp_avg_sq)?];
-            let histogram = state.table.histogram();
             codes::combine_and_step(&mut row(&weight)?, histogram, lines, &row(&self.upstream)?, moments, step)?;
         }
         Ok(())

@@ -55,8 +55,8 @@ impl Histogram {
         Self::merge(Code::F16, pieces.collect())
     }
 
-    /// Of a tensor of f32 or bf16 on any device. Where `code` is fixed point with too small a range, a coarser one takes its place,
-    /// or f16 where that would be much coarser; `likely` if that is to be expected, which spares a vain count.
+    /// Of a tensor of f32 or bf16 on any device. Where `code` is fixed point with too small a range, a coarser one takes
+    /// its place, or f16 where that would be much coarser; `likely` if that is to be expected, which spares a vain count.
     ///
     /// # Errors
     /// When a value is infinite, not a number, or beyond what f16 can hold.
@@ -250,6 +250,11 @@ where
     Ok(sums)
 }
 
+/// [slope, offset] of each code that weights have.
+fn table_of(histogram: &Histogram, lines: &[(f64, f64)]) -> Box<ByCode<[f32; 2]>> {
+    scratch::filled(histogram, lines.iter().map(|&(slope, offset)| [slope as f32, offset as f32]))
+}
+
 /// As [`combine`], but what it would write goes into a `step` of AdamW at once, which moves `weight` and `moments`, the
 /// moving means of gradients and of their squares (all contiguous f32 on the CPU).
 ///
@@ -263,8 +268,7 @@ pub fn combine_and_step(
     moments: [&mut Tensor; 2],
     step: &AdamWStep,
 ) -> Result<()> {
-    let code = histogram.code;
-    let table = scratch::filled(histogram, lines.iter().map(|&(slope, offset)| [slope as f32, offset as f32]));
+    let (code, table) = (histogram.code, table_of(histogram, lines));
     let gradient = gradient.f_contiguous()?;
     let (weights, gradient) = (slices::elements_mut(weight)?, slices::elements(&gradient)?);
     let [exp_avg, exp_avg_sq] = moments.map(slices::elements_mut);
@@ -284,8 +288,7 @@ pub fn combine_and_step(
 /// # Errors
 /// libtorch's, for tensors of other kinds.
 pub fn combine(weight: &Tensor, histogram: &Histogram, lines: &[(f64, f64)], gradient: &mut Tensor) -> Result<()> {
-    let code = histogram.code;
-    let table = scratch::filled(histogram, lines.iter().map(|&(slope, offset)| [slope as f32, offset as f32]));
+    let (code, table) = (histogram.code, table_of(histogram, lines));
     if weight.device() != Device::Cpu {
         operators::combine(weight, code, &table, gradient)?;
     } else {

@@ -15,7 +15,7 @@ use super::codes::{self, Code, Histogram};
 use super::frozen::Stored;
 use super::rows::Rows;
 use super::soften_vectors::SoftenVectors;
-use super::table::Table;
+use super::table::{Lines, Table};
 use super::{Form, Frozen, LutDtype, Palette, first_of_equals, fit, kmeans, midpoints, piece};
 use crate::ops::Weights;
 use crate::torch::slices;
@@ -23,8 +23,8 @@ use crate::torch::slices;
 /// What the backward pass of one [`soften`] needs: the weight itself (shared, not copied) and the table.
 #[derive(Debug)]
 pub struct Soften {
-    pub(super) weight: Tensor,
-    pub(super) table: Table,
+    weight: Tensor,
+    table: Table,
 }
 
 /// Writes the soft weight of `weight` (f32 or bf16, any shape, any device) to `soft` (contiguous, of the same type, shape
@@ -62,7 +62,7 @@ fn soften_counted(
     Ok((table.entries(), Soften { weight, table }))
 }
 
-pub(super) fn check(weight: &Tensor, other: &Tensor) -> Result<()> {
+fn check(weight: &Tensor, other: &Tensor) -> Result<()> {
     let kind = weight.f_kind()?;
     ensure!(matches!(kind, Kind::Float | Kind::BFloat16), "a weight to soften is Float or BFloat16, not {kind:?}");
     ensure!(
@@ -82,11 +82,27 @@ impl Soften {
     /// When `gradient` has another shape or type, or is on another device.
     pub fn backward(&self, gradient: &mut Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        let Self { weight, table } = self;
-        check(weight, gradient)?;
-        let histogram = table.histogram();
-        let sums: Vec<f64> = codes::add_up::<1>(weight, gradient, histogram)?.as_flattened().to_vec();
-        codes::combine(weight, histogram, &table.backward(&sums), gradient)
+        let (lines, _) = self.lines::<1>(gradient)?;
+        codes::combine(&self.weight, self.table.histogram(), &lines, gradient)
+    }
+
+    /// What makes ∂L/∂w of `gradient`, ∂L/∂ŵ; and the sums over each bin of the first N powers of that.
+    ///
+    /// # Errors
+    /// As [`Self::backward`].
+    pub(super) fn lines<const N: usize>(&self, gradient: &Tensor) -> Result<(Lines, Vec<[f64; N]>)>
+    where
+        [f32; N]: Default,
+    {
+        check(&self.weight, gradient)?;
+        let sums = codes::add_up::<N>(&self.weight, gradient, self.table.histogram())?;
+        let upstream: Vec<f64> = sums.iter().map(|sum| sum[0]).collect();
+        Ok((self.table.backward(&upstream), sums))
+    }
+
+    /// Of the weight.
+    pub(super) fn into_histogram(self) -> Histogram {
+        self.table.into_histogram()
     }
 
     /// Mean squared error of the weights if palettes were made of the new centroids now.

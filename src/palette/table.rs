@@ -46,6 +46,9 @@ pub struct Table {
     masses: Vec<Vec<f64>>,
 }
 
+/// (D_b, Ψ_b) of each bin b of a histogram: ∂L/∂w = D_b · ∂L/∂ŵ + Ψ_b of its weights.
+pub type Lines = Vec<(f64, f64)>;
+
 /// Per entry.
 type Sums = Vec<f64>;
 
@@ -105,6 +108,10 @@ impl Table {
         &self.histogram
     }
 
+    pub fn into_histogram(self) -> Histogram {
+        self.histogram
+    }
+
     /// Mean squared distance of the weights to the nearest of the last entries: the error if palettes were made now.
     pub fn hard_error(&self) -> f64 {
         self.histogram.error_of(&self.values, self.last())
@@ -115,14 +122,14 @@ impl Table {
         self.for_blocks(self.masses.len() - 1, &Read { entries: self.last() }).concat()
     }
 
-    /// (D_b, Ψ_b) for each bin of the histogram, from G_b, the sums of the upstream gradient over its weights.
-    pub fn backward(&self, upstream: &[f64]) -> Vec<(f64, f64)> {
+    /// [`Lines`] of the histogram, from G_b, the sums of the upstream gradient over its weights.
+    pub fn backward(&self, upstream: &[f64]) -> Lines {
         let iterations = self.masses.len();
         let count = self.order.len();
         let scale = 2.0 / self.tau;
         let read = ReadBack { upstream, entries: self.last(), previous: &self.centroids[iterations - 1], scale };
         let runs = self.for_blocks(iterations - 1, &read);
-        let mut lines: Vec<(f64, f64)> = runs.iter().flat_map(|run| &run.direct).map(|&d| (d, 0.0)).collect();
+        let mut lines: Lines = runs.iter().flat_map(|run| &run.direct).map(|&d| (d, 0.0)).collect();
         // γ^t = ∂L/∂c^t
         let mut gamma = total_of(runs.iter().map(|run| &run.to_last), count);
         let mut gamma_previous = total_of(runs.iter().map(|run| &run.to_previous), count);

@@ -35,7 +35,8 @@ impl Moments {
 }
 
 impl AdamW {
-    /// [`Self::step`] of one parameter (fp32, on the CPU) with a gradient that is computed on the way, and multiplied by `factor`.
+    /// [`Self::step`] of one parameter (fp32, on the CPU) with a gradient that is computed on the way, and multiplied by
+    /// `factor`.
     ///
     /// # Errors
     /// When shapes or types differ.

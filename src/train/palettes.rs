@@ -8,7 +8,7 @@ use crate::config::Palettize;
 use crate::ops::{Parameter, Weights};
 use crate::palette::{DkmLayer, Frozen, Gradient, Palette, SoftenRows};
 
-/// Starts the palette of one parameter at the k-means of its weight (fp32); `None` where `[palettize]` leaves it in fp16.
+/// Starts the palette of one parameter at the k-means of its weight; `None` where `[palettize]` leaves it in fp16.
 ///
 /// # Errors
 /// The weight is not finite.
@@ -34,7 +34,7 @@ enum Phase {
 pub struct LayerPalette {
     phase: Phase,
     iterations: usize,
-    /// What the network sees, fp32: written anew in each step, in the same memory.
+    /// What the network sees, of the master's type: written anew in each step, in the same memory.
     network: Tensor,
     /// Squared error of the hard palette over the sum of squares of the master weight, as of the last step.
     pub relative_error: f64,
@@ -42,7 +42,7 @@ pub struct LayerPalette {
 
 /// What the network sees of one parameter in one step.
 pub struct Seen {
-    /// fp32; its gradient is asked for.
+    /// Of the master's type; its gradient is asked for.
     pub leaf: Tensor,
     soften: Option<SoftenRows>,
 }

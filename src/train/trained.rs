@@ -23,7 +23,8 @@ pub type Networks = BTreeMap<Component, Weights>;
 pub struct Slot {
     pub component: Component,
     pub name: String,
-    /// What the optimizer moves: the master weight, fp32 or bf16, or the palette's entries (fp32) once assignments are frozen.
+    /// What the optimizer moves: the master weight, fp32 or bf16, or the palette's entries (fp32) once assignments are
+    /// frozen.
     value: Tensor,
     moments: Moments,
     pub palette: Option<LayerPalette>,

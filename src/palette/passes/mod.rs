@@ -1,9 +1,10 @@
-//! The passes over the weights, on plain slices: count codes, look values up, add a gradient up by code, and combine, alone
-//! or with a step of AdamW.
+//! The passes over the weights, on plain slices: count codes, look values up, add a gradient up by code, and combine,
+//! alone or with a step of AdamW.
 //!
 //! Everything else about clustering happens on at most 65,536 bins, so these are what a training step pays for every
-//! weight: 32 bytes of memory traffic (half of that in bf16) and a few instructions. With AVX-512 (found at run time) codes are made and tables
-//! are read sixteen weights at a time; elsewhere plain loops do the same. Both give the same bits.
+//! weight: 32 bytes of memory traffic (half of that in bf16) and a few instructions. With AVX-512 (found at run time)
+//! codes are made and tables are read sixteen weights at a time; elsewhere plain loops do the same. Both give the same
+//! bits.
 
 mod stored;
 #[cfg(target_arch = "x86_64")]
