@@ -19,6 +19,7 @@ use measure::{Cost, once};
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Parameter;
 use palettist::palette::{DkmLayer, Form, Soften, soften};
+use palettist::torch::environment;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -74,6 +75,8 @@ fn copy(layers: &mut [Layer]) {
 }
 
 fn main() {
+    // As the program does.
+    environment::start_again();
     let parameters: Vec<Parameter> = UnetConfig::from_json(&serde_json::json!({"cross_attention_dim": 768}))
         .expect("diffusers' defaults are SD 1.5's")
         .parameters()

@@ -120,15 +120,21 @@ fn give_back_memory() {
 /// One line; `first` is what the first one of this batch took.
 fn told(name: &str, costs: &[Cost], first: &[Cost]) -> String {
     let least = costs.iter().copied().reduce(Cost::least).unwrap_or_default();
-    let mut ratios: Vec<f64> = costs.iter().zip(first).map(|(cost, first)| cost.wall / first.wall).collect();
-    ratios.sort_by(f64::total_cmp);
+    let walls = costs.iter().map(|cost| cost.wall).collect();
+    let ratios = costs.iter().zip(first).map(|(cost, first)| cost.wall / first.wall).collect();
     format!(
-        "{name:30} {:7.3} s wall, {:7.3} s CPU, {:6.3} GB; {:.2} times the first",
+        "{name:30} {:7.3} s wall ({:7.3} in the middle), {:7.3} s CPU, {:6.3} GB; {:.2} times the first",
         least.wall,
+        median(walls),
         least.cpu,
         least.memory * 1e-9,
-        ratios[ratios.len() / 2]
+        median(ratios)
     )
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn begin(folder: &str, batch: i64, palettize: &Palettize) -> Steps {

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use half::f16;
 use palettist::ops::{Initial, Parameter, Weights};
-use palettist::palette::codes::{Code, Histogram};
 use palettist::palette::packing::{pack, unpack};
 use palettist::palette::{BITS, Form, Palette, PalettizedCheckpoint, kmeans, post_training};
+use palettist::palette::{Code, Histogram};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};

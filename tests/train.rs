@@ -364,7 +364,7 @@ fn ctrl_c_before_the_first_step_leaves_nothing_half_done() {
 fn the_program_starts_in_an_environment_that_suits_it() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path());
-    let ours = ["GOMP_SPINCOUNT=3000", "GLIBC_TUNABLES=glibc.malloc.mmap_max=0"];
+    let ours = ["GOMP_SPINCOUNT=10000", "GLIBC_TUNABLES=glibc.malloc.mmap_max=0"];
     for (given, expected) in [
         (None, ours),
         (Some(("GOMP_SPINCOUNT", "5")), ["GOMP_SPINCOUNT=5", ours[1]]),

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 /// Bins in a block.
-pub const LANES: usize = super::codes::BLOCK;
+pub const LANES: usize = super::histogram::BLOCK;
 
 /// One number for each bin of a block.
 pub type Lanes = [f64; LANES];

@@ -7,8 +7,9 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::codes::{self, Histogram};
+use super::codes;
 use super::dkm::Soften;
+use super::histogram::Histogram;
 use super::passes::AdamWStep;
 use super::rows::Rows;
 use super::soften_vectors::SoftenVectors;
@@ -124,21 +125,22 @@ impl SoftenRows {
 
 impl Pending {
     /// Takes a `step` of AdamW with it: moves `weight`, the master that it is of, and `moments`, the moving means of
-    /// gradients and of their squares; all contiguous f32.
+    /// gradients and of their squares; all contiguous f32. Returns each group's bins as they are then, for
+    /// [`DkmLayer::keep`](super::DkmLayer::keep); none where a weight has left the range of its code.
     ///
     /// # Errors
     /// When one of them has another shape or type.
-    pub fn step(self, weight: &Tensor, moments: [&Tensor; 2], step: &AdamWStep) -> Result<()> {
+    pub fn step(self, weight: &Tensor, moments: [&Tensor; 2], step: &AdamWStep) -> Result<Vec<Option<Histogram>>> {
         let _guard = tch::no_grad_guard();
         let shape = self.upstream.size();
         let rows = |tensor: &Tensor| tensor.f_detach()?.f_view(shape.as_slice());
         let (weight, [exp_avg, exp_avg_sq]) = (rows(weight)?, moments.map(rows));
         let (exp_avg, exp_avg_sq) = (exp_avg?, exp_avg_sq?);
-        for (group, (histogram, lines)) in self.groups.iter().enumerate() {
+        let groups = self.groups.iter().enumerate().map(|(group, (histogram, lines))| {
             let row = |tensor: &Tensor| tensor.f_get(group as i64);
             let moments = [&mut row(&exp_avg)?, &mut row(&exp_avg_sq)?];
-            codes::combine_and_step(&mut row(&weight)?, histogram, lines, &row(&self.upstream)?, moments, step)?;
-        }
-        Ok(())
+            codes::combine_and_step(&mut row(&weight)?, histogram, lines, &row(&self.upstream)?, moments, step)
+        });
+        groups.collect()
     }
 }

@@ -1,5 +1,5 @@
 //! Weighted numbers by their f16 code, and their one-dimensional k-means: the small and scaled relatives of
-//! [`codes::Histogram`](super::codes::Histogram).
+//! [`Histogram`](super::Histogram).
 
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};

@@ -11,8 +11,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::backward::{Group, SoftenRows};
 use super::cells::Frame;
-use super::codes::{self, Code, Histogram};
+use super::code::Code;
+use super::codes;
 use super::frozen::Stored;
+use super::histogram::Histogram;
 use super::rows::Rows;
 use super::soften_vectors::SoftenVectors;
 use super::table::{Lines, Table};
@@ -126,6 +128,8 @@ pub struct DkmLayer {
     pub power: f64,
     /// Which groups the last step saw through a coarser code than asked for. It is found anew, this makes it quicker.
     coarser: Vec<bool>,
+    /// Of the groups whose weights the last step of the optimizer counted as it moved them.
+    counted: Vec<Option<Histogram>>,
 }
 
 impl DkmLayer {
@@ -169,8 +173,8 @@ impl DkmLayer {
     }
 
     fn with(name: &str, form: Form, rows: Rows, centroids: Vec<f64>, kmeans_mse: Vec<f64>, power: f64) -> Self {
-        let coarser = vec![false; rows.groups()];
-        Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power, coarser }
+        let (coarser, counted) = (vec![false; rows.groups()], vec![None; rows.groups()]);
+        Self { name: name.to_string(), form, rows, centroids, kmeans_mse, power, coarser, counted }
     }
 
     /// The code through which the weights of a group are seen at ρ = `rho`: its step is at most an eighth of ρ · √MSE of the
@@ -227,7 +231,10 @@ impl DkmLayer {
                 let entries = &mut self.centroids[group * table..][..table];
                 let (new, state) = match self.form.cluster_dim {
                     1 => {
-                        let histogram = Histogram::of(&row, code, self.coarser[group])?;
+                        // Counted through another code than this, they are counted again.
+                        let counted = self.counted[group].take().filter(|histogram| histogram.code == code);
+                        let counted = counted.map_or_else(|| Histogram::of(&row, code, self.coarser[group]), Ok);
+                        let histogram = counted?;
                         self.coarser[group] = histogram.code != code;
                         soften_counted(row, histogram, entries, tau, iterations, &mut soft)
                             .map(|(new, state)| (new, Group::One(state)))?
@@ -246,6 +253,12 @@ impl DkmLayer {
             anyhow::Ok(SoftenRows { rows: self.rows.clone(), kind, groups })
         };
         softened().with_context(|| format!("parameter {}", self.name))
+    }
+
+    /// Takes what [`Pending::step`](super::Pending::step) counted. The next [`Self::soften`] must be of the weights as that left
+    /// them.
+    pub fn keep(&mut self, counted: Vec<Option<Histogram>>) {
+        self.counted = counted;
     }
 
     /// The palette of the current centroids as it would be stored, each table of numbers ascending: each weight (f32 or bf16)

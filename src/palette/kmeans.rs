@@ -14,7 +14,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::codes::{CODES, Histogram};
+use super::code::CODES;
+use super::histogram::Histogram;
 use super::{Palette, first_of_equals, midpoints, piece};
 
 /// From so many clusters on a charge a cluster is faster than a row a cluster.

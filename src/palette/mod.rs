@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`form`] | what kinds of palettes there are, and what each needs |
 //! | `code` | the 16-bit numbers through which weights are seen |
-//! | [`codes`] | weights through a 16-bit code: histograms, look-ups, sums |
+//! | `histogram` | how many weights have each of them |
+//! | `codes` | weights through a 16-bit code: look-ups, sums, gradients, steps |
 //! | `passes` | the same on slices: what every weight costs |
 //! | `operators` | the same through libtorch's operators, for GPUs |
 //! | `scratch` | the tables that they fill and read |
@@ -33,11 +34,12 @@ mod bins;
 mod cells;
 pub mod checkpoint;
 mod code;
-pub mod codes;
+mod codes;
 pub mod dkm;
 mod fit;
 pub mod form;
 pub mod frozen;
+mod histogram;
 pub mod kmeans;
 mod nearest;
 mod operators;
@@ -64,12 +66,14 @@ use tch::{Device, Kind, Tensor};
 
 pub use backward::{Gradient, Pending, SoftenRows};
 pub use checkpoint::PalettizedCheckpoint;
-pub(crate) use codes::piece;
+pub use code::Code;
 pub use dkm::{DkmLayer, Soften, soften};
 pub use fit::fit;
 pub use form::{BITS, CLUSTER_DIMS, Form, LutDtype};
 pub use frozen::Frozen;
+pub use histogram::Histogram;
 pub use passes::AdamWStep;
+pub(crate) use passes::piece;
 
 /// A weight that is looked up: an index for each of its elements, or each few neighbours, into a table of 2^bits entries.
 ///

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::codes::{CODES, Code};
+use super::code::{CODES, Code};
 use super::passes::ByCode;
 
 /// The code of each element: `[elements]` Int.

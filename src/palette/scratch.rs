@@ -4,7 +4,8 @@
 use std::any::Any;
 use std::cell::RefCell;
 
-use super::codes::{CODES, Histogram};
+use super::code::CODES;
+use super::histogram::Histogram;
 use super::passes::ByCode;
 
 type Tables = RefCell<Vec<Box<dyn Any>>>;

@@ -23,7 +23,8 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::attention::{Block, LANES, Lanes, attend, attend_evenly, is_tame, sum};
-use super::codes::{Code, Histogram};
+use super::code::Code;
+use super::histogram::Histogram;
 
 /// Logits further than this below the largest of their row count as minus infinity: e⁻³⁸ is 3e-17.
 const FLOOR: f64 = 38.0;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use crate::palette::{AdamWStep, Pending};
+use crate::palette::{AdamWStep, Histogram, Pending};
 use crate::torch::rounding::stochastic;
 use crate::torch::{Arg, call};
 
@@ -36,7 +36,7 @@ impl Moments {
 
 impl AdamW {
     /// [`Self::step`] of one parameter (fp32, on the CPU) with a gradient that is computed on the way, and multiplied by
-    /// `factor`.
+    /// `factor`. Returns what [`Pending::step`] does.
     ///
     /// # Errors
     /// When shapes or types differ.
@@ -47,7 +47,7 @@ impl AdamW {
         moments: &Moments,
         lr: f64,
         factor: f64,
-    ) -> Result<()> {
+    ) -> Result<Vec<Option<Histogram>>> {
         let _guard = tch::no_grad_guard();
         let count = moments.step.shallow_clone().g_add_scalar_(1.0).f_double_value(&[])?;
         let step = AdamWStep {
@@ -196,7 +196,13 @@ mod tests {
                 assert!((pending.square / square - 1.0).abs() < 1e-5, "{} {square}", pending.square);
                 let factor = 0.3;
                 adamw.step(&[&weights[0]], &[&(whole * factor)], &[&moments[0]], 1e-3).unwrap();
-                adamw.step_pending(&weights[1], pending, &moments[1], 1e-3, factor).unwrap();
+                let counted = adamw.step_pending(&weights[1], pending, &moments[1], 1e-3, factor).unwrap();
+                for (group, bins) in counted.iter().enumerate() {
+                    let row = weights[1].view([counted.len() as i64, -1]).get(group as i64);
+                    assert_eq!(*bins, Some(Histogram::of(&row, layers[1].code(group, 0.5), false).unwrap()));
+                }
+                // The other layer counts its weights again.
+                layers[1].keep(counted);
             }
             let pairs = [
                 (&weights[0], &weights[1]),
@@ -208,6 +214,26 @@ mod tests {
                 assert!(error < 1e-6, "{form:?}: {error:e}");
             }
             assert_eq!(moments[1].step.double_value(&[]), 3.0);
+
+            // Through another code, or where a weight has left the code's range, they are counted anew.
+            let soft_is_as_if_counted_anew = |layer: &mut DkmLayer, rho: f64| {
+                let mut fresh = layer.clone();
+                fresh.keep(vec![None; form.groups(&shape)]);
+                let [expected, found] = [&mut fresh, layer].map(|layer| {
+                    let mut soft = start.empty_like();
+                    (layer.soften(&weights[1], rho, 3, None, &mut soft).unwrap(), soft)
+                });
+                assert!(found.1.equal(&expected.1));
+                found.0
+            };
+            let state = soft_is_as_if_counted_anew(&mut layers[1], 0.05);
+            let Gradient::Pending(pending) = state.gradient(draw(4) * 0.01).unwrap() else { panic!("it is whole") };
+            let _ = weights[1].view(-1).get(5).fill_(50.0);
+            let counted = adamw.step_pending(&weights[1], pending, &moments[1], 1e-3, 1.0).unwrap();
+            assert_eq!(counted.iter().filter(|counted| counted.is_none()).count(), 1);
+            layers[1].keep(counted);
+            soft_is_as_if_counted_anew(&mut layers[1], 0.05);
+            let _ = weights[1].view(-1).get(5).fill_(0.01);
 
             // What is no number is found out before it is too late.
             for bad in [f64::NAN, f64::INFINITY] {

@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 
 use crate::config::Palettize;
 use crate::ops::{Parameter, Weights};
-use crate::palette::{DkmLayer, Frozen, Gradient, Palette, SoftenRows};
+use crate::palette::{DkmLayer, Frozen, Gradient, Histogram, Palette, SoftenRows};
 
 /// Starts the palette of one parameter at the k-means of its weight; `None` where `[palettize]` leaves it in fp16.
 ///
@@ -84,6 +84,13 @@ impl LayerPalette {
             // In the memory of the gradient itself, which is autograd's own and ours now.
             (Phase::Soft(_), Some(soften)) => soften.gradient(upstream),
             (Phase::Soft(_), None) => Ok(Gradient::Whole(upstream)),
+        }
+    }
+
+    /// What the optimizer counted as it moved the master weight, for the next step.
+    pub fn keep(&mut self, counted: Vec<Option<Histogram>>) {
+        if let Phase::Soft(layer) = &mut self.phase {
+            layer.keep(counted);
         }
     }
 

@@ -157,8 +157,14 @@ impl Trained {
         let pending = self.step_whole(gradients, adamw, &rates, factor, random)?;
         let together = self.slots.par_iter_mut().zip(pending).zip(rates);
         together.try_for_each(|((slot, pending), rate)| match pending {
-            Some(gradient) => adamw.step_pending(&slot.value, gradient, &slot.moments, rate, factor),
-            None => Ok(()),
+            Some(gradient) => {
+                let counted = adamw.step_pending(&slot.value, gradient, &slot.moments, rate, factor)?;
+                if let Some(palette) = &mut slot.palette {
+                    palette.keep(counted);
+                }
+                Ok(())
+            }
+            None => anyhow::Ok(()),
         })?;
         Ok(norm)
     }

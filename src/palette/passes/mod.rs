@@ -1,5 +1,5 @@
 //! The passes over the weights, on plain slices: count codes, look values up, add a gradient up by code, and combine,
-//! alone or with a step of AdamW.
+//! alone or with a step of AdamW that counts codes for the next.
 //!
 //! Everything else about clustering happens on at most 65,536 bins, so these are what a training step pays for every
 //! weight: 32 bytes of memory traffic (half of that in bf16) and a few instructions. With AVX-512 (found at run time)
@@ -14,7 +14,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 pub use self::stored::Stored;
-use super::codes::{CODES, Code};
+pub(crate) use self::stored::by_type;
+use super::code::{CODES, Code};
 
 /// Codes are made a block at a time, in the first-level cache.
 const BLOCK: usize = 1024;
@@ -116,7 +117,8 @@ pub struct MomentsMut<'a> {
     pub exp_avg_sq: &'a mut [f32],
 }
 
-/// [`combine`], of which the result goes into a step of AdamW instead of memory. All slices are as long as `weights`.
+/// [`combine`], of which the result goes into a step of AdamW instead of memory; adds to `counts` how many weights have each
+/// code then. All slices are as long as `weights`.
 pub fn combine_and_step(
     weights: &mut [f32],
     code: Code,
@@ -124,11 +126,31 @@ pub fn combine_and_step(
     gradient: &[f32],
     moments: MomentsMut,
     step: &AdamWStep,
+    counts: &mut ByCode<u32>,
 ) {
     let MomentsMut { exp_avg, exp_avg_sq } = moments;
     for length in [gradient.len(), exp_avg.len(), exp_avg_sq.len()] {
         assert_eq!(length, weights.len());
     }
+    let moments = exp_avg.chunks_mut(BLOCK).zip(exp_avg_sq.chunks_mut(BLOCK));
+    for ((weights, gradient), (exp_avg, exp_avg_sq)) in
+        weights.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK)).zip(moments)
+    {
+        step_block(weights, code, table, gradient, exp_avg, exp_avg_sq, step);
+        // While they are in the first-level cache.
+        count(weights, code, counts);
+    }
+}
+
+fn step_block(
+    weights: &mut [f32],
+    code: Code,
+    table: &ByCode<[f32; 2]>,
+    gradient: &[f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    step: &AdamWStep,
+) {
     let done = 0;
     #[cfg(target_arch = "x86_64")]
     let done = if wide::available() {
@@ -138,19 +160,21 @@ pub fn combine_and_step(
         done
     };
     let mut codes = [0; BLOCK];
-    for start in (done..weights.len()).step_by(BLOCK) {
-        let end = weights.len().min(start + BLOCK);
-        let codes = &mut codes[..end - start];
-        with_codes(&weights[start..end], code, |of_block| codes.copy_from_slice(of_block));
-        for (i, &mut code) in (start..end).zip(codes) {
-            let [slope, offset] = table[code as usize];
-            let gradient = (slope * gradient[i] + offset) * step.factor;
-            exp_avg[i] += (gradient - exp_avg[i]) * step.rate_of_mean;
-            exp_avg_sq[i] = exp_avg_sq[i] * step.beta2 + gradient * gradient * step.rate_of_square;
-            let away = exp_avg[i] * step.size / (exp_avg_sq[i].sqrt() * step.root + step.eps);
-            weights[i] = weights[i] * step.decay - away;
-        }
+    with_codes(&weights[done..], code, |rest| codes[done..weights.len()].copy_from_slice(rest));
+    for i in done..weights.len() {
+        let [slope, offset] = table[codes[i] as usize];
+        let gradient = (slope * gradient[i] + offset) * step.factor;
+        exp_avg[i] += (gradient - exp_avg[i]) * step.rate_of_mean;
+        exp_avg_sq[i] = exp_avg_sq[i] * step.beta2 + gradient * gradient * step.rate_of_square;
+        let away = exp_avg[i] * step.size / (exp_avg_sq[i].sqrt() * step.root + step.eps);
+        weights[i] = weights[i] * step.decay - away;
     }
+}
+
+/// Size of the pieces of a tensor: at most 16, and none below 2^18 elements but the last. A multiple of 16, so that
+/// pieces of a tensor whose memory is aligned are aligned.
+pub fn piece(elements: usize) -> usize {
+    elements.div_ceil(16).next_multiple_of(16).max(1 << 18)
 }
 
 /// Calls `then` with the codes of at most [`BLOCK`] weights.
@@ -252,12 +276,24 @@ mod tests {
         let stepped = |at_once: usize| {
             let mut all = [weights.clone(), exp_avg.clone(), exp_avg_sq.clone()];
             let [weights, exp_avg, exp_avg_sq] = &mut all;
+            let mut counts: Box<ByCode<u32>> = vec![0; CODES].try_into().unwrap();
             for start in (0..weights.len()).step_by(at_once) {
                 let range = start..weights.len().min(start + at_once);
                 let moments =
                     MomentsMut { exp_avg: &mut exp_avg[range.clone()], exp_avg_sq: &mut exp_avg_sq[range.clone()] };
-                combine_and_step(&mut weights[range.clone()], code, table, &gradient[range], moments, &step);
+                combine_and_step(
+                    &mut weights[range.clone()],
+                    code,
+                    table,
+                    &gradient[range],
+                    moments,
+                    &step,
+                    &mut counts,
+                );
             }
+            let mut recounted = vec![0u32; CODES];
+            count(weights, code, recounted.as_mut_slice().try_into().unwrap());
+            assert_eq!(counts.as_slice(), recounted);
             all
         };
         let all = stepped(2_005);

@@ -84,3 +84,15 @@ impl Stored for bf16 {
         unsafe { wide::store_brain(to.cast(), values, streamed) }
     }
 }
+
+/// Calls a function of [`Stored`] for what its first argument, a tensor, holds.
+macro_rules! by_type {
+    ($function:ident $([$n:ident])? ($weight:expr $(, $more:expr)*)) => {{
+        let weight = $weight;
+        match weight.f_kind()? {
+            tch::Kind::BFloat16 => $function::<half::bf16 $(, $n)?>(weight $(, $more)*)?,
+            _ => $function::<f32 $(, $n)?>(weight $(, $more)*)?,
+        }
+    }};
+}
+pub(crate) use by_type;
