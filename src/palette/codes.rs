@@ -116,7 +116,7 @@ pub fn combine_and_step(
         passes::combine_and_step(weights, code, &table, gradient, moments, step, &mut counts);
         counts
     });
-    let counted = Histogram::merge(code, pieces.collect());
+    let counted = Histogram::merge(code, pieces.collect(), weight.numel());
     scratch::put_back(table);
     Ok(counted.ok())
 }
@@ -163,7 +163,10 @@ mod tests {
         let gradient = Tensor::randn_like(&weight);
         for code in [Code::Fixed { step }, Code::F16] {
             let histogram = Histogram::of(&weight, code, false).unwrap();
-            assert_eq!(Histogram::merge(code, vec![operators::counts(&weight, code).unwrap()]).unwrap(), histogram);
+            assert_eq!(
+                Histogram::merge(code, vec![operators::counts(&weight, code).unwrap()], 300_007).unwrap(),
+                histogram
+            );
             assert_eq!((histogram.code, histogram.total()), (code, 300_007.0));
 
             // Rounding by libtorch, then the value of each code.
@@ -181,7 +184,7 @@ mod tests {
             let (brain, wide) = (weight.to_kind(Kind::BFloat16), weight.to_kind(Kind::BFloat16).to_kind(Kind::Float));
             let seen = Histogram::of(&brain, code, false).unwrap();
             assert_eq!(seen, Histogram::of(&wide, code, false).unwrap());
-            assert_eq!(seen, Histogram::merge(code, vec![operators::counts(&brain, code).unwrap()]).unwrap());
+            assert_eq!(seen, Histogram::merge(code, vec![operators::counts(&brain, code).unwrap()], 300_007).unwrap());
 
             let ours = add_up::<1>(&weight, &gradient, &histogram).unwrap().as_flattened().to_vec();
             let theirs = operators::add_up(&weight, &gradient, code).unwrap();

@@ -37,7 +37,7 @@ impl Histogram {
             piece.iter().for_each(|&code| counts[code as usize] += 1);
             counts
         });
-        Self::merge(Code::F16, pieces.collect())
+        Self::merge(Code::F16, pieces.collect(), values.len())
     }
 
     /// Of a tensor of f32 or bf16 on any device. Where `code` is fixed point with too small a range, a coarser one takes
@@ -55,7 +55,7 @@ impl Histogram {
 
     fn count(weight: &Tensor, code: Code) -> Result<Self> {
         if weight.device() != Device::Cpu {
-            return Self::merge(code, vec![operators::counts(weight, code)?]);
+            return Self::merge(code, vec![operators::counts(weight, code)?], weight.numel());
         }
         fn pieces<W: Stored>(weight: &Tensor, code: Code) -> Result<Vec<Box<ByCode<u32>>>> {
             let values = slices::elements::<W>(weight)?;
@@ -66,25 +66,37 @@ impl Histogram {
             });
             Ok(pieces.collect())
         }
-        Self::merge(code, by_type!(pieces(&weight.f_contiguous()?, code)))
+        Self::merge(code, by_type!(pieces(&weight.f_contiguous()?, code)), weight.numel())
     }
 
-    /// Of the counts of some pieces, which are used up.
+    /// Of the counts of some pieces, which are used up; `total` is how many values they are of.
     ///
     /// # Errors
     /// When one of the codes stands for what it does not hold.
-    pub(super) fn merge(code: Code, mut pieces: Vec<Box<ByCode<u32>>>) -> Result<Self> {
-        let mut counts = pieces.pop().unwrap_or_else(scratch::zeros);
-        for mut piece in pieces {
-            counts.iter_mut().zip(piece.iter_mut()).for_each(|(sum, count)| *sum += std::mem::take(count));
-            scratch::put_back_zeros(piece);
-        }
-        /// Blocks of the codes of finite positive numbers of f16, and where those of negative ones begin.
+    pub(super) fn merge(code: Code, mut pieces: Vec<Box<ByCode<u32>>>, total: usize) -> Result<Self> {
+        /// Blocks of the codes of finite positive numbers of f16, and where those of negative ones begin; of fixed point,
+        /// where those of positive ones do.
         const FINITE: usize = 0x7C00 / BLOCK;
-        const MINUS: usize = CODES / 2 / BLOCK;
+        const MIDDLE: usize = CODES / 2 / BLOCK;
+        let mut counts = pieces.pop().unwrap_or_else(scratch::zeros);
+        // Of fixed point from the middle outwards, until all are found: weights are around zero, and most blocks are empty.
+        let (mut reach, mut found) = (0, 0);
+        while reach < MIDDLE && (found < total || code == Code::F16) {
+            for block in [MIDDLE - 1 - reach, MIDDLE + reach] {
+                let block = block * BLOCK..(block + 1) * BLOCK;
+                for piece in &mut pieces {
+                    let both = counts[block.clone()].iter_mut().zip(&mut piece[block.clone()]);
+                    both.for_each(|(sum, count)| *sum += std::mem::take(count));
+                }
+                found += counts[block].iter().map(|&n| n as usize).sum::<usize>();
+            }
+            reach += 1;
+        }
+        debug_assert_eq!(found, total);
+        pieces.into_iter().for_each(scratch::put_back_zeros);
         let of = |blocks: Range<usize>| &counts[blocks.start * BLOCK..blocks.end * BLOCK];
         let bad: u64 = match code {
-            Code::F16 => of(FINITE..MINUS).iter().chain(of(MINUS + FINITE..2 * MINUS)).map(|&n| u64::from(n)).sum(),
+            Code::F16 => of(FINITE..MIDDLE).iter().chain(of(MIDDLE + FINITE..2 * MIDDLE)).map(|&n| u64::from(n)).sum(),
             Code::Fixed { .. } => u64::from(counts[0]) + u64::from(counts[CODES - 1]),
         };
         ensure!(
@@ -96,10 +108,12 @@ impl Histogram {
         match code {
             // Ascending by value: negative codes backwards, -0 before 0.
             Code::F16 => {
-                (MINUS..MINUS + FINITE).rev().for_each(|block| histogram.take(&mut counts, block, true));
+                (MIDDLE..MIDDLE + FINITE).rev().for_each(|block| histogram.take(&mut counts, block, true));
                 (0..FINITE).for_each(|block| histogram.take(&mut counts, block, false));
             }
-            Code::Fixed { .. } => (0..2 * MINUS).for_each(|block| histogram.take(&mut counts, block, false)),
+            Code::Fixed { .. } => {
+                (MIDDLE - reach..MIDDLE + reach).for_each(|block| histogram.take(&mut counts, block, false));
+            }
         }
         scratch::put_back_zeros(counts);
         Ok(histogram)
@@ -145,12 +159,22 @@ impl Histogram {
 
     /// [`Self::error`], for those who have the `values` of the bins.
     pub fn error_of(&self, values: &[f64], entries: &[f64]) -> f64 {
-        let (mut sum, mut near) = (0.0, 0);
-        for (&value, &n) in values.iter().zip(&self.counts) {
-            while near + 1 < entries.len() && (value - entries[near + 1]).abs() <= (value - entries[near]).abs() {
-                near += 1;
+        let (mut sum, mut from) = (0.0, 0);
+        for (near, &entry) in entries.iter().enumerate() {
+            let to = match entries.get(near + 1) {
+                Some(next) => from + values[from..].partition_point(|v| (v - entry).abs() < (v - next).abs()),
+                None => values.len(),
+            };
+            let squares = |value: f64, n: u32| f64::from(n) * (value - entry).powi(2);
+            let ((eights, rest), (counts, others)) =
+                (values[from..to].as_chunks::<8>(), self.counts[from..to].as_chunks::<8>());
+            let mut sums = [0.0; 8];
+            for (values, counts) in eights.iter().zip(counts) {
+                (0..8).for_each(|lane| sums[lane] += squares(values[lane], counts[lane]));
             }
-            sum += n as f64 * entries.get(near).map_or(0.0, |e| (value - e).powi(2));
+            let rest = rest.iter().zip(others).map(|(&value, &n)| squares(value, n));
+            sum += sums.into_iter().chain(rest).sum::<f64>();
+            from = to;
         }
         if self.bins.is_empty() { 0.0 } else { sum / self.total() }
     }
