@@ -5,9 +5,12 @@
 //! For each layer: our pass forward and back against a plain copy of the bytes that must be touched (32 a weight in
 //! fp32: four passes, each reading or writing 8), against coremltools' DKM and against differentiable k-means by plain
 //! autograd. As in a network, a layer's numbers have left the processor's caches when their turn comes again: there are
-//! as many layers of the shape as take 200 MB, forward through all of them, then back; and so with the copy. The peers
+//! as many layers of the shape as take 330 MB, forward through all of them, then back; and so with the copy. The peers
 //! get one layer. They run where $PALETTIST_PEERS names a Python that has torch and coremltools, and are skipped where a
 //! layer would need more memory than there is. Then all 282 layers.
+//!
+//! In training the way back and AdamW's step are one pass, which counts for the next step too: "in training" is what that
+//! step with palettes takes more than AdamW's own. What is compared is done in turn; ratios are medians over the rounds.
 
 #[path = "measure.rs"]
 mod measure;
@@ -15,11 +18,12 @@ mod measure;
 use std::process::Command;
 use std::time::Instant;
 
-use measure::{Cost, once};
+use measure::{Cost, median, once};
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Parameter;
-use palettist::palette::{DkmLayer, Form, Soften, soften};
+use palettist::palette::{DkmLayer, Form, Gradient, SoftenRows};
 use palettist::torch::environment;
+use palettist::train::optimizer::{AdamW, Moments, norm};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -29,11 +33,16 @@ const ITERATIONS: usize = 3;
 /// ρ: the middle of the schedule.
 const TEMPERATURE: f64 = 0.3;
 
+const ADAMW: AdamW = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+/// So small that weights stay what they are.
+const RATE: f64 = 1e-9;
+
 /// One layer with what a step needs.
 struct Layer {
     weight: Tensor,
     soft: Tensor,
     gradient: Tensor,
+    moments: Moments,
     palettes: Vec<DkmLayer>,
 }
 
@@ -43,35 +52,67 @@ impl Layer {
         let weight = Tensor::randn(shape, FLOAT) / (fan_in as f64).sqrt();
         let palettes =
             bits.iter().map(|&bits| DkmLayer::new("layer", Form::per_tensor(bits), &weight).expect("finite")).collect();
-        let (soft, gradient) = (weight.empty_like(), Tensor::randn(shape, FLOAT));
-        Self { weight, soft, gradient, palettes }
+        Self::with(weight, palettes)
+    }
+
+    fn with(weight: Tensor, palettes: Vec<DkmLayer>) -> Self {
+        let (soft, gradient, moments) = (weight.empty_like(), weight.copy(), Moments::zeros_like(&weight));
+        Self { weight, soft, gradient, moments, palettes }
     }
 
     /// Another one of the same numbers, in memory of its own.
     fn again(&self) -> Self {
-        let Self { weight, soft, gradient, palettes } = self;
-        Self { weight: weight.copy(), soft: soft.copy(), gradient: gradient.copy(), palettes: palettes.clone() }
-    }
-
-    fn forward(&mut self, place: usize) -> Soften {
-        let layer = &self.palettes[place];
-        let (tau, code) = (layer.temperature(0, TEMPERATURE), layer.code(0, TEMPERATURE));
-        soften(&self.weight, &layer.centroids, tau, ITERATIONS, code, &mut self.soft).expect("finite").1
+        Self::with(self.weight.copy(), self.palettes.clone())
     }
 }
 
-/// Forward through all of them, then back, side by side as training does it.
-fn step(layers: &mut [Layer], place: usize) {
-    let states: Vec<Soften> = layers.par_iter_mut().map(|layer| layer.forward(place)).collect();
-    let back = |(layer, state): (&mut Layer, Soften)| state.backward(&mut layer.gradient).expect("of the same shape");
-    layers.par_iter_mut().zip(states).for_each(back);
+/// Forward through all of them, side by side as training does it.
+fn forward(layers: &mut [Layer], place: usize) -> Vec<SoftenRows> {
+    let soften = |layer: &mut Layer| {
+        let Layer { weight, soft, palettes, .. } = layer;
+        palettes[place].soften(weight, TEMPERATURE, ITERATIONS, None, soft).expect("finite")
+    };
+    layers.par_iter_mut().map(soften).collect()
 }
+
+/// What is measured on all of the layers; `place` says which of their palettes.
+type Work = fn(layers: &mut [Layer], place: usize);
 
 /// 32 bytes a weight.
-fn copy(layers: &mut [Layer]) {
+fn copy(layers: &mut [Layer], _: usize) {
     for _ in 0..4 {
         layers.iter_mut().for_each(|layer| layer.soft.copy_(&layer.weight));
     }
+}
+
+/// Forward, then back to a gradient of the weights.
+fn soften_and_back(layers: &mut [Layer], place: usize) {
+    let states = forward(layers, place);
+    let back =
+        |(layer, state): (&mut Layer, SoftenRows)| state.backward(&mut layer.gradient).expect("of the same shape");
+    layers.par_iter_mut().zip(states).for_each(back);
+}
+
+/// As a training step does it.
+fn soften_and_step(layers: &mut [Layer], place: usize) {
+    let states = forward(layers, place);
+    let gradient = |(layer, state): (&mut Layer, SoftenRows)| state.gradient(layer.gradient.shallow_clone());
+    let gradients: Vec<_> = layers.par_iter_mut().zip(states).map(gradient).collect();
+    layers.par_iter_mut().zip(gradients).for_each(|(layer, gradient)| {
+        let Ok(Gradient::Pending(gradient)) = gradient else { panic!("pending on the CPU") };
+        let counted =
+            ADAMW.step_pending(&layer.weight, gradient, &layer.moments, RATE, 1.0).expect("of the same shape");
+        layer.palettes[place].keep(counted);
+    });
+}
+
+/// The same step without palettes.
+fn step(layers: &mut [Layer], _: usize) {
+    let gradients: Vec<&Tensor> = layers.iter().map(|layer| &layer.gradient).collect();
+    let weights: Vec<&Tensor> = layers.iter().map(|layer| &layer.weight).collect();
+    let moments: Vec<&Moments> = layers.iter().map(|layer| &layer.moments).collect();
+    assert!(norm(&gradients).is_finite());
+    ADAMW.step(&weights, &gradients, &moments, RATE).expect("of one shape");
 }
 
 fn main() {
@@ -93,50 +134,99 @@ fn main() {
         [&[320, 320], &[320, 320, 3, 3], &[1280, 1280], &[640, 1280, 3, 3], &[10240, 1280], &[1280, 2560, 3, 3]];
     for shape in shapes {
         let first = Layer::new(shape, &[2, 4]);
-        // Of 12 bytes a weight.
-        let count = (200_000_000 / (12 * first.weight.numel())).max(1);
+        // Of 20 bytes a weight.
+        let count = (330_000_000 / (20 * first.weight.numel())).max(1);
         let mut layers: Vec<Layer> = (1..count).map(|_| first.again()).collect();
         layers.push(first);
-        let weights = (count * layers[0].weight.numel()) as f64;
-        let copy = least(7, || copy(&mut layers));
+        let weights = layers[0].weight.numel() as f64;
         for (place, bits) in [2, 4].into_iter().enumerate() {
-            let ours = least(7, || step(&mut layers, place));
+            let measured = Measured::new(&mut layers, place, 15);
             let [theirs, plain] = ["coremltools", "autograd"].map(|peer| ask(peer, shape, bits));
-            let per_weight =
-                |cost: Cost, weights: f64| format!("{:.2} {:.2}", cost.cpu * 1e9 / weights, cost.memory / weights);
-            let one = weights / count as f64;
+            let per_weight = |cost: Cost| format!("{:.2} {:.2}", cost.cpu * 1e9 / weights, cost.memory / weights);
+            let ours = measured.ours();
+            let one = Cost { cpu: ours.cpu / count as f64, memory: ours.memory / count as f64, ..ours };
             let beside = |cost: Option<Cost>| match cost {
-                Some(cost) => format!("{} {:.0}x", per_weight(cost, one), cost.cpu / one / (ours.cpu / weights)),
+                Some(cost) => format!("{} {:.0}x", per_weight(cost), cost.cpu / one.cpu),
                 None => "-".to_string(),
             };
             println!(
-                "{:>24} {bits:>6} {:>14} {:>16} {:>22} {:>22}   {:.2} times the copy's CPU time, {:.2} its wall time",
+                "{:>24} {bits:>6} {:>14} {:>16} {:>22} {:>22}   {}",
                 format!("{shape:?}"),
-                format!("{:.2}", copy.cpu * 1e9 / weights),
-                per_weight(ours, weights),
+                format!("{:.2}", measured.copy().cpu * 1e9 / weights / count as f64),
+                per_weight(one),
                 beside(theirs),
                 beside(plain),
-                ours.cpu / copy.cpu,
-                ours.wall / copy.wall
+                measured.ratios()
             );
         }
     }
     let weights: i64 = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum();
     println!("all {} layers, {weights} weights", parameters.len());
     let mut layers: Vec<Layer> = parameters.iter().map(|p| Layer::new(&p.shape, &[2, 4])).collect();
-    let copy = least(3, || copy(&mut layers));
-    println!("copy of 32 B a weight: {:.2} s wall, {:.2} s CPU", copy.wall, copy.cpu);
     for (place, bits) in [2, 4].into_iter().enumerate() {
-        let ours = least(3, || step(&mut layers, place));
+        let measured = Measured::new(&mut layers, place, 5);
+        let (copy, ours) = (measured.copy(), measured.ours());
         println!(
-            "{bits} bits: {:.2} s wall, {:.2} s CPU, {:.2} GB beyond weights, soft weights and gradients; {:.2} times the \
-             copy's wall time, {:.2} its CPU time",
+            "{bits} bits: {:.2} s wall, {:.2} s CPU, {:.2} GB beyond weights, soft weights and gradients; a copy of 32 B a \
+             weight {:.2} s wall, {:.2} s CPU; {}",
             ours.wall,
             ours.cpu,
             ours.memory * 1e-9,
-            ours.wall / copy.wall,
-            ours.cpu / copy.cpu
+            copy.wall,
+            copy.cpu,
+            measured.ratios()
         );
+    }
+}
+
+/// Of each round what each kind of work took.
+struct Measured {
+    rounds: Vec<[Cost; 4]>,
+}
+
+impl Measured {
+    /// Work in turn, so that a machine whose speed varies varies for all; after one round that is not counted. Short work is
+    /// done several times in each round, because the system counts the time of threads in ticks of some milliseconds.
+    fn new(layers: &mut [Layer], place: usize, rounds: usize) -> Self {
+        let mut round = |times: usize| {
+            let work: [Work; 4] = [copy, soften_and_back, soften_and_step, step];
+            work.map(|work| {
+                // What the way back has made of it is not multiplied again and again.
+                layers.iter_mut().for_each(|layer| layer.gradient.copy_(&layer.weight));
+                let cost = once(|| (0..times).for_each(|_| work(layers, place)));
+                Cost { wall: cost.wall / times as f64, cpu: cost.cpu / times as f64, ..cost }
+            })
+        };
+        round(1);
+        let start = Instant::now();
+        round(1);
+        let times = (0.4 / start.elapsed().as_secs_f64()).ceil().clamp(1.0, 100.0);
+        Self { rounds: (0..rounds).map(|_| round(times as usize)).collect() }
+    }
+
+    fn least(&self, work: usize) -> Cost {
+        self.rounds.iter().map(|round| round[work]).reduce(Cost::least).unwrap_or_default()
+    }
+
+    fn copy(&self) -> Cost {
+        self.least(0)
+    }
+
+    fn ours(&self) -> Cost {
+        self.least(1)
+    }
+
+    /// Ours beside the copy.
+    fn ratios(&self) -> String {
+        let over =
+            |of: fn(&Cost) -> f64| median(self.rounds.iter().map(|[copy, ours, ..]| of(ours) / of(copy)).collect());
+        let more = |[copy, _, with, without]: &[Cost; 4]| (with.cpu - without.cpu) / copy.cpu;
+        format!(
+            "{:.2} times the copy's CPU time, {:.2} its wall time; in training {:.2} times its CPU time",
+            over(|cost| cost.cpu),
+            over(|cost| cost.wall),
+            median(self.rounds.iter().map(more).collect())
+        )
     }
 }
 
@@ -151,16 +241,4 @@ fn ask(peer: &str, shape: &[i64], bits: u32) -> Option<Cost> {
     let numbers: Vec<f64> = text.lines().last()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     let [wall, cpu, memory] = numbers[..] else { return None };
     Some(Cost { wall, cpu, memory })
-}
-
-/// The least of `repeats` measurements of `work`, after one that is not counted. Short work is done several times in each,
-/// because the system counts the time of threads in ticks of some milliseconds.
-fn least(repeats: usize, mut work: impl FnMut()) -> Cost {
-    work();
-    let start = Instant::now();
-    work();
-    let times = (0.1 / start.elapsed().as_secs_f64()).ceil().clamp(1.0, 1000.0);
-    let measured = (0..repeats).map(|_| once(|| (0..times as usize).for_each(|_| work())));
-    let least = measured.reduce(Cost::least).unwrap_or_default();
-    Cost { wall: least.wall / times, cpu: least.cpu / times, ..least }
 }

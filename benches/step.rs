@@ -18,7 +18,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use measure::{Cost, once};
+use measure::{Cost, median, once};
 use palettist::config::{Palettize, Train};
 use palettist::networks::unet::unet;
 use palettist::ops::Tensors;
@@ -130,11 +130,6 @@ fn told(name: &str, costs: &[Cost], first: &[Cost]) -> String {
         least.memory * 1e-9,
         median(ratios)
     )
-}
-
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn begin(folder: &str, batch: i64, palettize: &Palettize) -> Steps {
