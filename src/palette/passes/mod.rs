@@ -10,6 +10,8 @@ mod stored;
 #[cfg(target_arch = "x86_64")]
 mod wide;
 
+use std::any::Any;
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -60,7 +62,14 @@ pub fn look_up<W: Stored>(weights: &[W], code: Code, table: &ByCode<f32>, to: &m
 /// place the square of that.
 pub fn add_up<W: Stored, const N: usize>(weights: &[W], code: Code, gradient: &[W], sums: &mut ByCode<[f32; N]>) {
     assert_eq!(weights.len(), gradient.len());
-    for (block, gradient) in weights.chunks(BLOCK).zip(gradient.chunks(BLOCK)) {
+    let done = 0;
+    #[cfg(target_arch = "x86_64")]
+    let done = match (sums as &mut dyn Any).downcast_mut() {
+        // SAFETY: the features that the function needs are there.
+        Some(sums) if wide::available() => unsafe { wide::add_up_pairs(weights, code, gradient, sums) },
+        _ => done,
+    };
+    for (block, gradient) in weights[done..].chunks(BLOCK).zip(gradient[done..].chunks(BLOCK)) {
         with_codes(block, code, |codes| {
             for (&code, value) in codes.iter().zip(gradient) {
                 let mut power = 1.0;

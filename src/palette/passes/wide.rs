@@ -127,6 +127,43 @@ pub unsafe fn look_up<W: Stored>(weights: &[W], code: Code, table: &ByCode<f32>,
     }
 }
 
+/// Of as many as fit into vectors; says how many these are.
+///
+/// # Safety
+/// AVX-512 F and VL must be there.
+#[target_feature(enable = "avx512f,avx512vl")]
+pub unsafe fn add_up_pairs<W: Stored>(weights: &[W], code: Code, gradient: &[W], sums: &mut ByCode<[f32; 2]>) -> usize {
+    /// Elements.
+    const AHEAD: usize = 512;
+    assert_eq!(weights.len(), gradient.len());
+    let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    let whole = weights.len() / LANES * LANES;
+    // Each value beside its square: both are added at once. The last one is read with what follows it.
+    let mut pairs = [0f32; 2 * LANES + 2];
+    let mut at = [0u16; LANES];
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: i + 16 ≤ the length of both; a code points into the table.
+        unsafe {
+            // The processor fetches ahead by itself, but not across pages of 4 KB.
+            _mm_prefetch::<_MM_HINT_T0>(weights.as_ptr().wrapping_add(i + AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_T0>(gradient.as_ptr().wrapping_add(i + AHEAD).cast());
+            let values = W::load(gradient.as_ptr().add(i));
+            let squares = _mm512_mul_ps(values, values);
+            _mm512_storeu_ps(pairs.as_mut_ptr(), _mm512_permutex2var_ps(values, low, squares));
+            _mm512_storeu_ps(pairs.as_mut_ptr().add(LANES), _mm512_permutex2var_ps(values, high, squares));
+            _mm256_storeu_si256(at.as_mut_ptr().cast(), codes(weights.as_ptr().add(i), code));
+            for (lane, &code) in at.iter().enumerate() {
+                let row: *mut f64 = sums.as_mut_ptr().add(code as usize).cast();
+                let pair = _mm_loadu_ps(pairs.as_ptr().add(2 * lane));
+                let sum = _mm_add_ps(_mm_castpd_ps(_mm_load_sd(row)), pair);
+                _mm_store_sd(row, _mm_castps_pd(sum));
+            }
+        }
+    }
+    whole
+}
+
 /// Slope and offset of each code.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
@@ -194,8 +231,8 @@ pub unsafe fn combine<W: Stored>(weights: &[W], code: Code, table: &ByCode<[f32;
     for i in (0..whole).step_by(LANES) {
         // SAFETY: i + 16 ≤ the length of both.
         unsafe {
-            let (slope, offset) = lines(codes(weights.as_ptr().add(i), code), table);
             let value = gradient.as_mut_ptr().add(i);
+            let (slope, offset) = lines(codes(weights.as_ptr().add(i), code), table);
             let product = _mm512_mul_ps(W::load(value), slope);
             W::store(value, _mm512_add_ps(product, offset), false);
         }
