@@ -143,7 +143,7 @@ fn main() {
             let measured = Measured::new(&mut layers, place, 15);
             let [theirs, plain] = ["coremltools", "autograd"].map(|peer| ask(peer, shape, bits));
             let per_weight = |cost: Cost| format!("{:.2} {:.2}", cost.cpu * 1e9 / weights, cost.memory / weights);
-            let ours = measured.ours();
+            let ours = measured.least(1);
             let one = Cost { cpu: ours.cpu / count as f64, memory: ours.memory / count as f64, ..ours };
             let beside = |cost: Option<Cost>| match cost {
                 Some(cost) => format!("{} {:.0}x", per_weight(cost), cost.cpu / one.cpu),
@@ -152,7 +152,7 @@ fn main() {
             println!(
                 "{:>24} {bits:>6} {:>14} {:>16} {:>22} {:>22}   {}",
                 format!("{shape:?}"),
-                format!("{:.2}", measured.copy().cpu * 1e9 / weights / count as f64),
+                format!("{:.2}", measured.least(0).cpu * 1e9 / weights / count as f64),
                 per_weight(one),
                 beside(theirs),
                 beside(plain),
@@ -160,22 +160,29 @@ fn main() {
             );
         }
     }
-    let weights: i64 = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum();
-    println!("all {} layers, {weights} weights", parameters.len());
     let mut layers: Vec<Layer> = parameters.iter().map(|p| Layer::new(&p.shape, &[2, 4])).collect();
-    for (place, bits) in [2, 4].into_iter().enumerate() {
-        let measured = Measured::new(&mut layers, place, 5);
-        let (copy, ours) = (measured.copy(), measured.ours());
-        println!(
-            "{bits} bits: {:.2} s wall, {:.2} s CPU, {:.2} GB beyond weights, soft weights and gradients; a copy of 32 B a \
-             weight {:.2} s wall, {:.2} s CPU; {}",
-            ours.wall,
-            ours.cpu,
-            ours.memory * 1e-9,
-            copy.wall,
-            copy.cpu,
-            measured.ratios()
-        );
+    layers.sort_by_key(|layer| layer.weight.numel());
+    let small = layers.partition_point(|layer| layer.weight.numel() <= 1_000_000);
+    for (what, from) in [("all", 0), ("above a million weights", small)] {
+        let layers = &mut layers[from..];
+        let weights: usize = layers.iter().map(|layer| layer.weight.numel()).sum();
+        println!("{} layers, {what}: {weights} weights", layers.len());
+        for (place, bits) in [2, 4].into_iter().enumerate() {
+            let measured = Measured::new(layers, place, 5);
+            let [copy, ours, with, without] = [0, 1, 2, 3].map(|work| measured.least(work));
+            println!(
+                "{bits} bits: {:.2} s wall, {:.2} s CPU, {:.2} GB beyond weights, soft weights and gradients; a copy of 32 \
+                 B a weight {:.2} s wall, {:.2} s CPU; AdamW with them {:.2} s CPU, without {:.2}; {}",
+                ours.wall,
+                ours.cpu,
+                ours.memory * 1e-9,
+                copy.wall,
+                copy.cpu,
+                with.cpu,
+                without.cpu,
+                measured.ratios()
+            );
+        }
     }
 }
 
@@ -206,14 +213,6 @@ impl Measured {
 
     fn least(&self, work: usize) -> Cost {
         self.rounds.iter().map(|round| round[work]).reduce(Cost::least).unwrap_or_default()
-    }
-
-    fn copy(&self) -> Cost {
-        self.least(0)
-    }
-
-    fn ours(&self) -> Cost {
-        self.least(1)
     }
 
     /// Ours beside the copy.
