@@ -1,7 +1,7 @@
 """coremltools' palettize_weights (k-means, without training) of one layer: prints seconds of wall time, seconds of
 processor time, and the squared error over the weights' sum of squares.
 
-    python palettize.py WEIGHTS.npy BITS          fp16, [out, in] or [out, in, height, width]
+    python palettize.py FILE.safetensors BITS     `weight` in it: fp16, [out, in] or [out, in, height, width]
 """
 
 import resource
@@ -11,9 +11,10 @@ import time
 import coremltools as ct
 import numpy as np
 from coremltools.converters.mil import Builder as mb
-from coremltools.optimize.coreml import OpPalettizerConfig, OptimizationConfig, decompress_weights, palettize_weights
+from coremltools.optimize.coreml import OpPalettizerConfig, OptimizationConfig, palettize_weights
+from safetensors.numpy import load_file
 
-weight, bits = np.load(sys.argv[1]), int(sys.argv[2])
+weight, bits = load_file(sys.argv[1])["weight"], int(sys.argv[2])
 convolution = weight.ndim == 4
 shape = (1, weight.shape[1], 8, 8) if convolution else (1, weight.shape[1])
 
