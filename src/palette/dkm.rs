@@ -2,7 +2,7 @@
 //! group of channels, of numbers or of vectors, with or without a scale for each channel ([`DkmLayer`]).
 //!
 //! A master weight w becomes a soft weight ŵ with [`soften`]; the network runs on ŵ as a leaf, and
-//! [`Soften::backward`] turns ∂L/∂ŵ into ∂L/∂w. Both take a few passes over the weights ([`super::codes`]) around a
+//! [`Soften::backward`] turns ∂L/∂ŵ into ∂L/∂w. Both take a few passes over the weights (`codes`) around a
 //! clustering of their bins ([`super::table`]): time and memory do not grow with weights × entries.
 
 use anyhow::{Context, Result, ensure};

@@ -17,7 +17,7 @@ use crate::torch::slices;
 pub const BLOCK: usize = 32;
 
 /// How many weights have each code, ascending by value: of f16 only codes that occur; of fixed point whole blocks of
-/// [`BLOCK`] codes, each with one at least that does.
+/// 32 neighbouring codes, each with one at least that does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
     pub code: Code,
