@@ -14,8 +14,9 @@
 
 #[path = "measure.rs"]
 mod measure;
+#[path = "peer.rs"]
+mod peer;
 
-use std::process::Command;
 use std::time::Instant;
 
 use measure::{Cost, median, once};
@@ -141,9 +142,14 @@ fn main() {
         let weights = layers[0].weight.numel() as f64;
         for (place, bits) in [2, 4].into_iter().enumerate() {
             let measured = Measured::new(&mut layers, place, 15);
-            let [theirs, plain] = ["coremltools", "autograd"].map(|peer| ask(peer, shape, bits));
+            // Of one layer; none where it is too large for them.
+            let [theirs, plain] = ["coremltools", "autograd"].map(|name| {
+                let mut arguments = vec![name.to_string(), bits.to_string()];
+                arguments.extend(shape.iter().map(i64::to_string));
+                peer::ask("palettes.py", &arguments).map(|[wall, cpu, memory]| Cost { wall, cpu, memory })
+            });
             let per_weight = |cost: Cost| format!("{:.2} {:.2}", cost.cpu * 1e9 / weights, cost.memory / weights);
-            let ours = measured.least(1);
+            let ours = measured.least(|round| round.ours);
             let one = Cost { cpu: ours.cpu / count as f64, memory: ours.memory / count as f64, ..ours };
             let beside = |cost: Option<Cost>| match cost {
                 Some(cost) => format!("{} {:.0}x", per_weight(cost), cost.cpu / one.cpu),
@@ -152,7 +158,7 @@ fn main() {
             println!(
                 "{:>24} {bits:>6} {:>14} {:>16} {:>22} {:>22}   {}",
                 format!("{shape:?}"),
-                format!("{:.2}", measured.least(0).cpu * 1e9 / weights / count as f64),
+                format!("{:.2}", measured.least(|round| round.copy).cpu * 1e9 / weights / count as f64),
                 per_weight(one),
                 beside(theirs),
                 beside(plain),
@@ -169,7 +175,8 @@ fn main() {
         println!("{} layers, {what}: {weights} weights", layers.len());
         for (place, bits) in [2, 4].into_iter().enumerate() {
             let measured = Measured::new(layers, place, 5);
-            let [copy, ours, with, without] = [0, 1, 2, 3].map(|work| measured.least(work));
+            let (copy, ours) = (measured.least(|round| round.copy), measured.least(|round| round.ours));
+            let (with, without) = (measured.least(|round| round.with_palettes), measured.least(|round| round.without));
             println!(
                 "{bits} bits: {:.2} s wall, {:.2} s CPU, {:.2} GB beyond weights, soft weights and gradients; a copy of 32 \
                  B a weight {:.2} s wall, {:.2} s CPU; AdamW with them {:.2} s CPU, without {:.2}; {}",
@@ -186,9 +193,16 @@ fn main() {
     }
 }
 
-/// Of each round what each kind of work took.
+/// What each kind of work took.
+struct Round {
+    copy: Cost,
+    ours: Cost,
+    with_palettes: Cost,
+    without: Cost,
+}
+
 struct Measured {
-    rounds: Vec<[Cost; 4]>,
+    rounds: Vec<Round>,
 }
 
 impl Measured {
@@ -196,13 +210,14 @@ impl Measured {
     /// done several times in each round, because the system counts the time of threads in ticks of some milliseconds.
     fn new(layers: &mut [Layer], place: usize, rounds: usize) -> Self {
         let mut round = |times: usize| {
-            let work: [Work; 4] = [copy, soften_and_back, soften_and_step, step];
-            work.map(|work| {
+            let mut measure = |work: Work| {
                 // What the way back has made of it is not multiplied again and again.
                 layers.iter_mut().for_each(|layer| layer.gradient.copy_(&layer.weight));
                 let cost = once(|| (0..times).for_each(|_| work(layers, place)));
                 Cost { wall: cost.wall / times as f64, cpu: cost.cpu / times as f64, ..cost }
-            })
+            };
+            let (copy, ours) = (measure(copy), measure(soften_and_back));
+            Round { copy, ours, with_palettes: measure(soften_and_step), without: measure(step) }
         };
         round(1);
         let start = Instant::now();
@@ -211,33 +226,18 @@ impl Measured {
         Self { rounds: (0..rounds).map(|_| round(times as usize)).collect() }
     }
 
-    fn least(&self, work: usize) -> Cost {
-        self.rounds.iter().map(|round| round[work]).reduce(Cost::least).unwrap_or_default()
+    fn least(&self, work: fn(&Round) -> Cost) -> Cost {
+        self.rounds.iter().map(work).reduce(Cost::least).unwrap_or_default()
     }
 
     /// Ours beside the copy.
     fn ratios(&self) -> String {
-        let over =
-            |of: fn(&Cost) -> f64| median(self.rounds.iter().map(|[copy, ours, ..]| of(ours) / of(copy)).collect());
-        let more = |[copy, _, with, without]: &[Cost; 4]| (with.cpu - without.cpu) / copy.cpu;
+        let median_of = |ratio: &dyn Fn(&Round) -> f64| median(self.rounds.iter().map(ratio).collect());
         format!(
             "{:.2} times the copy's CPU time, {:.2} its wall time; in training {:.2} times its CPU time",
-            over(|cost| cost.cpu),
-            over(|cost| cost.wall),
-            median(self.rounds.iter().map(more).collect())
+            median_of(&|round| round.ours.cpu / round.copy.cpu),
+            median_of(&|round| round.ours.wall / round.copy.wall),
+            median_of(&|round| (round.with_palettes.cpu - round.without.cpu) / round.copy.cpu)
         )
     }
-}
-
-/// One layer's forward and backward in Python; `None` without peers, or where the layer is too large for them.
-fn ask(peer: &str, shape: &[i64], bits: u32) -> Option<Cost> {
-    let python = std::env::var_os("PALETTIST_PEERS")?;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/palettes.py");
-    let mut command = Command::new(python);
-    command.arg(script).arg(peer).arg(bits.to_string()).args(shape.iter().map(i64::to_string));
-    let output = command.output().expect("$PALETTIST_PEERS is a Python");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let numbers: Vec<f64> = text.lines().last()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    let [wall, cpu, memory] = numbers[..] else { return None };
-    Some(Cost { wall, cpu, memory })
 }

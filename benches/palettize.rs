@@ -8,10 +8,11 @@
 
 #[path = "measure.rs"]
 mod measure;
+#[path = "peer.rs"]
+mod peer;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::ffi::OsStr;
 
 use measure::{Cost, median, once};
 use palettist::networks::unet::UnetConfig;
@@ -52,15 +53,13 @@ fn main() {
     let made = made.expect("it was made");
     println!("{} layers of {} shapes, {BITS} bits", layers.len(), of_shape.len());
     println!("ours: {wall:.2} s wall, {cpu:.2} s CPU, {:.2} GB", memory * 1e-9);
-    let Some(python) = std::env::var_os("PALETTIST_PEERS") else {
-        return println!("coremltools was not run: $PALETTIST_PEERS names no Python");
-    };
     let folder = tempfile::tempdir().expect("a folder for weights");
     let (mut their_wall, mut their_cpu, mut largest) = (0.0, 0.0, 0.0f64);
     for (shape, (weight, count)) in &of_shape {
         let file = folder.path().join("weight.safetensors");
         Tensor::write_safetensors(&[("weight", weight)], &file).expect("it can be written");
-        let Some([one_wall, one_cpu, error]) = ask(Path::new(&python), &file) else {
+        let arguments = [file.as_os_str(), BITS.to_string().as_ref()].map(OsStr::to_owned);
+        let Some([one_wall, one_cpu, error]) = peer::ask("palettize.py", &arguments) else {
             return println!("coremltools was not run: $PALETTIST_PEERS names no Python that has it");
         };
         let name = layers.iter().find(|(_, of)| *of == shape).map(|(name, _)| *name).expect("a layer of each shape");
@@ -81,15 +80,4 @@ fn main() {
         their_wall / wall,
         their_cpu / cpu
     );
-}
-
-/// Seconds of wall time, of CPU time, and the error of one layer.
-fn ask(python: &Path, file: &Path) -> Option<[f64; 3]> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/palettize.py");
-    let mut command = Command::new(python);
-    command.arg(script).arg(file).arg(BITS.to_string()).stderr(Stdio::null());
-    let output = command.output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let numbers: Vec<f64> = text.lines().last()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    numbers.try_into().ok()
 }

@@ -10,8 +10,6 @@ mod stored;
 #[cfg(target_arch = "x86_64")]
 mod wide;
 
-use std::any::Any;
-
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -64,7 +62,7 @@ pub fn add_up<W: Stored, const N: usize>(weights: &[W], code: Code, gradient: &[
     assert_eq!(weights.len(), gradient.len());
     let done = 0;
     #[cfg(target_arch = "x86_64")]
-    let done = match (sums as &mut dyn Any).downcast_mut() {
+    let done = match (sums as &mut dyn std::any::Any).downcast_mut() {
         // SAFETY: the features that the function needs are there.
         Some(sums) if wide::available() => unsafe { wide::add_up_pairs(weights, code, gradient, sums) },
         _ => done,
@@ -142,32 +140,32 @@ pub fn combine_and_step(
         assert_eq!(length, weights.len());
     }
     let moments = exp_avg.chunks_mut(BLOCK).zip(exp_avg_sq.chunks_mut(BLOCK));
-    for ((weights, gradient), (exp_avg, exp_avg_sq)) in
-        weights.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK)).zip(moments)
-    {
-        step_block(weights, code, table, gradient, exp_avg, exp_avg_sq, step);
+    let moments = moments.map(|(exp_avg, exp_avg_sq)| MomentsMut { exp_avg, exp_avg_sq });
+    for ((weights, gradient), moments) in weights.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK)).zip(moments) {
+        step_block(weights, code, table, gradient, moments, step);
         // While they are in the first-level cache.
         count(weights, code, counts);
     }
 }
 
+/// [`combine_and_step`] of at most [`BLOCK`] weights, which counts nothing.
 fn step_block(
     weights: &mut [f32],
     code: Code,
     table: &ByCode<[f32; 2]>,
     gradient: &[f32],
-    exp_avg: &mut [f32],
-    exp_avg_sq: &mut [f32],
+    mut moments: MomentsMut,
     step: &AdamWStep,
 ) {
     let done = 0;
     #[cfg(target_arch = "x86_64")]
     let done = if wide::available() {
         // SAFETY: the features that the function needs are there; the slices are of one length.
-        unsafe { wide::combine_and_step(weights, code, table, gradient, exp_avg, exp_avg_sq, step) }
+        unsafe { wide::combine_and_step(weights, code, table, gradient, &mut moments, step) }
     } else {
         done
     };
+    let MomentsMut { exp_avg, exp_avg_sq } = &mut moments;
     let mut codes = [0; BLOCK];
     with_codes(&weights[done..], code, |rest| codes[done..weights.len()].copy_from_slice(rest));
     for i in done..weights.len() {

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{AdamWStep, ByCode, Code, Stored};
+use super::{AdamWStep, ByCode, Code, MomentsMut, Stored};
 
 const LANES: usize = 16;
 
@@ -190,10 +190,10 @@ pub unsafe fn combine_and_step(
     code: Code,
     table: &ByCode<[f32; 2]>,
     gradient: &[f32],
-    exp_avg: &mut [f32],
-    exp_avg_sq: &mut [f32],
+    moments: &mut MomentsMut,
     step: &AdamWStep,
 ) -> usize {
+    let MomentsMut { exp_avg, exp_avg_sq } = moments;
     let all = |value: f32| _mm512_set1_ps(value);
     let (factor, decay, eps) = (all(step.factor), all(step.decay), all(step.eps));
     let (rate_of_mean, beta2, rate_of_square) = (all(step.rate_of_mean), all(step.beta2), all(step.rate_of_square));
