@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use tch::Kind;
 
+use super::model::ModelArgs;
 use super::train::stop_on_interrupt;
 use super::{Usage, generate, grouped, must_be_new, print, size};
 use crate::config::{self, Config, DeploymentTarget, matches_glob, recipe_text};
@@ -14,7 +15,7 @@ use crate::ops::Parameter;
 use crate::palette::allocate::{Allocation, Choice, allocate};
 use crate::palette::{BITS, Form};
 use crate::report::Progress;
-use crate::source::{Component, Model, files};
+use crate::source::{Component, files};
 use crate::train::evaluate::{Evaluation, snr};
 use crate::train::sensitivity::{Effect, Measurements, Sensitivity, measure};
 
@@ -28,8 +29,8 @@ const MEASUREMENTS: &str = "measurements.jsonl";
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub struct Args {
-    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The config whose validation split, resolution, overrides and deployment target are taken
     #[arg(long)]
     config: PathBuf,
@@ -75,7 +76,7 @@ pub fn run(args: Args) -> Result<()> {
     let candidates = candidates(&args.bits, &config)?;
     let keep = args.keep.iter().map(|text| pin(text, &config)).collect::<Result<Vec<_>>>()?;
     let device = generate::device(&args.device)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open(None)?.model;
     let parameters = model.parameters(Component::Unet)?;
     let plan = Plan::new(&config, &keep, &candidates, &parameters)?;
     let budget = plan.budget(args.target_bits, args.target_megabytes)?;
@@ -361,7 +362,7 @@ impl Outcome<'_> {
         };
         let mut header = vec![
             "Bits of each layer's palette, by `palettist analyze`.".to_string(),
-            format!("model: {}", args.model),
+            format!("model: {}", args.model.model),
             format!(
                 "target: {target}; measure: {} on {samples} noised pictures of {}",
                 args.measure,

@@ -6,18 +6,17 @@ use anyhow::Result;
 use serde_json::json;
 use tch::Kind;
 
+use super::model::ModelArgs;
 use super::{generate, print};
 use crate::config;
 use crate::diffusion::pipeline::unet_weights;
-use crate::palette::PalettizedCheckpoint;
-use crate::source::Model;
 use crate::train::evaluate::{Evaluation, snr};
 
 /// The denoising loss on a config's validation split, next to the float model's, and how far the outputs are from its
 #[derive(clap::Args)]
 pub struct Args {
-    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The config whose validation split, seed and resolution are taken
     #[arg(long)]
     config: PathBuf,
@@ -38,10 +37,10 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let config = config::load(&args.config, &args.overrides)?;
     let device = generate::device(&args.device)?;
-    let model = Model::open(&args.model)?;
-    let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
-    let evaluation = Evaluation::open(&config, &model, None, device)?;
-    let measure = |palettes| evaluation.measure(&unet_weights(&model, palettes, Kind::Float, device)?);
+    let opened = args.model.open(args.palettes.as_deref())?;
+    let (model, checkpoint) = (&opened.model, opened.checkpoint()?);
+    let evaluation = Evaluation::open(&config, model, None, device)?;
+    let measure = |palettes| evaluation.measure(&unet_weights(model, palettes, Kind::Float, device)?);
     let float = measure(None)?;
     let palettized = checkpoint.as_ref().map(|checkpoint| measure(Some(checkpoint))).transpose()?;
     let palettized = palettized.map(|palettized| (palettized.loss, snr(float.power(), palettized.difference(&float))));

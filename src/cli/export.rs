@@ -6,6 +6,7 @@ use anyhow::Result;
 use tch::{Device, Kind};
 
 use super::cost::Cost;
+use super::model::ModelArgs;
 use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print};
 use crate::coreml::apple::{misfits, takes_safety_checker};
@@ -24,7 +25,6 @@ use crate::coreml::velocity::Velocity;
 use crate::coreml::weights::{PostTraining, WeightSource};
 use crate::diffusion::NoiseSchedule;
 use crate::diffusion::pipeline::{check_shapes, unet_weights};
-use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::PalettizedFile;
 use crate::report::{Progress, shell_word};
 use crate::source::{Component, Model, copy_model};
@@ -33,8 +33,8 @@ use crate::torch::give_back_large_memory;
 /// Writes Core ML packages, or a diffusers folder
 #[derive(clap::Args)]
 pub struct Args {
-    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The folder to write into (Core ML), or to make (diffusers)
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -168,20 +168,21 @@ pub fn run(args: Args) -> Result<()> {
     if nbits.names(Part::Unet) && args.palettes.is_some() {
         return Err(Usage("--quantize-nbits unet=… and --palettes are both for the UNet: one of them".into()).into());
     }
-    let model = Model::open(&args.model)?;
+    let opened = args.model.open(args.palettes.as_deref())?;
+    let model = &opened.model;
     if args.format == "diffusers" {
         if let Some(option) = args.given(|about| about != About::UnetOfAny) {
             return Err(Usage(format!("{option}: for Core ML packages, not for --format diffusers")).into());
         }
         must_be_new(&args.output)?;
-        let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
-        let weights = unet_weights(&model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
-        copy_model(&model, &args.output, &[(Component::Unet, &weights)], Kind::Half)?;
+        let checkpoint = opened.checkpoint()?;
+        let weights = unet_weights(model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
+        copy_model(model, &args.output, &[(Component::Unet, &weights)], Kind::Half)?;
         return print(args.output.display());
     }
     // Packages are written a weight at a time; so are weights and palettes read.
     give_back_large_memory();
-    let checkpoint = args.palettes.as_deref().map(PalettizedFile::open).transpose()?;
+    let checkpoint = opened.palettes.as_deref().map(PalettizedFile::open).transpose()?;
     let config = model.unet_config()?;
     let defaults = UnetOptions::new(&config);
     let (height, width) = (args.latent_h.unwrap_or(defaults.height), args.latent_w.unwrap_or(defaults.width));
@@ -190,11 +191,11 @@ pub fn run(args: Args) -> Result<()> {
     if ![height, width].iter().all(|side| (1..=LARGEST).contains(side)) {
         return Err(Usage(format!("--latent-h and --latent-w are from 1 to {LARGEST}")).into());
     }
-    let parts = parts.map_or_else(|| all(&model, height, width), Ok)?;
+    let parts = parts.map_or_else(|| all(model, height, width), Ok)?;
     if let Some(option) = args.given(|about| about != About::Packages).filter(|_| !parts.contains(&Part::Unet)) {
         return Err(Usage(format!("{option} is about the UNet, which --component leaves out")).into());
     }
-    if let Some(part) = Part::of(&model).into_iter().find(|part| nbits.names(*part) && !parts.contains(part)) {
+    if let Some(part) = Part::of(model).into_iter().find(|part| nbits.names(*part) && !parts.contains(part)) {
         let message = format!("--quantize-nbits {0}=…: --component leaves {0} out", part.name());
         return Err(Usage(message).into());
     }
@@ -239,7 +240,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     // Before the work, not after an hour of it.
     if let Some(other) =
-        of_another_model(&args.output, &metadata, &Part::of(&model)).filter(|_| args.bundle_resources_for_swift_cli)
+        of_another_model(&args.output, &metadata, &Part::of(model)).filter(|_| args.bundle_resources_for_swift_cli)
     {
         let message = "is of another model, and Resources holds one: choose another folder";
         return Err(Usage(format!("{} {message}", other.display())).into());
@@ -253,19 +254,19 @@ pub fn run(args: Args) -> Result<()> {
         model.check(part.component())?;
     }
     if let Some(checkpoint) = &checkpoint {
-        check_shapes(&model, &checkpoint.shapes())?;
+        check_shapes(model, &checkpoint.shapes())?;
     }
     let tokenizer = args.bundle_resources_for_swift_cli.then(|| model.vocabulary_and_merges()).transpose()?;
     if let Some(checkpoint) = &checkpoint {
         let cost = Cost::of(checkpoint.palettes());
         [cost.note(), cost.warning()].into_iter().flatten().for_each(|text| eprintln!("{text}"));
     }
-    for misfit in misfits(&model, &parts, (height, width))? {
+    for misfit in misfits(model, &parts, (height, width))? {
         eprintln!("warning: {misfit}");
     }
     for part in parts {
-        let job = Job { model: &model, part, unet: &options, metadata: &metadata };
-        let form = nbits.of_model(part, &model)?;
+        let job = Job { model, part, unet: &options, metadata: &metadata };
+        let form = nbits.of_model(part, model)?;
         if form.is_none() && nbits.of(part).is_some() {
             print(format_args!("{part} stays as it is: it computes in fp32, and palettes are fp16"))?;
         }
@@ -274,7 +275,7 @@ pub fn run(args: Args) -> Result<()> {
             (_, None) => job.export(&model.stored(part.component())?, folder),
             (_, Some(form)) => {
                 let source = model.stored(part.component())?;
-                let forms = forms(&part.parameters(&model)?, form);
+                let forms = forms(&part.parameters(model)?, form);
                 let mut metadata = metadata.clone();
                 let how = format!("post-training k-means, {} bits", form.bits);
                 metadata.user_defined.insert("palettist.palettes".to_owned(), how);

@@ -7,11 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 
+use super::model::ModelArgs;
 use super::{Usage, print};
 use crate::diffusion::{Noise, Pipeline, Request, SamplerKind};
-use crate::palette::PalettizedCheckpoint;
 use crate::report::pictures;
-use crate::source::Model;
 use crate::source::files::{TensorFile, write_safetensors};
 
 /// Draw pictures from a prompt.
@@ -20,8 +19,8 @@ use crate::source::files::{TensorFile, write_safetensors};
 /// not on how many are drawn. Files that are there are replaced.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local Hugging Face cache.
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
 
     /// What to draw.
     #[arg(long, value_name = "TEXT")]
@@ -184,9 +183,8 @@ fn request(args: &Args) -> Result<Request> {
 pub fn run(args: Args) -> Result<()> {
     check(&args).map_err(|error| Usage(format!("{error:#}")))?;
     let mut request = request(&args)?;
-    let model = Model::open(&args.model)?;
-    let palettes = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
-    let pipeline = Pipeline::load(&model, palettes.as_ref(), args.precision, args.device)?;
+    let opened = args.model.open(args.palettes.as_deref())?;
+    let pipeline = Pipeline::load(&opened.model, opened.checkpoint()?.as_ref(), args.precision, args.device)?;
     request.guidance_scale = args.guidance_scale.unwrap_or_else(|| pipeline.own_guidance_scale());
     if args.height.is_some() || args.width.is_some() {
         let (height, width) = match &request.noise {

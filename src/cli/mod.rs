@@ -16,6 +16,7 @@ mod export;
 pub mod generate;
 mod init;
 mod inspect;
+mod model;
 mod nbits;
 mod palettize;
 mod train;

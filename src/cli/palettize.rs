@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
 use super::inspect::Contents;
+use super::model::ModelArgs;
 use super::{Usage, must_be_new, print, size};
 use crate::config::{self, Recipe};
 use crate::ops::Weights;
@@ -23,8 +24,8 @@ use crate::train::fisher::fisher;
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("how many bits").required(true))]
 pub struct Args {
-    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local cache
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The palettized checkpoint to write, OUT.palettes.safetensors
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
@@ -153,7 +154,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let form = form(&args)?;
     must_be_new(&args.output)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open(None)?.model;
     let parameters = model.parameters(Component::Unet)?;
     let Chosen { forms, misfits } = match &args.recipe {
         Some(path) => {
@@ -180,7 +181,7 @@ pub fn run(args: Args) -> Result<()> {
     let stored = model.stored(Component::Unet)?;
     let weights = stored.names().map(|name| Ok((name.to_owned(), stored.tensor(name, Kind::Half, Device::Cpu)?)));
     let recipe = command(&form, &args);
-    let metadata = BTreeMap::from([(SOURCE_MODEL.to_string(), args.model.clone()), (RECIPE.to_string(), recipe)]);
+    let metadata = BTreeMap::from([(SOURCE_MODEL.to_string(), args.model.model.clone()), (RECIPE.to_string(), recipe)]);
 
     let done = Mutex::new((Progress::new("palettizing", 0, forms.len() as u64).counting("layer"), Vec::new()));
     let note = |layer: &Layer| {
@@ -191,7 +192,7 @@ pub fn run(args: Args) -> Result<()> {
         done.0.update(count, &[]);
     };
     let checkpoint = post_training::palettize(weights, &forms, importance, metadata, &note)
-        .with_context(|| format!("palettizing the UNet of {}", args.model))?;
+        .with_context(|| format!("palettizing the UNet of {}", args.model.model))?;
     let (progress, layers) = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     progress.finish();
     checkpoint.write(&args.output)?;

@@ -7,6 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::doctor::memory;
+use super::model::ModelArgs;
 use super::nbits::{Nbits, forms};
 use super::{Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
@@ -61,8 +62,12 @@ pub fn run(args: Args) -> Result<()> {
         let message = "is not a .mlpackage folder; `palettist inspect` tells what a checkpoint holds";
         return Err(Usage(format!("{} {message}", path.display())).into());
     }
-    let model = args.against.as_deref().map(Model::open).transpose()?;
-    let checkpoint = args.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()?;
+    let opened = args.against.map(|model| ModelArgs { model }.open(args.palettes.as_deref())).transpose()?;
+    let checkpoint = match &opened {
+        Some(opened) => opened.checkpoint()?,
+        None => None,
+    };
+    let model = opened.map(|opened| opened.model);
     let nbits = args.quantize_nbits.clone().unwrap_or_default();
     let mut failed = Vec::new();
     for path in &args.packages {
