@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -14,7 +15,7 @@ use crate::config::{self, Config, DeploymentTarget, matches_glob, recipe_text};
 use crate::ops::Parameter;
 use crate::palette::allocate::{Allocation, Choice, allocate};
 use crate::palette::{BITS, Form};
-use crate::report::Progress;
+use crate::report::{Progress, duration};
 use crate::source::{Component, files};
 use crate::train::evaluate::{Evaluation, snr};
 use crate::train::sensitivity::{Effect, Measurements, Sensitivity, measure};
@@ -85,9 +86,13 @@ pub fn run(args: Args) -> Result<()> {
     let by_loss = args.measure == "loss";
     let samples = args.samples.map(|samples| samples as usize).or((!by_loss).then_some(SAMPLES));
     let evaluation = Evaluation::open(&config, &model, samples, device)?;
-    let mut sensitivity = Sensitivity::new(&evaluation, model.weights(Component::Unet, Kind::Float, device)?)?;
+    let weights = model.weights(Component::Unet, Kind::Float, device)?;
+    let start = Instant::now();
+    let mut sensitivity = Sensitivity::new(&evaluation, weights)?;
+    // The float model's own answers, which each palette's are compared with.
+    let pass = start.elapsed().as_secs_f64();
     let path = args.output.with_file_name(MEASUREMENTS);
-    let effects = plan.measure(&mut sensitivity, &config.palettize.form(BITS[0]), &path)?;
+    let effects = plan.measure(&mut sensitivity, &config.palettize.form(BITS[0]), &path, pass)?;
 
     let float = sensitivity.float.loss;
     let damage = |effect: &Effect| if by_loss { effect.loss - float } else { effect.mse };
@@ -254,8 +259,9 @@ impl Plan {
         if budget >= least as f64 { Ok(budget as u64) } else { Err(Usage(message).into()) }
     }
 
-    /// The effect of each layer alone at each of its bits; `form` is what they have in common.
-    fn measure(&self, sensitivity: &mut Sensitivity, form: &Form, path: &Path) -> Result<Effects> {
+    /// The effect of each layer alone at each of its bits; `form` is what they have in common, `pass` the seconds that one
+    /// measurement takes.
+    fn measure(&self, sensitivity: &mut Sensitivity, form: &Form, path: &Path, pass: f64) -> Result<Effects> {
         let wanted: BTreeMap<String, Vec<Form>> =
             self.layers.iter().map(|layer| (layer.name.clone(), layer.forms.clone())).collect();
         let all: Vec<(String, u32)> =
@@ -270,6 +276,8 @@ impl Plan {
         if known > 0 {
             bar.say(&format!("{known} of {} measurements are in {} already", all.len(), path.display()));
         }
+        let left = all.len() - known;
+        bar.say(&format!("{left} measurements of {pass:.2} s each: about {}", duration(left as f64 * pass)));
         measure(sensitivity, &wanted, &mut measurements, &mut |done| bar.update(done as u64, &[]))?;
         bar.finish();
         let effect = |(name, bits): (String, u32)| {

@@ -10,9 +10,10 @@ use super::doctor::free_disk;
 use super::{Mistakes, grouped, print, size};
 use crate::config::{self, Config, DeviceChoice, MixedPrecision, Recipe, TrainedComponent};
 use crate::data::{self, CaptionOptions, Problems, Sample, check_pictures, read_folder};
-use crate::report::shell_word;
+use crate::report::{duration, shell_word};
 use crate::source::{Component, Model, Tokenizer};
-use crate::train::is_occupied;
+use crate::train::estimate::{Pictures, estimate};
+use crate::train::{device_and_kind, is_occupied};
 
 /// Reads config, data and model headers and tells what a run would do; trains nothing
 #[derive(clap::Args)]
@@ -22,11 +23,15 @@ pub struct Args {
     /// Changes to the config, as in train.max_train_steps=20
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// Does not time the networks' operations, from which the duration of the run is estimated
+    #[arg(long)]
+    no_estimate: bool,
 }
 
 pub fn run(args: Args) -> Result<()> {
     let config = config::load(&args.config, &args.overrides)?;
-    let mut report = Report { lines: Vec::new(), mistakes: Vec::new(), tokenizer: None };
+    let mut report =
+        Report { lines: Vec::new(), mistakes: Vec::new(), tokenizer: None, encoded: 0, drawn: 0, validation: 0 };
     let model = report.take(Model::open(&config.model.pretrained_model_name_or_path));
     if let Some(model) = &model {
         report.model(&config, model);
@@ -37,6 +42,9 @@ pub fn run(args: Args) -> Result<()> {
         report.weights(&config, model);
     }
     report.output(&config);
+    if let Some(model) = model.as_ref().filter(|_| report.mistakes.is_empty() && !args.no_estimate) {
+        report.time(&config, model);
+    }
     for line in &report.lines {
         print(line)?;
     }
@@ -55,6 +63,12 @@ struct Report {
     mistakes: Vec<String>,
     /// The model's, where it can be read.
     tokenizer: Option<Tokenizer>,
+    /// Pictures to train on, of the class too.
+    encoded: usize,
+    /// Pictures of the class that are still to be drawn.
+    drawn: usize,
+    /// Pictures to validate on.
+    validation: usize,
 }
 
 impl Report {
@@ -144,12 +158,15 @@ impl Report {
                     self.line("", format!("every one: \"{}\"", dreambooth.class_prompt));
                     self.long(&[("class_prompt".into(), &dreambooth.class_prompt)]);
                 }
+                self.encoded = found.instance.len() + class_folder.map_or(0, |_| dreambooth.num_class_images);
+                self.drawn = class_folder.map_or(0, |_| dreambooth.num_class_images.saturating_sub(found.class.len()));
                 found.instance.len()
             }
             None => {
                 let folder = config.data.train_data_dir.as_deref()?;
                 let samples = self.take_all(read_folder(folder, &options))?;
                 self.samples("data", folder, &samples, true);
+                self.encoded = samples.len();
                 samples.len()
             }
         };
@@ -157,6 +174,7 @@ impl Report {
             && let Some(samples) = self.take_all(read_folder(folder, &options))
         {
             self.samples("validation", folder, &samples, false);
+            self.validation = samples.len();
         }
         Some(pictures)
     }
@@ -312,6 +330,22 @@ impl Report {
                     size(needed)
                 ));
             }
+        }
+    }
+
+    /// How long the run would take.
+    fn time(&mut self, config: &Config, model: &Model) {
+        let encoded = self.encoded * if config.data.flip_aug { 2 } else { 1 } + self.validation;
+        let pictures = Pictures { encoded, drawn: self.drawn, validates: self.validation > 0 };
+        eprintln!("timing the networks' operations (--no-estimate leaves this out)");
+        let timed = device_and_kind(config).and_then(|place| estimate(config, model, pictures, place));
+        let Some(estimated) = self.take(timed) else { return };
+        let steps = config.train.max_train_steps;
+        self.line("time", format!("about {}, estimated from timed operations", duration(estimated.total(steps))));
+        let training = duration(estimated.step * steps as f64);
+        self.line("", format!("{steps} steps of {:.2} s: {training}", estimated.step));
+        for (what, seconds) in estimated.phases {
+            self.line("", format!("{what}: {}", duration(seconds)));
         }
     }
 

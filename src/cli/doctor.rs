@@ -9,6 +9,9 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use super::{print, size};
+use crate::networks::unet::UnetConfig;
+use crate::report::duration;
+use crate::train::estimate::unet_step;
 
 /// Tells what this machine has (devices, libtorch, memory, disk) and what it can train
 #[derive(clap::Args)]
@@ -23,9 +26,10 @@ pub struct Args {
 
 /// Weights of the SD 1.5 UNet; SD 2.1's has 1 % more.
 const SD15_WEIGHTS: f64 = 859_520_964.0;
-/// Multiply-adds, counted as two, of the convolutions and linear layers of one SD 1.5 training step: batch 1, 64×64
-/// latents, forward, forward again (gradient checkpointing) and backward.
-const SD15_STEP_FLOP: f64 = 2.71e12;
+/// The steps of a usual DreamBooth run.
+const DREAMBOOTH_STEPS: f64 = 800.0;
+/// Operations are timed for about so long.
+const TIMING: Duration = Duration::from_secs(10);
 /// fp32 weight, gradient, AdamW's two moments and the palettized weight.
 const TRAINING_BYTES_PER_WEIGHT: f64 = 20.0;
 /// The teacher's.
@@ -41,6 +45,8 @@ pub fn run(args: Args) -> Result<()> {
         false => vec![Device::Cpu],
     };
     let speeds = devices.iter().map(|&device| multiply_speed(device)).collect::<Result<Vec<f64>>>()?;
+    // The first is the one that `auto` takes.
+    let step = unet_step(&sd15()?, 1, (64, 64), devices[0], TIMING);
     let graphics = graphics_cards();
     let memory = memory();
     let disk = free_disk(&args.output_dir);
@@ -59,6 +65,7 @@ pub fn run(args: Args) -> Result<()> {
             "memory_bytes": memory.map(|m| m.0),
             "memory_available_bytes": memory.map(|m| m.1),
             "disk_free_bytes": disk,
+            "sd15_step_seconds": step,
         }));
     }
     print(format_args!("palettist {}, libtorch {}", env!("CARGO_PKG_VERSION"), crate::torch::version()))?;
@@ -84,10 +91,9 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(free) = disk {
         print(format_args!("disk    {} free for {}", size(free), args.output_dir.display()))?;
     }
-    let fastest = speeds.iter().copied().fold(0.0, f64::max);
     print(format_args!(
-        "one SD 1.5 training step (batch 1, 512 px): {:.1} s or more",
-        SD15_STEP_FLOP / fastest.max(1.0)
+        "one SD 1.5 training step (batch 1, 512 px, fp32): {step:.1} s; 800 steps of DreamBooth with prior preservation: {}",
+        duration(2.0 * DREAMBOOTH_STEPS * step)
     ))?;
     let room = graphics.first().filter(|_| devices.len() > 1).and_then(|card| card_memory(card)).unwrap_or(available);
     let training = SD15_WEIGHTS * TRAINING_BYTES_PER_WEIGHT + TRAINING_REST;
@@ -100,6 +106,23 @@ pub fn run(args: Args) -> Result<()> {
         print(format_args!("{task} takes {}: {answer}", size(bytes as u64)))?;
     }
     Ok(())
+}
+
+/// The UNet of Stable Diffusion 1.5.
+fn sd15() -> Result<UnetConfig> {
+    UnetConfig::from_json(&json!({
+        "_class_name": "UNet2DConditionModel",
+        "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "sample_size": 64,
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    }))
 }
 
 fn name(device: Device) -> String {
@@ -175,6 +198,12 @@ pub(super) fn free_disk(path: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_network_that_is_timed_is_that_of_stable_diffusion_1_5() {
+        let weights: i64 = sd15().unwrap().parameters().iter().map(|p| p.shape.iter().product::<i64>()).sum();
+        assert_eq!(weights as f64, SD15_WEIGHTS);
+    }
 
     #[test]
     fn the_memory_of_a_card_is_read_from_its_line() {

@@ -58,8 +58,8 @@ enum Command {
 impl Command {
     /// Whether libtorch's threads do most of the work.
     fn computes(&self) -> bool {
-        use Command::{Analyze, Demo, Evaluate, Generate, Train, Verify};
-        matches!(self, Analyze(_) | Demo(_) | Evaluate(_) | Generate(_) | Train(_) | Verify(_))
+        use Command::{Analyze, Check, Demo, Doctor, Evaluate, Generate, Train, Verify};
+        matches!(self, Analyze(_) | Check(_) | Demo(_) | Doctor(_) | Evaluate(_) | Generate(_) | Train(_) | Verify(_))
     }
 }
 

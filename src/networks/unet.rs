@@ -215,13 +215,17 @@ impl UnetConfig {
     pub fn parameters(&self) -> Vec<Parameter> {
         // Shapes of parameters do not depend on the size; this one passes every downsampling.
         let size = 1 << self.block_out_channels.len();
-        declared(|ops| {
-            let (sample, context) = (vec![1, self.in_channels, size, size], vec![1, 77, self.cross_attention_dim]);
-            let (text_embeds, time_ids) =
-                (vec![1, self.addition.map_or(0, |added| added.text_width)], vec![1, TIME_IDS]);
-            let added = self.addition.map(|_| Added { text_embeds: &text_embeds, time_ids: &time_ids });
-            unet(ops, self, &sample, &vec![1], Condition { context: &context, added, residuals: &[] });
-        })
+        declared(|ops| self.walk(ops, 1, (size, size)))
+    }
+
+    /// Walks the network on shapes: `batch` latents of `height` × `width` and texts of 77 tokens.
+    pub fn walk<O: Ops<Value = Vec<i64>>>(&self, ops: &mut O, batch: i64, (height, width): (i64, i64)) {
+        let (sample, context) =
+            (vec![batch, self.in_channels, height, width], vec![batch, 77, self.cross_attention_dim]);
+        let text_embeds = vec![batch, self.addition.map_or(0, |added| added.text_width)];
+        let time_ids = vec![batch, TIME_IDS];
+        let added = self.addition.map(|_| Added { text_embeds: &text_embeds, time_ids: &time_ids });
+        unet(ops, self, &sample, &vec![batch], Condition { context: &context, added, residuals: &[] });
     }
 }
 

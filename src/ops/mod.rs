@@ -1,17 +1,19 @@
 //! The vocabulary: the operations that networks are written in.
 //!
-//! A network is a function over [`Ops`]. Three interpreters read it: [`Tensors`] runs it with libtorch (training,
-//! sampling, evaluation), [`Declare`] lists its parameters (loading, checking, initialising), and
-//! `coreml::lower` appends it to a Core ML program. Parameters are asked for by their diffusers name, without
+//! A network is a function over [`Ops`]. Four interpreters read it: [`Tensors`] runs it with libtorch (training,
+//! sampling, evaluation), [`Declare`] lists its parameters (loading, checking, initialising), [`Stopwatch`] tells how long
+//! it takes, and `coreml::lower` appends it to a Core ML program. Parameters are asked for by their diffusers name, without
 //! `.weight` / `.bias`; what is exported is therefore what was trained, under the same names.
 //!
 //! Shapes: images are `[B, C, H, W]`, tokens `[B, T, C]`, vectors `[B, C]`. How an interpreter lays tokens out in
 //! memory is its own affair: networks only go between the two through [`Ops::image_to_tokens`] and back.
 
 mod declare;
+mod stopwatch;
 mod tensors;
 
 pub use declare::{Declare, Initial, Parameter, declared};
+pub use stopwatch::{Seconds, Stopwatch};
 pub use tensors::{Tensors, Watch, Weights};
 
 /// Shape of a 2-d convolution; square kernel, same stride and zero padding on both axes.

@@ -9,6 +9,6 @@ mod tensorboard;
 
 pub use html::write_report;
 pub use metrics::Metrics;
-pub use progress::Progress;
+pub use progress::{Progress, duration};
 pub use shell::shell_word;
 pub use tensorboard::{TensorBoard, is_caught};

@@ -118,7 +118,7 @@ fn number(value: f64) -> String {
 }
 
 /// `45 s`, `17 min`, `3 h 05 min`.
-fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     match seconds {
         0..=99 => format!("{seconds} s"),

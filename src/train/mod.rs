@@ -7,6 +7,7 @@
 
 mod class_images;
 mod denoise;
+pub mod estimate;
 pub mod evaluate;
 mod examples;
 pub mod fisher;
@@ -96,7 +97,7 @@ fn unless_stopped<T>(looked: Result<T>) -> Result<Option<T>> {
 }
 
 /// Where and in what type a run computes.
-fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
+pub fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
     let device = match config.train.device {
         DeviceChoice::Cpu => Device::Cpu,
         DeviceChoice::Cuda if !tch::Cuda::is_available() => {
