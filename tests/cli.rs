@@ -64,7 +64,7 @@ impl Work {
     }
 
     fn check(&self, code: i32) -> String {
-        fails(self.folder.path(), &["check", "run.toml"], code)
+        fails(self.folder.path(), &["check", "run.toml", "--no-estimate"], code)
     }
 }
 
@@ -80,13 +80,23 @@ fn check_tells_what_a_run_would_do_and_writes_nothing() {
         "6 steps × 1 accumulated × 2 in a batch = 12 pictures",
         "3 pictures an epoch: 4.0 epochs",
         "10 of 4 bits",
-        "nothing wrong found",
+        "about ",
+        "6 steps of ",
+        "encoding what is not cached yet: ",
+        "nothing wrong found; to train: palettist train run.toml train.train_batch_size=2\n",
     ] {
         assert!(out.contains(expected), "{expected:?} is not in\n{out}");
     }
-    let mut names: Vec<_> = std::fs::read_dir(work.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    names.sort();
-    assert_eq!(names, ["pictures", "run.toml"]);
+    let names = || {
+        let mut names: Vec<_> =
+            std::fs::read_dir(work.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["pictures", "run.toml"]);
+    let (code, out, _) = run(work.folder.path(), &["check", "run.toml", "--no-estimate"]);
+    assert!(code == 0 && !out.contains(" steps of "), "{out}");
+    assert_eq!(names(), ["pictures", "run.toml"]);
 }
 
 #[test]

@@ -49,10 +49,11 @@ pub fn run(args: Args) -> Result<()> {
         print(line)?;
     }
     match report.mistakes.is_empty() {
-        true => print(format_args!(
-            "nothing wrong found; to train: palettist train {}",
-            shell_word(&args.config.to_string_lossy())
-        )),
+        true => {
+            let words = std::iter::once(args.config.to_string_lossy()).chain(args.overrides.iter().map(Into::into));
+            let words: Vec<String> = words.map(|word| shell_word(&word)).collect();
+            print(format_args!("nothing wrong found; to train: palettist train {}", words.join(" ")))
+        }
         false => Err(Mistakes(report.mistakes).into()),
     }
 }

@@ -320,3 +320,43 @@ impl Ops for Stopwatch {
         self.call(Call::BlankWhere, &[images, flags])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two equal layers and one that is wider.
+    fn network(ops: &mut Stopwatch) {
+        let mut x = vec![1, 8, 16, 16];
+        for (name, conv) in [("a", Conv::same(8, 8, 3)), ("b", Conv::same(8, 8, 3)), ("c", Conv::same(8, 32, 3))] {
+            x = ops.conv2d(&x, name, conv);
+        }
+        let x = ops.image_to_tokens(&x);
+        let x = ops.attention(&x, &x, &x, 4, Mask::None);
+        assert_eq!(ops.shape(&x), [1, 256, 32]);
+    }
+
+    #[test]
+    fn each_operation_is_run_once_and_counted_as_often_as_it_stands_there() {
+        let mut ops = Stopwatch::new(Kind::Float, Device::Cpu, true, Duration::from_secs(60));
+        let total = ops.of(network);
+        assert_eq!(ops.known.len(), 4, "two convolutions, tokens, attention");
+        assert!(ops.known.values().all(|seconds| seconds.forward > 0.0 && seconds.learning > 0.0), "{:?}", ops.known);
+        let twice = ops.known.iter().find(|(key, _)| key.contains("out_channels: 8,")).unwrap().1.forward;
+        let sum: f64 = ops.known.values().map(|seconds| seconds.forward).sum();
+        assert!((total.forward - sum - twice).abs() < 1e-9);
+        assert_eq!(ops.of(network), total, "nothing is run again");
+    }
+
+    #[test]
+    fn after_the_budget_operations_are_judged_by_their_work() {
+        let mut ops = Stopwatch::new(Kind::Float, Device::Cpu, false, Duration::ZERO);
+        ops.of(network);
+        // The first of each family was run.
+        assert_eq!(ops.known.len(), 3);
+        let (one, four) = (Conv::same(8, 8, 3), Conv::same(8, 32, 3));
+        let mut of = |conv| ops.of(|ops| drop(ops.conv2d(&vec![1, 8, 16, 16], "x", conv))).forward;
+        let ratio = of(four) / of(one);
+        assert!((ratio - 4.0).abs() < 1e-9, "{ratio}");
+    }
+}
