@@ -28,7 +28,8 @@ impl fmt::Display for Difference {
 
 impl Config {
     /// The keys whose values differ between this config and a later one, in the order of the schema, those that only one of
-    /// them has included. `palettize.recipe` is not among them: its layers are among the overrides.
+    /// them has included, but not those that have no effect in either. `palettize.recipe` is not among them: its layers are
+    /// among the overrides.
     pub fn differences(&self, now: &Config) -> Vec<Difference> {
         let (old, new) = (values(self), values(now));
         let names = keys::KEYS.iter().map(|key| key.name.to_owned());
@@ -36,7 +37,8 @@ impl Config {
         let rest = old.keys().chain(new.keys()).filter(|name| keys::find(name).is_none()).cloned();
         let mut names: Vec<String> = names.chain(rest).collect();
         names.dedup();
-        let differing = names.into_iter().filter(|name| old.get(name) != new.get(name));
+        let without_effect = |name: &str| keys::find(name).is_some_and(|key| key.is_idle(self) && key.is_idle(now));
+        let differing = names.into_iter().filter(|name| old.get(name) != new.get(name) && !without_effect(name));
         differing
             .map(|name| {
                 let change = keys::find(&name).map_or(Change::Refused, |key| key.change);
@@ -51,6 +53,7 @@ impl Config {
 fn values(config: &Config) -> BTreeMap<String, Value> {
     let mut config = config.clone();
     config.palettize.recipe = None;
+    config.palettize.overrides = config.palettize.effective_overrides();
     let table = Table::try_from(config).expect("the schema has a TOML form");
     read::leaves(&table, "").into_iter().collect()
 }
@@ -81,7 +84,7 @@ fn told(before: Option<&Value>, now: Option<&Value>) -> (Option<String>, Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dreambooth, PaletteOverride};
+    use crate::config::{Dreambooth, Mode, PaletteOverride};
 
     fn said(old: &Config, new: &Config) -> Vec<String> {
         old.differences(new).iter().map(|difference| format!("{difference} ({:?})", difference.change)).collect()
@@ -95,6 +98,7 @@ mod tests {
         new.train.min_snr_gamma = Some(5.0);
         new.train.max_train_steps = 900;
         new.sample.prompts = vec!["a \"dog\"".into()];
+        new.train.mode = Mode::Dreambooth;
         new.data.dreambooth = Some(Dreambooth { instance_data_dir: "dogs".into(), ..Dreambooth::default() });
         let found = said(&old, &new);
         for expected in [
@@ -110,6 +114,24 @@ mod tests {
         let back = said(&new, &old);
         assert_eq!(back.len(), found.len());
         assert!(back.contains(&"`train.min_snr_gamma` was 5.0 and is now not set (Refused)".to_owned()), "{back:#?}");
+    }
+
+    #[test]
+    fn keys_without_effect_do_not_differ() {
+        let old = Config::default();
+        let mut new = old.clone();
+        new.train.lr_power = 2.0;
+        new.distill.lambda_sd = 0.5;
+        assert_eq!(said(&old, &new), Vec::<String>::new());
+        new.distill.enabled = true;
+        let found = said(&old, &new);
+        assert_eq!(
+            found,
+            [
+                "`distill.enabled` was false and is now true (Refused)",
+                "`distill.lambda_sd` was 1.0 and is now 0.5 (Refused)"
+            ]
+        );
     }
 
     #[test]
