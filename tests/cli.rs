@@ -225,6 +225,27 @@ fn wrong_command_lines_exit_with_2() {
     }
     // A number like another: what is wrong is the package.
     assert!(fails(folder.path(), &["verify", "no.mlpackage", "--min-psnr", "-5"], 2).contains("--against <MODEL>"));
+    // Flags without effect, and devices that there are not.
+    assert!(palettize(&["--bits", "2", "--device", "cpu"]).contains("--device goes with --calibrate"));
+    assert!(palettize(&["--bits", "2", "--device", "nonsense"]).contains("auto, cpu, cuda and mps"));
+    assert!(
+        palettize(&["--bits", "2", "--calibration-samples", "9"]).contains("--calibration-samples goes with --cal")
+    );
+    assert!(palettize(&["--bits", "2", "--group-axis", "0"]).contains("--group-axis goes with --granularity"));
+    let refused = |arguments: &[&str], expected: &str| {
+        let error = fails(folder.path(), arguments, 2);
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+    };
+    refused(&["init", "-o", "x.toml"], "--output x.toml: of which recipe?");
+    refused(&["evaluate", MODEL, "--config", "no.toml"], "no.toml: can't be read");
+    refused(&["evaluate", MODEL, "--config", "no.toml", "--device", "tpu"], "auto, cpu, cuda and mps");
+    refused(&["demo", "--project", "nowhere"], "--project nowhere");
+    refused(
+        &["export", MODEL, "-o", "x", "--component", "text_encoder", "--latent-h", "8"],
+        "--latent-h has no effect",
+    );
+    refused(&["export", MODEL, "-o", "x", "--component", "text_encoder_2"], "--component text_encoder_2: ");
+    assert!(!folder.path().join("x").exists());
     let scaled = ["--bits", "2", "--cluster-dim", "2", "--per-channel-scale"];
     assert!(palettize(&scaled).contains("--per-channel-scale goes only with"));
     assert!(palettize(&[&grouped[..], &["7"]].concat()).contains("no weight fits; "));
@@ -430,4 +451,88 @@ fn copy(from: &Path, to: &Path) {
             std::fs::copy(&path, &target).unwrap();
         }
     }
+}
+
+/// What is warned of is told once, by `check` among its lines, by others on standard error; and a wrong config ends with 2.
+#[test]
+fn keys_without_effect_are_told_by_every_command() {
+    let work = Work::new();
+    let at = work.folder.path();
+    work.add_to_config("lr_scheduler = \"cosine\"\nlr_power = 2.0\ntrain_batch_size = 1\n[validation]\nseed = 1\n");
+    let power = "warning: run.toml:13:1: `train.lr_power` has no effect: it is for train.lr_scheduler = \"polynomial\"";
+    let (code, out, error) = run(at, &["check", "run.toml", "palettize.enabled=false", "palettize.n_bits=2"]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert_eq!(out.matches(power).count(), 1, "{out}");
+    let palettes =
+        "warning: `palettize.n_bits=2` on the command line: `palettize.n_bits` has no effect: there are no palettes";
+    assert_eq!(out.matches(palettes).count(), 1, "{out}");
+    assert!(out.contains("nothing wrong found"), "{out}");
+
+    let refused = fails_with(at, &["evaluate", MODEL, "--config", "run.toml", "train.max_train_steps=20"], 2);
+    assert_eq!(refused.matches(power).count(), 1, "{refused}");
+    let unused = "warning: `train.max_train_steps=20` on the command line has no effect on `evaluate`";
+    assert!(refused.contains(unused), "{refused}");
+    assert!(refused.contains("error: the config: `data.validation_data_dir` is missing"), "{refused}");
+    let error = fails(at, &["check", "run.toml", "distill.lambda_sd=2"], 2);
+    assert!(error.contains("`distill.lambda_sd` has no effect: the float model does not teach"), "{error}");
+    let error = fails_with(at, &["train", "run.toml", "--resume", "nowhere"], 2);
+    assert!(error.contains("--resume nowhere: there is no such folder"), "{error}");
+}
+
+/// Standard error of what must fail with `code`, after warnings.
+fn fails_with(folder: &Path, arguments: &[&str], code: i32) -> String {
+    let (found, _, error) = run(folder, arguments);
+    assert_eq!(found, code, "{arguments:?}: {error}");
+    error
+}
+
+#[test]
+fn check_tells_how_flags_of_prompts_are_understood() {
+    let work = Work::new();
+    work.add_to_config(
+        "[sample]\nsample_every_n_steps = 2\nprompts = [\"a cat\", \"a well-fed dog --n blurry --w 48 --h 32 --d 7 --l 5 --s 9\"]\n",
+    );
+    let (code, out, error) = run(work.folder.path(), &["check", "run.toml", "data.validation_data_dir=pictures"]);
+    assert_eq!(code, 0, "{error}");
+    let told = "samples    \"a well-fed dog\", without \"blurry\", 48×32 px, seed 7, guidance 5, 9 steps";
+    assert!(out.lines().any(|line| line == told), "{out}");
+    // No heading runs into its text.
+    assert!(out.contains("validation 3 pictures in pictures"), "{out}");
+}
+
+#[test]
+fn verify_and_generate_refuse_what_has_no_effect() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (code, out, error) = run(at, &["export", MODEL, "-o", "x", "--quantize-nbits", "8", "--model-version", "tiny"]);
+    assert_eq!(code, 0, "{error}");
+    let (package, palettes) = (out.trim().to_owned(), "x.palettes.safetensors");
+    assert_eq!(run(at, &["palettize", MODEL, "-o", palettes, "--bits", "8"]).0, 0);
+    let verify = ["verify", &package, "--against", MODEL];
+    for (more, expected) in [
+        (
+            vec!["--palettes", palettes, "--quantize-nbits", "8"],
+            "--quantize-nbits has no effect: the UNet's palettes are",
+        ),
+        (vec!["--palettes", palettes, "--quantize-nbits", "unet=8"], "are both for the UNet: one of them"),
+        (vec!["--quantize-nbits", "vae_decoder=8"], "--quantize-nbits has no effect: it names none"),
+    ] {
+        let error = fails(at, &[&verify[..], &more[..]].concat(), 2);
+        assert!(error.contains(expected), "{error}");
+    }
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pipeline/model");
+    let generate = ["generate", model, "--prompt", "a", "-o", "a.png"];
+    for (more, expected) in [
+        (vec!["--batch-size", "0"], "--batch-size 0"),
+        (vec!["--seed", "1", "--latents", "x.safetensors"], "cannot be used with"),
+        (vec!["--height", "60"], "--height 60 is not a multiple of"),
+        (vec!["--steps", "2000"], "--steps 2000: "),
+        (vec!["--scheduler", "plms"], "plms"),
+        (vec!["--device", "tpu"], "auto, cpu, cuda and mps"),
+        (vec!["--guidance-scale", "1", "--negative-prompt", "b"], "--negative-prompt has no effect"),
+    ] {
+        let error = fails(at, &[&generate[..], &more[..]].concat(), 2);
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(!at.join("a.png").exists());
 }

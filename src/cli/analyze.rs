@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use tch::Kind;
+use tch::{Device, Kind};
 
 use super::model::ModelArgs;
 use super::train::stop_on_interrupt;
-use super::{Usage, generate, grouped, must_be_new, print, size};
-use crate::config::{self, Config, DeploymentTarget, matches_glob, recipe_text};
+use super::{MEASURED, Usage, generate, grouped, is_of_data, load_config, must_be_new, print, size, warn_of_unused};
+use crate::config::{Config, DeploymentTarget, matches_glob, recipe_text};
 use crate::ops::Parameter;
 use crate::palette::allocate::{Allocation, Choice, allocate};
 use crate::palette::{BITS, Form};
@@ -23,6 +23,16 @@ use crate::train::sensitivity::{Effect, Measurements, Sensitivity, measure};
 /// Noised pictures that the signal-to-noise ratio is measured on. It has no noise of its own to average away: only pictures
 /// and timesteps differ.
 const SAMPLES: usize = 16;
+/// Keys of [palettize] that say how palettes are trained, not what they are.
+const UNUSED: [&str; 7] = [
+    "palettize.n_bits",
+    "palettize.kmeans_max_iter",
+    "palettize.temperature_start",
+    "palettize.temperature_end",
+    "palettize.freeze_fraction",
+    "palettize.reestimate_norms_and_biases",
+    "palettize.palette_learning_rate",
+];
 /// Measurements are kept in this file beside the recipe.
 const MEASUREMENTS: &str = "measurements.jsonl";
 
@@ -61,8 +71,8 @@ pub struct Args {
     #[arg(long, value_name = "PATTERN=BITS")]
     keep: Vec<String>,
     /// cpu, cuda or auto
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[arg(long, default_value = "auto", value_parser = generate::device)]
+    device: Device,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -73,10 +83,15 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage(format!("{} should end in .toml", args.output.display())).into());
     }
     must_be_new(&args.output)?;
-    let config = config::load(&args.config, &args.overrides)?;
+    let config = load_config(&args.config, &args.overrides)?;
+    warn_of_unused(&args.overrides, "analyze", |key| {
+        let palettes = key.starts_with("palettize.") && !UNUSED.contains(&key);
+        let package = ["export.coreml", "export.min_deployment_target"].contains(&key);
+        MEASURED.contains(&key) || is_of_data(key) || palettes || package
+    });
     let candidates = candidates(&args.bits, &config)?;
     let keep = args.keep.iter().map(|text| pin(text, &config)).collect::<Result<Vec<_>>>()?;
-    let device = generate::device(&args.device)?;
+    let device = args.device;
     let model = args.model.open(None)?.model;
     let parameters = model.parameters(Component::Unet)?;
     let plan = Plan::new(&config, &keep, &candidates, &parameters)?;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::cost::Cost;
 use super::doctor::free_disk;
 use super::{Mistakes, grouped, print, size};
-use crate::config::{self, Config, DeviceChoice, MixedPrecision, Recipe, TrainedComponent};
+use crate::config::{self, Config, DeviceChoice, Loaded, MixedPrecision, Recipe, SamplePrompt, TrainedComponent};
 use crate::data::{self, CaptionOptions, Problems, Sample, check_pictures, read_folder};
 use crate::report::{duration, shell_word};
 use crate::source::{Component, Model, Tokenizer};
@@ -29,9 +29,12 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let config = config::load(&args.config, &args.overrides)?;
+    let Loaded { config, warnings } = config::load(&args.config, &args.overrides)?;
     let mut report =
         Report { lines: Vec::new(), mistakes: Vec::new(), tokenizer: None, encoded: 0, drawn: 0, validation: 0 };
+    for (i, warning) in warnings.iter().enumerate() {
+        report.line(if i == 0 { "config" } else { "" }, format!("warning: {warning}"));
+    }
     let model = report.take(Model::open(&config.model.pretrained_model_name_or_path));
     if let Some(model) = &model {
         report.model(&config, model);
@@ -75,7 +78,7 @@ struct Report {
 impl Report {
     /// A line under a heading; the heading stands before the first of its lines.
     fn line(&mut self, heading: &str, text: impl AsRef<str>) {
-        self.lines.push(format!("{heading:<10}{}", text.as_ref()));
+        self.lines.push(format!("{heading:<11}{}", text.as_ref()));
     }
 
     /// Notes an error, and goes on.
@@ -118,7 +121,7 @@ impl Report {
                 from_recipe = recipe.overrides().len();
                 let checked = model.parameters(Component::Unet).map(|parameters| recipe.check(&parameters));
                 if let Ok(Err(config::Error { problems })) = checked {
-                    self.mistakes.extend(problems.iter().map(|p| format!("{}: {}", p.place, p.message)));
+                    self.mistakes.extend(problems.iter().map(ToString::to_string));
                 }
             }
             for exception in config.palettize.overrides.iter().skip(from_recipe) {
@@ -183,7 +186,7 @@ impl Report {
     /// Counts pictures, decodes them all, and shows a few captions.
     fn samples(&mut self, heading: &str, folder: &Path, samples: &[Sample], captions: bool) {
         let folder_name = folder.display();
-        self.line(heading, format!(" {} pictures in {folder_name}", samples.len()).trim_start());
+        self.line(heading, format!("{} pictures in {folder_name}", samples.len()));
         self.take_all(check_pictures(samples));
         // From all over the set, not its beginning.
         for sample in samples.iter().step_by(samples.len().div_ceil(5).max(1)).take_while(|_| captions) {
@@ -235,9 +238,6 @@ impl Report {
             let epochs = seen as f64 / pictures as f64;
             self.line("", format!("{pictures} pictures an epoch: {epochs:.1} epochs"));
         }
-        if train.lr_warmup_steps > train.max_train_steps {
-            self.line("", format!("the run ends within its warm-up of {} steps", train.lr_warmup_steps));
-        }
         let cuda = tch::Cuda::is_available();
         if train.device == DeviceChoice::Cuda && !cuda {
             self.mistakes
@@ -251,6 +251,14 @@ impl Report {
         };
         let again = if train.gradient_checkpointing { ", with gradient checkpointing" } else { "" };
         self.line("", format!("{0}×{0} px on {device} in {kind}{again}", config.data.resolution));
+        // How flags in prompts are understood.
+        let understood = config.sample.prompts.iter().filter_map(|line| {
+            let prompt = SamplePrompt::parse(line).ok()?;
+            (prompt.prompt != *line).then(|| prompt.to_string())
+        });
+        for (i, prompt) in understood.enumerate() {
+            self.line(if i == 0 { "samples" } else { "" }, prompt);
+        }
     }
 
     /// Palettes, the size of the result, checkpoints.

@@ -7,8 +7,8 @@ use image::RgbImage;
 use tch::{Device, Kind};
 
 use super::nbits::Nbits;
-use super::{Interrupted, print, train, verify};
-use crate::config::{self, Config};
+use super::{Interrupted, Usage, load_config, print, train, verify};
+use crate::config::Config;
 use crate::coreml::read::Precision;
 use crate::diffusion::pipeline::{Noise, Pipeline, Request};
 use crate::ops::Weights;
@@ -51,15 +51,17 @@ struct Row {
 
 pub fn run(args: Args) -> Result<()> {
     std::env::set_current_dir(&args.project)
-        .with_context(|| format!("cannot go to the project's folder {}", args.project.display()))?;
+        .map_err(|error| Usage(format!("--project {}: cannot go there: {error}", args.project.display())))?;
     train::stop_on_interrupt()?;
     let mut trained = Vec::new();
     for (name, bits) in TRAINED {
         let path = PathBuf::from(format!("configs/{name}.toml"));
         if !path.is_file() {
-            bail!("{} is not here: run the demo in the project's folder, or pass --project", path.display());
+            let message =
+                format!("{} is not here: run the demo in the project's folder, or pass --project", path.display());
+            return Err(Usage(message).into());
         }
-        let config = config::load(&path, &[])?;
+        let config = load_config(&path, &[])?;
         eprintln!("\n{bits}: training into {}", config.output_dir.display());
         if crate::train::run(&config, &Resume::Auto)? == Ended::Stopped {
             return Err(Interrupted("stopped after saving; the same command goes on".into()).into());

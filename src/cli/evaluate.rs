@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde_json::json;
-use tch::Kind;
+use tch::{Device, Kind};
 
 use super::model::ModelArgs;
-use super::{generate, print};
-use crate::config;
+use super::{MEASURED, generate, is_of_data, load_config, print, warn_of_unused};
 use crate::diffusion::pipeline::unet_weights;
 use crate::train::evaluate::{Evaluation, snr};
 
@@ -27,16 +26,17 @@ pub struct Args {
     #[arg(long)]
     palettes: Option<PathBuf>,
     /// cpu, cuda or auto
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[arg(long, default_value = "auto", value_parser = generate::device)]
+    device: Device,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let config = config::load(&args.config, &args.overrides)?;
-    let device = generate::device(&args.device)?;
+    let config = load_config(&args.config, &args.overrides)?;
+    warn_of_unused(&args.overrides, "evaluate", |key| MEASURED.contains(&key) || is_of_data(key));
+    let device = args.device;
     let opened = args.model.open(args.palettes.as_deref())?;
     let (model, checkpoint) = (&opened.model, opened.checkpoint()?);
     let evaluation = Evaluation::open(&config, model, None, device)?;

@@ -96,12 +96,14 @@ enum About {
     UnetPackage,
     /// The UNet, in a package or not.
     UnetOfAny,
+    /// Packages of networks that see latents or pictures: all but the text encoders.
+    SizedPackage,
 }
 
 impl Args {
     /// The first option that was given of those about this: what would have no effect is refused.
     fn given(&self, about: impl Fn(About) -> bool) -> Option<&'static str> {
-        use About::{Packages, UnetOfAny, UnetPackage};
+        use About::{Packages, SizedPackage, UnetOfAny, UnetPackage};
         // A bundle's script tells it the app, whether the UNet's package is of this call or was there.
         let of_attention = if self.bundle_resources_for_swift_cli { Packages } else { UnetPackage };
         let options = [
@@ -111,8 +113,8 @@ impl Args {
             ("--bundle-resources-for-swift-cli", self.bundle_resources_for_swift_cli, Packages),
             ("--attention-implementation", self.attention_implementation.is_some(), of_attention),
             ("--min-deployment-target", self.min_deployment_target.is_some(), Packages),
-            ("--latent-h", self.latent_h.is_some(), Packages),
-            ("--latent-w", self.latent_w.is_some(), Packages),
+            ("--latent-h", self.latent_h.is_some(), SizedPackage),
+            ("--latent-w", self.latent_w.is_some(), SizedPackage),
             ("--unet-batch-one", self.unet_batch_one, UnetPackage),
             ("--unet-support-controlnet", self.unet_support_controlnet, UnetPackage),
             ("--chunk-unet", self.chunk_unet, UnetPackage),
@@ -192,7 +194,12 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage(format!("--latent-h and --latent-w are from 1 to {LARGEST}")).into());
     }
     let parts = parts.map_or_else(|| all(model, height, width), Ok)?;
-    if let Some(option) = args.given(|about| about != About::Packages).filter(|_| !parts.contains(&Part::Unet)) {
+    let of_text = |part: &Part| matches!(part, Part::TextEncoder | Part::TextEncoder2);
+    if let Some(option) = args.given(|about| about == About::SizedPackage).filter(|_| parts.iter().all(of_text)) {
+        return Err(Usage(format!("{option} has no effect: text encoders see no latents")).into());
+    }
+    let of_unet = |about| matches!(about, About::UnetPackage | About::UnetOfAny);
+    if let Some(option) = args.given(of_unet).filter(|_| !parts.contains(&Part::Unet)) {
         return Err(Usage(format!("{option} is about the UNet, which --component leaves out")).into());
     }
     if let Some(part) = Part::of(model).into_iter().find(|part| nbits.names(*part) && !parts.contains(part)) {
@@ -251,7 +258,11 @@ pub fn run(args: Args) -> Result<()> {
         let chunks = chunk_paths(&whole);
         let places = std::iter::once(&whole).chain(chunks.iter().filter(|_| *part == Part::Unet));
         places.into_iter().try_for_each(|path| may_be_written(path, args.overwrite))?;
-        model.check(part.component())?;
+        // A network that the model does not have is the command line's mistake.
+        model.check(part.component()).map_err(|error| match Part::of(model).contains(part) {
+            true => error,
+            false => Usage(format!("--component {}: {error:#}", part.name())).into(),
+        })?;
     }
     if let Some(checkpoint) = &checkpoint {
         check_shapes(model, &checkpoint.shapes())?;

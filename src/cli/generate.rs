@@ -9,8 +9,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::model::ModelArgs;
 use super::{Usage, print};
-use crate::diffusion::{Noise, Pipeline, Request, SamplerKind};
+use crate::diffusion::{Noise, Pipeline, Request, Sampler, SamplerKind};
 use crate::report::pictures;
+use crate::source::Model;
 use crate::source::files::{TensorFile, write_safetensors};
 
 /// Draw pictures from a prompt.
@@ -50,9 +51,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<SamplerKind>,
 
-    /// Seed of the initial noise.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    /// Seed of the initial noise [default: 0].
+    #[arg(long, value_name = "N", conflicts_with = "latents")]
+    pub seed: Option<u64>,
 
     /// Height of the picture in pixels [default: the model's own].
     #[arg(long, value_name = "PIXELS")]
@@ -66,7 +67,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub num_images: Option<usize>,
 
-    /// Initial noise of unit variance, whatever the seed: the tensor `latents` [N, 4, height/8, width/8].
+    /// Initial noise of unit variance, in place of a seed: the tensor `latents` [N, 4, height/8, width/8].
     #[arg(long, value_name = "IN.safetensors")]
     pub latents: Option<PathBuf>,
 
@@ -152,18 +153,47 @@ fn check(args: &Args) -> Result<()> {
     }
     ensure!(args.num_images != Some(0), "--num-images 0: at least one picture is needed");
     ensure!(args.steps > 0, "--steps 0: at least one step is needed");
+    ensure!(args.batch_size > 0, "--batch-size 0: at least one picture goes through the UNet at a time");
+    if let Some(scale) = args.guidance_scale.filter(|&scale| scale <= 1.0 && !args.negative_prompt.is_empty()) {
+        bail!("--negative-prompt has no effect with --guidance-scale {scale}: 1 or less switches guidance off");
+    }
+    Ok(())
+}
+
+/// What can be checked once the model's configuration is known: the size of pictures and the number of steps.
+fn check_with(args: &Args, model: &Model, request: &Request) -> Result<()> {
+    let factor = model.autoencoder_config()?.factor();
+    for (name, side) in [("height", args.height), ("width", args.width)] {
+        if let Some(side) = side.filter(|side| *side < 1 || side % factor != 0) {
+            return Err(Usage(format!("--{name} {side} is not a multiple of {factor}")).into());
+        }
+    }
+    if let (Noise::Latents(latents), Some((height, width))) = (&request.noise, request.size)
+        && let [_, _, h, w] = latents.size()[..]
+        && (height, width) != (h * factor, w * factor)
+    {
+        let message = format!(
+            "--height and --width ask for {height} × {width} pixels, and the latents are for {} × {} pixels (height × width)",
+            h * factor,
+            w * factor
+        );
+        return Err(Usage(message).into());
+    }
     Ok(())
 }
 
 /// What is asked for.
 fn request(args: &Args) -> Result<Request> {
     let (noise, images) = match &args.latents {
-        None => (Noise::Seed(args.seed), args.num_images.unwrap_or(1)),
+        None => (Noise::Seed(args.seed.unwrap_or(0)), args.num_images.unwrap_or(1)),
         Some(path) => {
             let latents = read_latents(path)?;
             let count = latents.size().first().map_or(0, |&n| n as usize);
             let asked = args.num_images.unwrap_or(count);
-            ensure!(asked == count, "{} holds latents for {count}, and --num-images is {asked}", path.display());
+            if asked != count {
+                let message = format!("{} holds latents for {count}, and --num-images is {asked}", path.display());
+                return Err(Usage(message).into());
+            }
             (Noise::Latents(latents), count)
         }
     };
@@ -184,19 +214,30 @@ pub fn run(args: Args) -> Result<()> {
     check(&args).map_err(|error| Usage(format!("{error:#}")))?;
     let mut request = request(&args)?;
     let opened = args.model.open(args.palettes.as_deref())?;
-    let pipeline = Pipeline::load(&opened.model, opened.checkpoint()?.as_ref(), args.precision, args.device)?;
-    request.guidance_scale = args.guidance_scale.unwrap_or_else(|| pipeline.own_guidance_scale());
     if args.height.is_some() || args.width.is_some() {
+        let factor = opened.model.autoencoder_config()?.factor();
         let (height, width) = match &request.noise {
-            Noise::Seed(_) => pipeline.own_size(),
+            Noise::Seed(_) => {
+                let side = opened.model.unet_config()?.sample_size * factor;
+                (side, side)
+            }
             Noise::Latents(latents) => {
-                let factor = pipeline.autoencoder_config.factor();
                 let side = |axis| latents.size().get(axis).copied().unwrap_or(0) * factor;
                 (side(2), side(3))
             }
         };
         request.size = Some((args.height.unwrap_or(height), args.width.unwrap_or(width)));
     }
+    check_with(&args, &opened.model, &request)?;
+    let pipeline = Pipeline::load(&opened.model, opened.checkpoint()?.as_ref(), args.precision, args.device)?;
+    request.guidance_scale = args.guidance_scale.unwrap_or_else(|| pipeline.own_guidance_scale());
+    // A number of steps that the schedule cannot do is the command line's.
+    let kind = request.sampler.unwrap_or_else(|| pipeline.own_sampler());
+    let sampler = |steps| Sampler::new(kind, &pipeline.scheduler_config, steps);
+    sampler(request.steps).map_err(|error| match sampler(1) {
+        Ok(_) => Usage(format!("--steps {}: {error:#}", args.steps)).into(),
+        Err(_) => error,
+    })?;
 
     // Before the work, so that a folder that cannot be made does not cost it.
     for path in [Some(&args.output), args.save_latents.as_ref()].into_iter().flatten() {

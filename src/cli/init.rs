@@ -33,6 +33,10 @@ pub const RECIPES: [(&str, &str); 6] = recipes![
 
 pub fn run(args: Args) -> Result<()> {
     let Some(name) = args.recipe else {
+        if let Some(output) = args.output {
+            let message = format!("--output {}: of which recipe? (`palettist init` lists them)", output.display());
+            return Err(Usage(message).into());
+        }
         for (name, text) in RECIPES {
             let title = text.lines().next().unwrap_or_default().trim_start_matches("# ");
             print(format_args!("{name:<22}{title}"))?;

@@ -31,6 +31,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+use crate::config::{Config, Loaded};
+
 /// Fine-tunes Stable Diffusion while it learns 2- and 4-bit palettes, and exports Core ML packages.
 #[derive(Parser)]
 #[command(name = "palettist", version, about, max_term_width = 100)]
@@ -188,6 +190,35 @@ pub fn print(text: impl fmt::Display) -> Result<()> {
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(ClosedPipe.into()),
         result => result.context("writing to standard output"),
+    }
+}
+
+/// The config at `path` with `overrides` on top of it; warnings go to standard error.
+///
+/// # Errors
+/// As [`crate::config::load`].
+fn load_config(path: &Path, overrides: &[String]) -> Result<Config, crate::config::Error> {
+    let Loaded { config, warnings } = crate::config::load(path, overrides)?;
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    Ok(config)
+}
+
+/// Keys of a config, beside those of its pictures, on which a validation loss depends.
+const MEASURED: [&str; 7] =
+    ["seed", "name", "output_dir", "train.mode", "train.train_batch_size", "validation.seed", "validation.batches"];
+
+/// Whether a key is about pictures or the model.
+fn is_of_data(key: &str) -> bool {
+    key.starts_with("data.") || key.starts_with("model.")
+}
+
+/// Warns of changes to a config in which a command sees no key that it uses.
+fn warn_of_unused(overrides: &[String], command: &str, uses: impl Fn(&str) -> bool) {
+    for text in overrides {
+        let key = text.split('=').next().unwrap_or_default().trim();
+        if !uses(key) {
+            eprintln!("warning: `{text}` on the command line has no effect on `{command}`");
+        }
     }
 }
 

@@ -7,10 +7,11 @@ use std::sync::Mutex;
 use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
+use super::generate::device;
 use super::inspect::Contents;
 use super::model::ModelArgs;
-use super::{Usage, must_be_new, print, size};
-use crate::config::{self, Recipe};
+use super::{Usage, load_config, must_be_new, print, size};
+use crate::config::Recipe;
 use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::post_training::{self, Chosen, Layer, WEIGHT_THRESHOLD};
@@ -41,9 +42,9 @@ pub struct Args {
     /// Channels that share a palette, with per_grouped_channel
     #[arg(long, value_name = "C")]
     group_size: Option<usize>,
-    /// Which channels are grouped, and along which the weights of an entry lie: 0 output, 1 input
-    #[arg(long, value_name = "AXIS", default_value_t = 0)]
-    group_axis: usize,
+    /// Which channels are grouped, and along which the weights of an entry lie: 0 output (the default), 1 input
+    #[arg(long, value_name = "AXIS")]
+    group_axis: Option<usize>,
     /// Weights that an entry holds: 1, 2 or 4
     #[arg(long, value_name = "D", default_value_t = 1)]
     cluster_dim: usize,
@@ -62,12 +63,12 @@ pub struct Args {
     /// 2.5 % off the loss that 3 and 4 bits cost, and added 7 % at 2 bits
     #[arg(long, value_name = "CONFIG")]
     calibrate: Option<PathBuf>,
-    /// Noised pictures for --calibrate
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    calibration_samples: u32,
-    /// Where --calibrate computes: cpu, cuda or auto
-    #[arg(long, default_value = "auto")]
-    device: String,
+    /// Noised pictures for --calibrate [default: 128]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_samples: Option<u32>,
+    /// Where --calibrate computes: cpu, cuda or auto (the default)
+    #[arg(long, value_parser = device)]
+    device: Option<Device>,
     /// What is palettized
     #[arg(long, default_value = "unet", value_parser = ["unet"])]
     component: String,
@@ -85,16 +86,25 @@ fn form(args: &Args) -> Result<Form, Usage> {
     let form = Form {
         bits: args.bits.unwrap_or(BITS[0]),
         group_size,
-        axis: args.group_axis,
+        axis: args.group_axis.unwrap_or(0),
         cluster_dim: args.cluster_dim,
         per_channel_scale: args.per_channel_scale,
         lut_dtype: if args.lut_dtype == "i8" { LutDtype::I8 } else { LutDtype::F16 },
     };
     match form.problem() {
+        None if args.group_axis.is_some() && form.group_size.is_none() && form.cluster_dim == 1 => {
+            let message = "--group-axis goes with --granularity per_grouped_channel or --cluster-dim 2 or 4";
+            Err(Usage(message.into()))
+        }
         None => Ok(form),
         Some(("axis", message)) => Err(Usage(format!("--group-axis {message}"))),
         Some((field, message)) => Err(Usage(format!("--{} {message}", field.replace('_', "-")))),
     }
+}
+
+/// Noised pictures that `--calibrate` looks at.
+fn samples(args: &Args) -> u32 {
+    args.calibration_samples.unwrap_or(128)
 }
 
 /// The command that does the same again.
@@ -121,7 +131,7 @@ fn command(form: &Form, args: &Args) -> String {
         flag("lut-dtype i8".into());
     }
     if let Some(path) = &args.calibrate {
-        flag(format!("calibrate {} --calibration-samples {}", path.display(), args.calibration_samples));
+        flag(format!("calibrate {} --calibration-samples {}", path.display(), samples(args)));
     }
     if args.recipe.is_none() {
         flag(format!("weight-threshold {}", args.weight_threshold));
@@ -135,10 +145,10 @@ fn calibrated(path: &Path, args: &Args, model: &Model, forms: &BTreeMap<String, 
         let what = form.needs_ios18().unwrap_or("such palettes");
         return Err(Usage(format!("--calibrate goes with one table of fp16 numbers a weight, not with {what}")).into());
     }
-    let config = config::load(path, &[])?;
-    let device = super::generate::device(&args.device)?;
+    let config = load_config(path, &[])?;
+    let device = args.device.map_or_else(|| device("auto"), Ok)?;
     super::train::stop_on_interrupt()?;
-    let samples = args.calibration_samples as usize;
+    let samples = samples(args) as usize;
     let evaluation = Evaluation::of_training(&config, model, samples, device)?;
     let names: Vec<String> = forms.keys().cloned().collect();
     let mut bar = Progress::new("calibrating", 0, samples as u64).counting("picture");
@@ -153,6 +163,13 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage(format!("{} should end in .palettes.safetensors", args.output.display())).into());
     }
     let form = form(&args)?;
+    for (option, given) in
+        [("--device", args.device.is_some()), ("--calibration-samples", args.calibration_samples.is_some())]
+    {
+        if given && args.calibrate.is_none() {
+            return Err(Usage(format!("{option} goes with --calibrate, and without it has no effect")).into());
+        }
+    }
     must_be_new(&args.output)?;
     let model = args.model.open(None)?.model;
     let parameters = model.parameters(Component::Unet)?;

@@ -1,11 +1,10 @@
 //! `palettist train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::Interrupted;
-use crate::config;
+use super::{Interrupted, Usage, load_config};
 use crate::train::{self, Ended, Resume};
 
 /// Fine-tunes a model as a config says; writes output_dir/
@@ -22,11 +21,15 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let config = config::load(&args.config, &args.overrides)?;
+    let config = load_config(&args.config, &args.overrides)?;
     let resume = match args.resume.as_str() {
         "auto" => Resume::Auto,
         "never" => Resume::Never,
-        folder => Resume::From(folder.into()),
+        folder if Path::new(folder).is_dir() => Resume::From(folder.into()),
+        other => {
+            let message = format!("--resume {other}: there is no such folder (auto, never, or a checkpoint's folder)");
+            return Err(Usage(message).into());
+        }
     };
     stop_on_interrupt()?;
     match train::run(&config, &resume)? {

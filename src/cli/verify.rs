@@ -62,6 +62,7 @@ pub fn run(args: Args) -> Result<()> {
         let message = "is not a .mlpackage folder; `palettist inspect` tells what a checkpoint holds";
         return Err(Usage(format!("{} {message}", path.display())).into());
     }
+    refuse_unused(&args)?;
     let opened = args.against.map(|model| ModelArgs { model }.open(args.palettes.as_deref())).transpose()?;
     let checkpoint = match &opened {
         Some(opened) => opened.checkpoint()?,
@@ -116,6 +117,36 @@ pub fn run(args: Args) -> Result<()> {
     }
     if !failed.is_empty() {
         return Err(Mistakes(failed).into());
+    }
+    Ok(())
+}
+
+/// Refuses palettes that none of the packages has.
+fn refuse_unused(args: &Args) -> Result<(), Usage> {
+    let nbits = args.quantize_nbits.clone().unwrap_or_default();
+    if args.palettes.is_some() && nbits.names(Part::Unet) {
+        return Err(Usage("--quantize-nbits unet=… and --palettes are both for the UNet: one of them".into()));
+    }
+    if args.palettes.is_none() && args.quantize_nbits.is_none() {
+        return Ok(());
+    }
+    // What is wrong with a package is told when it is verified.
+    let parts: Result<Vec<Part>> = args.packages.iter().map(|path| part_of(&Chain::open(path)?)).collect();
+    let Ok(mut parts) = parts else { return Ok(()) };
+    if parts.contains(&Part::TextEncoder) {
+        // The inputs do not tell which of two it is.
+        parts.push(Part::TextEncoder2);
+    }
+    if args.palettes.is_some() && !parts.contains(&Part::Unet) {
+        return Err(Usage("--palettes has no effect: none of the packages is a UNet".into()));
+    }
+    let free = |part: &Part| nbits.of(*part).is_some() && !(*part == Part::Unet && args.palettes.is_some());
+    if args.quantize_nbits.is_some() && !parts.iter().any(free) {
+        let message = match args.palettes {
+            Some(_) => "--quantize-nbits has no effect: the UNet's palettes are those of --palettes",
+            None => "--quantize-nbits has no effect: it names none of the packages' networks",
+        };
+        return Err(Usage(message.into()));
     }
     Ok(())
 }

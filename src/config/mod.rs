@@ -7,16 +7,25 @@
 //! Relative paths are relative to the working directory, as in kohya's and diffusers' trainers (not to the file).
 
 mod defaults;
+mod differences;
+mod effects;
+mod keys;
 mod palettes;
+mod prompts;
 mod read;
 mod recipe;
 mod rules;
 mod schema;
+mod syntax;
+mod unknown;
 
 use std::fmt;
 use std::path::Path;
 
+pub use differences::Difference;
+pub use keys::Change;
 pub use palettes::matches_glob;
+pub use prompts::SamplePrompt;
 pub use recipe::{Recipe, RecipeLayer, recipe_text};
 pub use schema::*;
 
@@ -28,17 +37,30 @@ pub struct Problem {
     pub message: String,
 }
 
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
 /// Everything that is wrong with a config; the program ends with exit code 2.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     pub problems: Vec<Problem>,
 }
 
+impl Error {
+    /// That a command needs more of a config than training does.
+    pub fn about(key: &str, message: &str) -> Self {
+        Self { problems: vec![Problem { place: "the config".into(), message: format!("`{key}` {message}") }] }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         for (i, problem) in self.problems.iter().enumerate() {
             let newline = if i == 0 { "" } else { "\n" };
-            write!(f, "{newline}{}: {}", problem.place, problem.message)?;
+            write!(f, "{newline}{problem}")?;
         }
         Ok(())
     }
@@ -46,34 +68,58 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// A config and what is odd about it without being wrong: keys that are written and have no effect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    pub config: Config,
+    pub warnings: Vec<Problem>,
+}
+
 /// Reads the config at `path`, lays `overrides` (`train.max_train_steps=20`; a value that is not TOML is a string) over
 /// it, fills in every default and checks what must fit together. Touches no file but `path` and the recipe that it names.
 ///
 /// # Errors
 /// [`Error`] with every mistake found.
-pub fn load(path: &Path, overrides: &[String]) -> Result<Config, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error {
-        problems: vec![Problem { place: path.display().to_string(), message: format!("can't be read: {error}") }],
-    })?;
-    parse(&text, &path.display().to_string(), overrides)
+pub fn load(path: &Path, overrides: &[String]) -> Result<Loaded, Error> {
+    let file = path.display().to_string();
+    match syntax::read_text(path) {
+        Ok(text) => parse(&text, &file, overrides),
+        Err(message) => Err(Error { problems: vec![Problem { place: file, message }] }),
+    }
 }
 
 /// [`load`] from a text; `file` is its name in messages.
 ///
 /// # Errors
 /// As [`load`].
-pub fn parse(text: &str, file: &str, overrides: &[String]) -> Result<Config, Error> {
-    read::read(text, file, overrides)
+pub fn parse(text: &str, file: &str, overrides: &[String]) -> Result<Loaded, Error> {
+    read::read(text, file, overrides, read::Effects::Checked)
+}
+
+/// Reads what [`Config::resolved_toml`] wrote, of this version or an earlier one, for comparison with the config of today
+/// ([`Config::differences`]): keys without effect are let pass.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse_resolved(text: &str, file: &str) -> Result<Config, Error> {
+    read::read(text, file, &[], read::Effects::Ignored).map(|loaded| loaded.config)
 }
 
 impl Config {
-    /// The whole config with every default written out, for `output_dir/config.resolved.toml`. [`parse`] reads it back
-    /// to the same `Config`, but that a recipe is in its overrides, and its file no longer named.
+    /// The whole config with every default written out that has an effect, for `output_dir/config.resolved.toml`. [`parse`]
+    /// reads it back to a `Config` that does the same: a recipe is in its overrides, and its file no longer named.
     pub fn resolved_toml(&self) -> String {
         let mut config = self.clone();
         config.palettize.recipe = None;
-        let body = toml::to_string(&config).expect("strings, numbers and tables always have a TOML form");
-        format!("# The config as it was run: every default written out, `key=value` changes included.\n{body}")
+        config.palettize.overrides = config.palettize.effective_overrides();
+        let mut table = toml::Table::try_from(config).expect("strings, numbers and tables always have a TOML form");
+        for key in keys::KEYS.iter().filter(|key| key.is_idle(self)) {
+            read::remove(&mut table, key.name);
+        }
+        let body = toml::to_string(&table).expect("a table has a TOML form");
+        format!(
+            "# The config as it was run: every default that has an effect written out, `key=value` changes included.\n{body}"
+        )
     }
 }
 

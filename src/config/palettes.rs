@@ -26,7 +26,9 @@ impl Palettize {
 
     /// What of the palettes needs iOS 18, in the plural; `None` where iOS 16 will do.
     pub fn needs_ios18(&self) -> Option<&'static str> {
-        let bits = self.overrides.iter().filter_map(|exception| exception.n_bits).chain([self.n_bits]);
+        // Where an override matches every layer, none has `n_bits`.
+        let rest = (!self.names_every_layer()).then_some(self.n_bits);
+        let bits = self.overrides.iter().filter_map(|exception| exception.n_bits).chain(rest);
         let needs = |bits: u32| self.form(bits).needs_ios18();
         if self.enabled { bits.into_iter().find_map(needs) } else { None }
     }
@@ -42,6 +44,40 @@ impl Palettize {
             Some(exception) => exception.n_bits.filter(|_| !exception.skip),
             None => (elements > self.weight_threshold).then_some(self.n_bits),
         }
+    }
+
+    /// Whether some override matches every weight, as in a recipe: then `n_bits` and `weight_threshold` hold for none.
+    pub fn names_every_layer(&self) -> bool {
+        self.overrides.iter().any(|exception| exception.pattern == "*")
+    }
+
+    /// An override that a later one replaces for every weight, and that later one, by their patterns.
+    pub fn shadowed(&self) -> Option<(&str, &str)> {
+        let pairs = self.overrides.iter().enumerate();
+        let patterns = |place: usize| self.overrides[place + 1..].iter().map(|later| later.pattern.as_str());
+        pairs
+            .filter_map(|(place, own)| {
+                let by = patterns(place).find(|later| *later == "*" || *later == own.pattern)?;
+                Some((own.pattern.as_str(), by))
+            })
+            .next()
+    }
+
+    /// The overrides without those that later ones replace.
+    pub(super) fn effective_overrides(&self) -> Vec<PaletteOverride> {
+        let mut kept: Vec<PaletteOverride> = Vec::new();
+        for own in self.overrides.iter().rev() {
+            if !kept.iter().any(|later| later.pattern == "*" || later.pattern == own.pattern) {
+                kept.push(own.clone());
+            }
+        }
+        kept.reverse();
+        kept
+    }
+
+    /// The step, of so many, before which assignments freeze (`freeze_fraction`).
+    pub fn freeze_at(&self, steps: u64) -> u64 {
+        (steps as f64 * (1.0 - self.freeze_fraction)).round() as u64
     }
 
     /// The override that holds for a weight.

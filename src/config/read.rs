@@ -2,16 +2,28 @@
 //!
 //! The text is walked as a tree with spans. Each leaf (a key whose value is not a table) is looked up among the keys
 //! that exist and then deserialised alone, which is possible because every key has a default: so one wrong value
-//! does not hide the next.
+//! does not hide the next. A key that does not exist, but surely means one that does, is read as that one, so that it hides
+//! no mistake either.
 
-use std::ops::Range;
+use std::collections::BTreeSet;
 
-use toml::de::{DeTable, DeValue};
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, Table, Value};
 
-use super::{Config, Error, Mode, Problem, Recipe, defaults, rules};
+use super::effects::{self, Finding};
+use super::unknown::{Unknown, nearest, unknown};
+use super::{Config, Error, Loaded, Mode, Problem, Recipe, defaults, rules, syntax};
+
+/// Whether keys without effect are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effects {
+    Checked,
+    Ignored,
+}
 
 /// A key with its value, and where it was written.
+#[derive(Clone)]
 struct Leaf {
     path: Vec<String>,
     value: Value,
@@ -23,71 +35,124 @@ struct Reader<'a> {
     text: &'a str,
     file: &'a str,
     known: Table,
+    /// Lines that are not TOML.
+    broken: BTreeSet<usize>,
     leaves: Vec<Leaf>,
-    recipe: Option<Recipe>,
+    /// Keys whose values can't be read: what is said of them otherwise may be due to that.
+    dropped: Vec<String>,
+    /// Whether keys may be there that have not been found.
+    partial: bool,
     problems: Vec<Problem>,
 }
 
-pub(super) fn read(text: &str, file: &str, overrides: &[String]) -> Result<Config, Error> {
+pub(super) fn read(text: &str, file: &str, overrides: &[String], effects: Effects) -> Result<Loaded, Error> {
     let known = Table::try_from(defaults::every_key()).expect("the schema has a TOML form");
-    let mut reader = Reader { text, file, known, leaves: Vec::new(), recipe: None, problems: Vec::new() };
-    match (DeTable::parse(text), text.parse::<Table>()) {
-        (Ok(spans), Ok(values)) => reader.table(&mut Vec::new(), spans.get_ref(), &values),
-        (Err(error), _) | (_, Err(error)) => {
-            let place = reader.place(error.span());
-            reader.problem(place, format!("is not TOML here: {}", error.message().trim()));
-        }
+    let mut reader = Reader {
+        text,
+        file,
+        known,
+        broken: BTreeSet::new(),
+        leaves: Vec::new(),
+        dropped: Vec::new(),
+        partial: false,
+        problems: Vec::new(),
+    };
+    let (spans, errors) = DeTable::parse_recoverable(text);
+    let (problems, lines) = syntax::problems(text, file, &errors);
+    reader.partial = !problems.is_empty();
+    reader.problems = problems;
+    if let Some(lines) = lines {
+        reader.broken = lines;
+        reader.table(&mut Vec::new(), spans.get_ref());
     }
     for text in overrides {
         reader.over(text);
     }
     reader.check_types();
-    let mut problems = std::mem::take(&mut reader.problems);
-    match reader.finish(!problems.is_empty()) {
-        Ok(config) if problems.is_empty() => Ok(config),
-        Ok(_) => Err(Error { problems }),
-        Err(error) => {
-            problems.extend(error.problems);
-            Err(Error { problems })
-        }
-    }
+    reader.check_paths();
+    reader.finish(effects)
 }
 
 impl Reader<'_> {
-    fn place(&self, span: Option<Range<usize>>) -> String {
-        place(self.text, self.file, span)
+    fn place(&self, span: std::ops::Range<usize>) -> String {
+        syntax::place(self.text, self.file, Some(span))
     }
 
     fn problem(&mut self, place: String, message: String) {
         self.problems.push(Problem { place, message });
     }
 
-    /// Notes the leaves under one table. `spans` and `values` are the same table, read twice.
-    fn table(&mut self, path: &mut Vec<String>, spans: &DeTable, values: &Table) {
+    /// Notes the leaves under one table, which is that at `path` of the schema.
+    fn table(&mut self, path: &mut Vec<String>, spans: &DeTable) {
         // In the order of the file, so that mistakes are too.
         let mut entries: Vec<_> = spans.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         for (key, span) in entries {
-            let name: &str = key.get_ref();
-            path.push(name.to_string());
-            let place = self.place(Some(key.span()));
-            match (self.exists(path), span.get_ref(), &values[name]) {
-                (Err(message), _, _) => self.problem(place, message),
-                (Ok(true), DeValue::Table(inner), Value::Table(values)) => self.table(path, inner, values),
-                (Ok(true), ..) => {
-                    let message = format!("`{0}` is a table; write its keys under [{0}]", path.join("."));
-                    self.problem(place, message);
-                }
-                (Ok(false), _, value) => {
-                    let mut value = value.clone();
-                    if let (DeValue::Array(spans), Value::Array(values)) = (span.get_ref(), &mut value) {
-                        self.elements(path, spans, values);
-                    }
-                    self.leaves.push(Leaf { path: path.clone(), value, place })
-                }
+            let at = key.span();
+            path.push(key.get_ref().to_string());
+            if self.broken.contains(&syntax::line_of(self.text, at.start)) && !span.get_ref().is_table() {
+                self.dropped.push(path.join("."));
+            } else {
+                let place = self.place(at);
+                self.entry(path.clone(), span, place);
             }
             path.pop();
         }
+    }
+
+    /// Notes what is written at `path`.
+    fn entry(&mut self, mut path: Vec<String>, span: &Spanned<DeValue>, place: String) {
+        match (self.exists(&path), span.get_ref()) {
+            (Err(Unknown { message, meant }), value) => {
+                self.problem(place.clone(), message);
+                // A misspelt key hides no mistake in its value.
+                let Some(meant) = meant else { return };
+                let is_table = self.known(&meant).is_some_and(Value::is_table);
+                if value.is_table() == is_table && (is_table || self.is_free(&meant)) {
+                    self.entry(meant, span, place);
+                }
+            }
+            (Ok(true), DeValue::Table(inner)) => self.table(&mut path, inner),
+            (Ok(true), _) => {
+                let key = path.join(".");
+                self.problem(place, format!("`{key}` is a table; write its keys under [{key}]"));
+                self.dropped.push(key);
+            }
+            (Ok(false), value) => {
+                let key = path.join(".");
+                let is_list = self
+                    .known(&path)
+                    .is_some_and(|known| known.as_array().is_some_and(|a| a.iter().any(Value::is_table)));
+                if value.is_table() {
+                    let hint = if is_list {
+                        format!("is a list of tables; write [[{key}]]")
+                    } else {
+                        "is a table, expected a value".into()
+                    };
+                    self.problem(place, format!("`{key}` {hint}"));
+                    return self.dropped.push(key);
+                }
+                match Value::deserialize(ValueDeserializer::from(span.clone())) {
+                    Ok(mut value) => {
+                        if let (DeValue::Array(spans), Value::Array(values)) = (span.get_ref(), &mut value) {
+                            self.elements(&path, spans, values);
+                        }
+                        // A key that was meant before gives way to the one that is written.
+                        self.leaves.retain(|leaf| leaf.path != path);
+                        self.leaves.push(Leaf { path, value, place });
+                    }
+                    Err(error) => {
+                        self.problem(place, format!("`{key}`: {}", plain(error.message())));
+                        self.dropped.push(key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether no value of this key is known yet.
+    fn is_free(&self, path: &[String]) -> bool {
+        !self.leaves.iter().any(|leaf| leaf.path == path)
     }
 
     /// Checks the keys of each table in an array of tables, and drops those that do not exist.
@@ -99,7 +164,7 @@ impl Reader<'_> {
             for key in spans.keys() {
                 let name: &str = key.get_ref();
                 if !example.contains_key(name) {
-                    let place = self.place(Some(key.span()));
+                    let place = self.place(key.span());
                     let hint = nearest(name, example.keys().map(String::as_str));
                     self.problem(place, format!("unknown key `{name}` in [[{}]]{hint}", path.join(".")));
                     value.remove(name);
@@ -118,27 +183,19 @@ impl Reader<'_> {
         table.get(last)
     }
 
-    /// Whether a key is a table; an error with a suggestion if there is no such key.
-    fn exists(&self, path: &[String]) -> Result<bool, String> {
-        if let Some(value) = self.known(path) {
-            return Ok(value.is_table());
+    /// Whether a key is a table; what to say of it if there is no such key.
+    fn exists(&self, path: &[String]) -> Result<bool, Unknown> {
+        for length in 1..=path.len() {
+            match self.known(&path[..length]) {
+                None => return Err(unknown(&self.known, &path[..length])),
+                Some(value) if length < path.len() && !value.is_table() => {
+                    let message = format!("`{}` has a value, and no keys of its own", path[..length].join("."));
+                    return Err(Unknown { message, meant: None });
+                }
+                Some(_) => {}
+            }
         }
-        let (name, parent) = path.split_last().expect("paths have at least one part");
-        let siblings = if parent.is_empty() { Some(&self.known) } else { self.known(parent).and_then(Value::as_table) };
-        let section = if parent.is_empty() { String::new() } else { format!(" in [{}]", parent.join(".")) };
-        let elsewhere = all_keys(&self.known, "")
-            .into_iter()
-            .filter(|key| key.rsplit('.').next() == Some(name))
-            .min_by_key(|key| key.matches('.').count());
-        let hint = match (SYNONYMS.iter().find(|(theirs, _)| theirs == name), elsewhere) {
-            (Some((_, ours)), _) => format!("; here it is `{ours}`"),
-            (None, Some(key)) => match key.rsplit_once('.') {
-                Some((section, _)) => format!("; it belongs in [{section}]"),
-                None => "; it belongs at the top, before the first [table]".to_string(),
-            },
-            (None, None) => nearest(name, siblings.into_iter().flat_map(|t| t.keys()).map(String::as_str)),
-        };
-        Err(format!("unknown key `{name}`{section}{hint}"))
+        Ok(self.known(path).is_some_and(Value::is_table))
     }
 
     /// Lays one `key=value` over the file.
@@ -147,9 +204,15 @@ impl Reader<'_> {
         let Some((key, value)) = text.split_once('=') else {
             return self.problem(place, "is not of the form key=value".to_string());
         };
-        let path: Vec<String> = key.trim().split('.').map(str::to_string).collect();
+        let mut path: Vec<String> = key.trim().split('.').map(str::to_string).collect();
         match self.exists(&path) {
-            Err(message) => return self.problem(place, message),
+            Err(Unknown { message, meant }) => {
+                self.problem(place.clone(), message);
+                match meant {
+                    Some(meant) if !self.known(&meant).is_some_and(Value::is_table) => path = meant,
+                    _ => return,
+                }
+            }
             Ok(true) => return self.problem(place, format!("`{key}` is a table; give one of its keys, {key}.…=value")),
             Ok(false) => {}
         }
@@ -158,6 +221,8 @@ impl Reader<'_> {
             Ok(mut table) if table.len() == 1 => table.remove("value").expect("the only key"),
             _ => Value::String(value.trim().to_string()),
         };
+        let key = path.join(".");
+        self.dropped.retain(|dropped| *dropped != key);
         self.leaves.retain(|leaf| leaf.path != path);
         self.leaves.push(Leaf { path, value, place });
     }
@@ -168,139 +233,259 @@ impl Reader<'_> {
             match table_of([&leaf]).try_into::<Config>() {
                 Ok(_) => self.leaves.push(leaf),
                 Err(error) => {
-                    let message = format!("`{}`: {}", leaf.path.join("."), plain(error.message()));
+                    let key = leaf.path.join(".");
+                    let message = format!("`{key}`: {}", mistyped(&leaf, &error));
                     self.problem(leaf.place, message);
+                    self.dropped.push(key);
                 }
             }
         }
     }
 
-    /// Adds the defaults that depend on other keys, deserialises the whole and checks what must fit together. With other
-    /// mistakes `beside`, only of what is written: what is missing then may be misspelt or of a wrong type.
-    fn finish(mut self, beside: bool) -> Result<Config, Error> {
-        let mut first = self.deserialise()?;
+    /// Refuses control characters in paths: `"C:\temp"` is `C:`, a tab, and `emp`.
+    fn check_paths(&mut self) {
+        let mut wrong = Vec::new();
+        for leaf in &self.leaves {
+            let key = leaf.path.join(".");
+            let is_path =
+                key == "output_dir" || key.ends_with("_dir") || key.ends_with("_path") || key == "palettize.recipe";
+            let text = leaf.value.as_str().unwrap_or_default();
+            if is_path && text.chars().any(char::is_control) {
+                let message = format!(
+                    "`{key}` is {text:?}, with control characters: in \"…\" a backslash begins an escape; write the path in \
+                     '…', as in 'C:\\Users\\me'"
+                );
+                wrong.push(Problem { place: leaf.place.clone(), message });
+            }
+        }
+        self.problems.extend(wrong);
+    }
+
+    /// Adds the defaults that depend on other keys, checks what must fit together and what has an effect.
+    fn finish(mut self, effects: Effects) -> Result<Loaded, Error> {
+        let mut recipe = None;
+        let first = self.deserialise(&self.leaves, None)?;
         if let Some(path) = &first.palettize.recipe {
-            self.recipe = Some(Recipe::read(path)?);
-            first = self.deserialise()?;
+            match Recipe::read(path) {
+                Ok(read) => recipe = Some(read),
+                Err(Error { problems }) => self.problems.extend(problems),
+            }
         }
-        if first.train.mode == Mode::Dreambooth {
-            self.default("train.learning_rate", 1e-6);
-            self.default("data.caption_dropout_rate", 0.0);
-        }
-        self.default("export.latent_h", first.data.resolution / 8);
-        self.default("export.latent_w", first.data.resolution / 8);
-        if first.palettize.needs_ios18().is_some() {
-            self.default("export.min_deployment_target", "iOS18");
-        }
-        let rate = self.deserialise()?.train.learning_rate;
-        self.default("train.text_encoder_lr", rate / 2.0);
-        self.default("palettize.palette_learning_rate", rate);
-        let mut config = self.deserialise()?;
-        rules::fill_names(&mut config);
-        let problems: Vec<Problem> = rules::broken(&config)
-            .into_iter()
-            .map(|(key, message)| {
-                let written = self.leaves.iter().find(|leaf| leaf.path.join(".") == key);
-                let place = written.map_or_else(|| self.file.to_string(), |leaf| leaf.place.clone());
-                Problem { place, message: format!("`{key}` {message}") }
-            })
-            .filter(|problem| !beside || problem.place != self.file)
+        let config = self.deserialise(&self.leaves, recipe.as_ref())?;
+        let broken = rules::broken(&config);
+        let told: Vec<Problem> = broken
+            .iter()
+            .filter(|(key, _)| !self.is_in_doubt(key))
+            .map(|(key, message)| self.about(key, format!("`{key}` {message}")))
             .collect();
-        if problems.is_empty() { Ok(config) } else { Err(Error { problems }) }
-    }
-
-    /// Sets a key that was not written.
-    fn default(&mut self, key: &str, value: impl Into<Value>) {
-        let path: Vec<String> = key.split('.').map(str::to_string).collect();
-        if !self.leaves.iter().any(|leaf| leaf.path == path) {
-            self.leaves.push(Leaf { path, value: value.into(), place: self.file.to_string() });
+        self.problems.extend(told);
+        let mut warnings = Vec::new();
+        if effects == Effects::Checked && !self.partial && !self.dropped.iter().any(|key| is_switch(key)) {
+            let is_broken = |key: &str| broken.iter().any(|(wrong, _)| wrong == key);
+            warnings = self.without_effect(&config, recipe.as_ref(), is_broken)?;
         }
+        if self.problems.is_empty() { Ok(Loaded { config, warnings }) } else { Err(Error { problems: self.problems }) }
     }
 
-    /// The config of the leaves so far, with the layers of its recipe among its overrides.
-    fn deserialise(&self) -> Result<Config, Error> {
-        let mut config: Config = table_of(&self.leaves).try_into().map_err(|error: toml::de::Error| Error {
+    /// A problem with a key, where it is written.
+    fn about(&self, key: &str, message: String) -> Problem {
+        let place = self.leaf(key).map_or_else(|| self.file.to_string(), |leaf| leaf.place.clone());
+        Problem { place, message }
+    }
+
+    fn leaf(&self, key: &str) -> Option<&Leaf> {
+        self.leaves.iter().find(|leaf| leaf.path.join(".") == key)
+    }
+
+    /// Whether a rule about a key that is not written may be broken only because something can't be read.
+    fn is_in_doubt(&self, key: &str) -> bool {
+        let within = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|rest| rest.starts_with('.'));
+        let related = |dropped: &String| is_switch(dropped) || within(key, dropped) || within(dropped, key);
+        self.leaf(key).is_none() && (self.partial || self.dropped.iter().any(related))
+    }
+
+    /// Notes the written keys that have no effect and are refused for that, and gives the warnings of the others.
+    fn without_effect(
+        &mut self,
+        config: &Config,
+        recipe: Option<&Recipe>,
+        is_broken: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Problem>, Error> {
+        let (values, defaults) = (values(config), values(&self.deserialise(&[], None)?));
+        // Of the keys that depend on others, the default is the one that follows from these.
+        let is_default = |key: &str| {
+            let own: Vec<Leaf> = self.leaves.iter().filter(|leaf| leaf.path.join(".") != key).cloned().collect();
+            let value = find(&values, key);
+            let dependent =
+                || self.deserialise(&own, recipe).is_ok_and(|without| find(&self::values(&without), key) == value);
+            find(&defaults, key) == value || dependent()
+        };
+        let written = |key: &str| self.leaf(key).is_some();
+        let findings = effects::findings(config, written, is_default);
+        let mut groups: Vec<Vec<Finding>> = Vec::new();
+        for finding in findings.into_iter().filter(|finding| !is_broken(finding.key)) {
+            match groups.iter_mut().find(|group| group[0].why == finding.why && group[0].refused == finding.refused) {
+                Some(group) => group.push(finding),
+                None => groups.push(vec![finding]),
+            }
+        }
+        let mut warnings = Vec::new();
+        for group in groups {
+            let keys: Vec<&str> = group.iter().map(|finding| finding.key).collect();
+            let problem = self.about(keys[0], effects::message(&keys, &group[0].why, group[0].verdict));
+            if group[0].refused { self.problems.push(problem) } else { warnings.push(problem) }
+        }
+        Ok(warnings)
+    }
+
+    /// The config of these leaves, with the defaults that depend on other keys, and the layers of its recipe among its
+    /// overrides.
+    fn deserialise(&self, leaves: &[Leaf], recipe: Option<&Recipe>) -> Result<Config, Error> {
+        let wrong = |error: toml::de::Error| Error {
             problems: vec![Problem { place: self.file.to_string(), message: plain(error.message()) }],
-        })?;
-        if let Some(recipe) = &self.recipe {
-            // Before the overrides of the config itself, so that these win.
-            config.palettize.overrides.splice(0..0, recipe.overrides());
+        };
+        let mut table = table_of(leaves);
+        let config = |table: &Table| -> Result<Config, Error> {
+            let mut config: Config = table.clone().try_into().map_err(wrong)?;
+            if let Some(recipe) = recipe {
+                // Before the overrides of the config itself, so that these win.
+                config.palettize.overrides.splice(0..0, recipe.overrides());
+            }
+            Ok(config)
+        };
+        let first = config(&table)?;
+        if first.train.mode == Mode::Dreambooth {
+            default(&mut table, "train.learning_rate", 1e-6);
+            default(&mut table, "data.caption_dropout_rate", 0.0);
         }
+        default(&mut table, "export.latent_h", first.data.resolution / 8);
+        default(&mut table, "export.latent_w", first.data.resolution / 8);
+        if first.palettize.needs_ios18().is_some() {
+            default(&mut table, "export.min_deployment_target", "iOS18");
+        }
+        let rate = config(&table)?.train.learning_rate;
+        default(&mut table, "train.text_encoder_lr", rate / 2.0);
+        default(&mut table, "palettize.palette_learning_rate", rate);
+        let mut config = config(&table)?;
+        rules::fill_names(&mut config);
         Ok(config)
     }
 }
 
-/// `file:line:column` of a span of `text`, counted from 1, columns in characters.
-pub(super) fn place(text: &str, file: &str, span: Option<Range<usize>>) -> String {
-    let start = span.map_or(text.len(), |span| span.start).min(text.len());
-    let before = String::from_utf8_lossy(&text.as_bytes()[..start]);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-    format!("{file}:{line}:{column}")
+/// Keys on which it depends what others mean.
+fn is_switch(key: &str) -> bool {
+    const SWITCHES: [&str; 10] = [
+        "train.mode",
+        "train.component",
+        "train.train_text_encoder",
+        "train.lr_scheduler",
+        "train.use_ema",
+        "train.max_train_steps",
+        "data.dreambooth.with_prior_preservation",
+        "palettize.enabled",
+        "palettize.granularity",
+        "distill.enabled",
+    ];
+    SWITCHES.contains(&key)
+}
+
+fn values(config: &Config) -> Table {
+    Table::try_from(config).expect("the schema has a TOML form")
+}
+
+/// The value at a dotted key.
+fn find<'t>(table: &'t Table, key: &str) -> Option<&'t Value> {
+    match key.split_once('.') {
+        Some((first, rest)) => find(table.get(first)?.as_table()?, rest),
+        None => table.get(key),
+    }
+}
+
+/// Removes the value at a dotted key, if there is one, and tables that are empty then.
+pub(super) fn remove(table: &mut Table, key: &str) {
+    match key.split_once('.') {
+        Some((first, rest)) => {
+            if let Some(Value::Table(inner)) = table.get_mut(first) {
+                remove(inner, rest);
+                if inner.is_empty() {
+                    table.remove(first);
+                }
+            }
+        }
+        None => {
+            table.remove(key);
+        }
+    }
+}
+
+/// Sets a key that is not there.
+fn default(table: &mut Table, key: &str, value: impl Into<Value>) {
+    match key.split_once('.') {
+        Some((first, rest)) => {
+            if let Some(inner) = table.entry(first).or_insert_with(|| Value::Table(Table::new())).as_table_mut() {
+                default(inner, rest, value);
+            }
+        }
+        None => {
+            table.entry(key).or_insert_with(|| value.into());
+        }
+    }
 }
 
 /// The table that holds these leaves.
 fn table_of<'a>(leaves: impl IntoIterator<Item = &'a Leaf>) -> Table {
     let mut root = Table::new();
     for leaf in leaves {
-        let (last, parents) = leaf.path.split_last().expect("paths have at least one part");
-        let mut table = &mut root;
-        for name in parents {
-            table = table
-                .entry(name)
-                .or_insert_with(|| Value::Table(Table::new()))
-                .as_table_mut()
-                .expect("only tables lie above leaves");
-        }
-        table.insert(last.clone(), leaf.value.clone());
+        default(&mut root, &leaf.path.join("."), leaf.value.clone());
     }
     root
 }
 
-/// All keys under a table, dotted.
-fn all_keys(table: &Table, prefix: &str) -> Vec<String> {
-    let mut keys = Vec::new();
+/// All keys under a table, dotted, with their values.
+pub(super) fn leaves(table: &Table, prefix: &str) -> Vec<(String, Value)> {
+    let mut found = Vec::new();
     for (name, value) in table {
         match value {
-            Value::Table(inner) => keys.extend(all_keys(inner, &format!("{prefix}{name}."))),
-            _ => keys.push(format!("{prefix}{name}")),
+            Value::Table(inner) => found.extend(leaves(inner, &format!("{prefix}{name}."))),
+            _ => found.push((format!("{prefix}{name}"), value.clone())),
         }
     }
-    keys
+    found
 }
 
-/// `; did you mean …?`, or nothing if no name is near.
-pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
-    names
-        .map(|known| (strsim::jaro_winkler(name, known), known))
-        .filter(|(similarity, _)| *similarity > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or_else(String::new, |(_, known)| format!("; did you mean `{known}`?"))
+/// What is wrong with the value of a leaf, in a user's words.
+fn mistyped(leaf: &Leaf, error: &toml::de::Error) -> String {
+    // An enum tells its words when it is given another.
+    let probe = Leaf { value: Value::String("\u{0}".into()), ..leaf.clone() };
+    let words = match table_of([&probe]).try_into::<Config>() {
+        Err(error) if error.message().starts_with("unknown variant") => {
+            error.message().split_once("expected ").map(|(_, words)| words.trim_start_matches("one of ").to_owned())
+        }
+        _ => None,
+    };
+    let Some(words) = words else { return plain(error.message()) };
+    match &leaf.value {
+        Value::String(value) => {
+            let known: Vec<&str> = words.split('`').skip(1).step_by(2).collect();
+            format!("is `{value}`, expected {words}{}", nearest(value, known.into_iter()))
+        }
+        value => format!("is {value}, expected {words}, in quotes"),
+    }
 }
-
-/// What other trainers call our keys.
-const SYNONYMS: [(&str, &str); 12] = [
-    ("snr_gamma", "train.min_snr_gamma"),
-    ("max_steps", "train.max_train_steps"),
-    ("steps", "train.max_train_steps"),
-    ("batch_size", "train.train_batch_size"),
-    ("lr", "train.learning_rate"),
-    ("unet_lr", "train.learning_rate"),
-    ("caption_ext", "data.caption_extension"),
-    ("instance_dir", "data.dreambooth.instance_data_dir"),
-    ("sample_every", "sample.sample_every_n_steps"),
-    ("save_every", "checkpoint.checkpointing_steps"),
-    ("max_step_saves_to_keep", "checkpoint.checkpoints_total_limit"),
-    ("bits", "palettize.n_bits"),
-];
 
 /// serde's words in a user's.
 fn plain(message: &str) -> String {
     let message = message.lines().next().unwrap_or_default().trim();
-    let message = message.strip_prefix("invalid type: ").map_or(message.to_string(), |rest| format!("is {rest}"));
-    let message = message.strip_prefix("invalid value: ").map_or(message.clone(), |rest| format!("is {rest}"));
-    let message = message.strip_prefix("unknown variant ").map_or(message.clone(), |rest| format!("is {rest}"));
-    let mut message = message;
+    let begins = [
+        ("invalid type: ", "is "),
+        ("invalid value: ", "is "),
+        ("unknown variant ", "is "),
+        ("invalid length ", "has the length "),
+    ];
+    let mut message = begins
+        .into_iter()
+        .find_map(|(theirs, ours)| message.strip_prefix(theirs).map(|rest| format!("{ours}{rest}")))
+        .unwrap_or_else(|| message.to_owned());
     for (theirs, ours) in [
         ("expected f64", "expected a number"),
         ("expected u64", "expected a whole number of at least 0"),
@@ -309,8 +494,17 @@ fn plain(message: &str) -> String {
         ("expected i64", "expected a whole number"),
         ("expected a boolean", "expected true or false"),
         ("expected a sequence", "expected a list, as in [\"…\"]"),
+        ("expected an array of length 2", "expected a list of two numbers"),
         ("expected path string", "expected a path in quotes"),
         ("expected a string", "expected text in quotes"),
+        ("expected struct PaletteOverride", "expected a table, as in { match = \"conv_in.*\", n_bits = 8 }"),
+        ("missing field ", "a table of the list lacks "),
+        ("is map", "is a table"),
+        ("is sequence", "is a list"),
+        ("is unit variant, expected string only", "has an element that is not text in quotes"),
+        ("wanted string or table", "has an element that is not text in quotes"),
+        ("number too large to fit in target type", "is too large a number"),
+        ("number too small to fit in target type", "is too small a number"),
     ] {
         message = message.replace(theirs, ours);
     }

@@ -18,7 +18,8 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::read::{nearest, place};
+use super::syntax::{self, place};
+use super::unknown::nearest;
 use super::{Error, PaletteOverride, Problem};
 use crate::ops::Parameter;
 use crate::palette::BITS;
@@ -50,11 +51,10 @@ impl Recipe {
     /// [`Error`] with every mistake found.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
-        match std::fs::read_to_string(path) {
+        match syntax::read_text(path) {
             Ok(text) => Self::parse(&text, &shown),
-            Err(error) => {
-                let message = format!("the recipe can't be read: {error}");
-                Err(Error { problems: vec![Problem { place: shown, message }] })
+            Err(message) => {
+                Err(Error { problems: vec![Problem { place: shown, message: format!("the recipe {message}") }] })
             }
         }
     }
@@ -65,13 +65,11 @@ impl Recipe {
     /// As [`Recipe::read`].
     pub fn parse(text: &str, file: &str) -> Result<Self, Error> {
         let mut reader = Reader { text, file, layers: Vec::new(), problems: Vec::new() };
-        match DeTable::parse(text) {
-            Ok(table) => reader.top(table.get_ref()),
-            Err(error) => {
-                let message = format!("is not TOML here: {}", error.message().trim());
-                reader.problem(reader.place(error.span()), message);
-            }
+        let (table, errors) = DeTable::parse_recoverable(text);
+        if errors.is_empty() {
+            reader.top(table.get_ref());
         }
+        reader.problems.extend(syntax::problems(text, file, &errors).0);
         if reader.problems.is_empty() {
             Ok(Self { layers: reader.layers })
         } else {
@@ -282,7 +280,10 @@ mod tests {
             ("", "mixed.toml: `recipe_version = 1` is missing: is it a recipe?"),
             ("recipe_version = 1", "mixed.toml: [layers] names no layer: name = bits"),
             ("recipe_version = 1\nlayers = 4", "mixed.toml:2:1: `layers` must be a table, [layers], of names and bits"),
-            ("recipe_version = 1\n[layers]\n\"a\" = 1\n\"a\" = 2", "mixed.toml:4:1: is not TOML here: duplicate key"),
+            (
+                "recipe_version = 1\n[layers]\n\"a\" = 1\n\"a\" = 2",
+                "mixed.toml:4:1: is not TOML here: duplicate key `\"a\"`: it is written twice",
+            ),
         ] {
             assert_eq!(problems(text)[0], expected, "{text}");
         }

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Config, DeploymentTarget, Distill, MixedPrecision, Mode, TrainedComponent};
+use super::{Config, DeploymentTarget, Distill, MixedPrecision, Mode, SamplePrompt, TrainedComponent};
 use crate::palette::BITS;
 
 /// Replaces `{name}` and `{output_dir}` in paths.
@@ -116,18 +116,12 @@ fn data(config: &Config, rules: &mut Rules) {
             "data.train_data_dir",
             "is missing: the folder of pictures and captions",
         ),
-        (Mode::Full, Some(_)) => {
-            rules.must(false, "train.mode", "is \"full\", but there is [data.dreambooth]; set it to \"dreambooth\"")
-        }
+        // That its keys have no effect is told by the table of keys.
+        (Mode::Full, Some(_)) => {}
         (Mode::Dreambooth, None) => {
             rules.must(false, "data.dreambooth", "is missing: train.mode = \"dreambooth\" needs that table")
         }
         (Mode::Dreambooth, Some(dreambooth)) => {
-            rules.must(
-                data.train_data_dir.is_none(),
-                "data.train_data_dir",
-                "is not used with train.mode = \"dreambooth\"; instance_data_dir takes its place",
-            );
             let key = |name: &str| format!("data.dreambooth.{name}");
             let prior = dreambooth.with_prior_preservation;
             rules.must(
@@ -273,6 +267,11 @@ fn palettize(config: &Config, rules: &mut Rules) {
 fn rest(config: &Config, rules: &mut Rules) {
     rules.at_least_one(config.sample.sample_steps, "sample.sample_steps");
     rules.not_negative(config.sample.guidance_scale, "sample.guidance_scale");
+    for prompt in &config.sample.prompts {
+        if let Err(message) = SamplePrompt::parse(prompt) {
+            rules.must(false, "sample.prompts", format!("(\"{prompt}\"): {message}"));
+        }
+    }
     rules.must(
         config.checkpoint.checkpoints_total_limit >= 2,
         "checkpoint.checkpoints_total_limit",

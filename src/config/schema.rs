@@ -172,7 +172,7 @@ pub struct Train {
     /// Default: half of `learning_rate`.
     pub text_encoder_lr: f64,
     pub lr_scheduler: LrScheduler,
-    /// Steps over which the rate rises from 0.
+    /// Steps over which the rate rises from 0, whatever the `lr_scheduler`.
     pub lr_warmup_steps: u64,
     /// Restarts of `cosine_with_restarts`.
     pub lr_num_cycles: u64,
@@ -338,6 +338,7 @@ pub enum Sampler {
 pub struct Sample {
     /// 0 = never.
     pub sample_every_n_steps: u64,
+    /// Each may end in the flags of kohya's sd-scripts: `a cat --n blurry --w 512 --h 768 --d 1 --l 7.5 --s 28 --ss euler`.
     pub prompts: Vec<String>,
     pub sample_steps: usize,
     pub guidance_scale: f64,

@@ -1,14 +1,14 @@
 //! Noised pictures outside a run: the validation loss of any weights, by which `evaluate` and `demo` compare models, and
 //! what `analyze` and calibration look at.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use tch::{Device, Kind};
 
 use super::examples::{Encoder, Texts};
 use super::setup::{check_conditions, transform};
 use super::validate::{Input, Validation};
 pub use super::validate::{Measured, snr};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::data::{Cache, CaptionOptions, Key, Sample, dreambooth, read_folder};
 use crate::diffusion::NoiseSchedule;
 use crate::networks::unet::UnetConfig;
@@ -30,9 +30,10 @@ impl Evaluation {
     /// # Errors
     /// The config has no validation split; whatever is wrong with the data or the model.
     pub fn open(config: &Config, model: &Model, samples: Option<usize>, device: Device) -> Result<Self> {
-        let folder = config.data.validation_data_dir.as_ref().context(
-            "the config has no `data.validation_data_dir`: set it to a folder with pictures that are not trained on",
-        )?;
+        let Some(folder) = config.data.validation_data_dir.as_ref() else {
+            let message = "is missing: set it to a folder with pictures that are not trained on";
+            return Err(config::Error::about("data.validation_data_dir", message).into());
+        };
         let samples = samples.unwrap_or(config.train.train_batch_size * config.validation.batches);
         Self::of(read_folder(folder, &CaptionOptions::from(&config.data))?, config, model, samples, device)
     }

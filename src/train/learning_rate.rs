@@ -5,7 +5,8 @@ use std::f64::consts::PI;
 
 use crate::config::LrScheduler as Shape;
 
-/// A schedule over `total` steps, the first `warmup` of them rising linearly (not for [`Shape::Constant`]).
+/// A schedule over `total` steps, the first `warmup` of them rising linearly. [`Shape::Constant`] warms up too, as
+/// [`Shape::ConstantWithWarmup`] does; diffusers' "constant" would ignore the warm-up.
 #[derive(Clone, Copy, Debug)]
 pub struct LearningRate {
     pub shape: Shape,
@@ -21,9 +22,6 @@ pub struct LearningRate {
 impl LearningRate {
     /// The rate of step `step`, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
-        if self.shape == Shape::Constant {
-            return self.base;
-        }
         if step < self.warmup {
             return self.base * step as f64 / self.warmup.max(1) as f64;
         }
@@ -48,13 +46,22 @@ impl LearningRate {
 mod tests {
     use super::*;
 
+    /// Without a warm-up it is diffusers' "constant".
+    #[test]
+    fn a_constant_rate_warms_up() {
+        let rate =
+            |warmup| LearningRate { shape: Shape::Constant, base: 1.0, warmup, total: 110, cycles: 1.0, power: 1.0 };
+        let steps = [0, 5, 10, 109];
+        assert_eq!(steps.map(|step| rate(10).at(step)), [0.0, 0.5, 1.0, 1.0]);
+        assert_eq!(steps.map(|step| rate(0).at(step)), [1.0; 4]);
+    }
+
     /// Numbers from diffusers 0.42: `get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=110,
     /// num_cycles=2, power=2.0)` with lr 1, after 0, 5, 10, 35, 60 and 109 steps (tests/oracle/learning_rates.py).
     #[test]
     fn schedules_equal_those_of_diffusers() {
         let steps = [0, 5, 10, 35, 60, 109];
         let expected = [
-            (Shape::Constant, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
             (Shape::ConstantWithWarmup, [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
             (Shape::Linear, [0.0, 0.5, 1.0, 0.75, 0.5, 0.01]),
             (Shape::Cosine, [0.0, 0.5, 1.0, 0.853_553_390_593_273_7, 0.5, 0.000_246_719_817_134_2]),

@@ -164,7 +164,7 @@ impl Schedules {
             },
             text_encoder_ratio: train.text_encoder_lr / train.learning_rate,
             palette_ratio: palettize.palette_learning_rate / train.learning_rate,
-            freeze_at: (steps as f64 * (1.0 - palettize.freeze_fraction)).round() as u64,
+            freeze_at: palettize.freeze_at(steps),
             temperature: (palettize.temperature_start, palettize.temperature_end),
         }
     }

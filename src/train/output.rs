@@ -99,7 +99,7 @@ impl OutputDir {
             // Ended before its first checkpoint: nothing is lost by beginning again, if it was this run.
             let before =
                 fs::read_to_string(&resolved).with_context(|| format!("cannot read {}", resolved.display()))?;
-            let before = crate::config::parse(&before, "config.resolved.toml", &[])?;
+            let before = crate::config::parse_resolved(&before, "config.resolved.toml")?;
             if before.name != config.name {
                 bail!("the output folder {shown} is that of the run `{}`; set another `output_dir`", before.name);
             }

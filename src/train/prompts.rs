@@ -1,10 +1,10 @@
 //! The config's prompts, drawn during a run with the weights as they would ship.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
 use super::trained::Networks;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Sample, SamplePrompt};
 use crate::diffusion::pipeline::{Noise, Pipeline, Request, pipeline_config};
 use crate::diffusion::{SamplerKind, TextEncoder};
 use crate::ops::Weights;
@@ -37,20 +37,30 @@ pub fn sampler(config: &Config, model: &Model, (device, kind): (Device, Kind)) -
             kind,
             device,
         };
-        let draw = |(index, prompt): (usize, &String)| {
-            let request = Request {
-                prompt: prompt.clone(),
-                steps: sample.sample_steps,
-                guidance_scale: sample.guidance_scale,
-                sampler: Some(sampler_kind(sample.sampler)),
-                noise: Noise::Seed(sample.seed.wrapping_add(index as u64)),
-                size: Some((side, side)),
-                ..Request::default()
-            };
-            Ok(pipeline.generate(&request, &mut |_, _| super::go_on())?.images.get(0))
-        };
-        sample.prompts.iter().enumerate().map(draw).collect()
+        let draw = |request: Request| Ok(pipeline.generate(&request, &mut |_, _| super::go_on())?.images.get(0));
+        requests(&sample, side)?.into_iter().map(draw).collect()
     })
+}
+
+/// What to draw of each of the prompts: what a prompt does not say is what `sample` says, `side` px wide and high.
+///
+/// # Errors
+/// A prompt's flags are wrong.
+fn requests(sample: &Sample, side: i64) -> Result<Vec<Request>> {
+    let request = |(index, line): (usize, &String)| {
+        let prompt = SamplePrompt::parse(line).map_err(|message| anyhow!("sample.prompts (\"{line}\"): {message}"))?;
+        Ok(Request {
+            negative_prompt: prompt.negative_prompt.unwrap_or_default(),
+            steps: prompt.steps.unwrap_or(sample.sample_steps),
+            guidance_scale: prompt.guidance_scale.unwrap_or(sample.guidance_scale),
+            sampler: prompt.sampler.or(Some(sampler_kind(sample.sampler))),
+            noise: Noise::Seed(prompt.seed.unwrap_or(sample.seed.wrapping_add(index as u64))),
+            size: Some((prompt.height.unwrap_or(side), prompt.width.unwrap_or(side))),
+            prompt: prompt.prompt,
+            ..Request::default()
+        })
+    };
+    sample.prompts.iter().enumerate().map(request).collect()
 }
 
 /// The config's word for a sampler, as the samplers' own.
@@ -66,4 +76,23 @@ pub fn sampler_kind(sampler: config::Sampler) -> SamplerKind {
 /// Handles to the same tensors.
 fn shared(weights: &Weights) -> Weights {
     weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_a_prompt_win_over_the_config() {
+        let prompts =
+            ["a cat", "a dog --n blurry --w 512 --h 768 --d 7 --l 5 --s 9 --ss euler"].map(String::from).to_vec();
+        let requests = requests(&Sample { prompts, seed: 40, ..Sample::default() }, 64).unwrap();
+        let [plain, told] = requests.as_slice() else { panic!("two prompts") };
+        assert_eq!((plain.prompt.as_str(), plain.negative_prompt.as_str(), plain.steps), ("a cat", "", 25));
+        assert_eq!((plain.size, plain.guidance_scale, plain.sampler), (Some((64, 64)), 7.5, Some(SamplerKind::Ddim)));
+        assert!(matches!(plain.noise, Noise::Seed(40)));
+        assert_eq!((told.prompt.as_str(), told.negative_prompt.as_str(), told.steps), ("a dog", "blurry", 9));
+        assert_eq!((told.size, told.guidance_scale, told.sampler), (Some((768, 512)), 5.0, Some(SamplerKind::Euler)));
+        assert!(matches!(told.noise, Noise::Seed(7)));
+    }
 }

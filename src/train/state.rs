@@ -89,7 +89,7 @@ pub fn tensors(checkpoint: &Path) -> Result<files::TensorFile> {
 /// # Errors
 /// Names the first line that differs.
 pub fn check_same_run(before: &str, config: &Config) -> Result<()> {
-    let old = crate::config::parse(before, "its config.resolved.toml", &[])?;
+    let old = crate::config::parse_resolved(before, "its config.resolved.toml")?;
     let neutral = |config: &Config| {
         let mut config = config.clone();
         config.sample = Default::default();

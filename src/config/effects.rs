@@ -1,0 +1,353 @@
+//! Keys without effect: under which conditions a key of the table in `keys` does nothing, and what is said of one that is
+//! written all the same.
+//!
+//! Refused is what the user surely meant otherwise: a setting whose switch was forgotten. Where the switch is written too
+//! (`palettize.enabled=false` to compare with float), a config that others share may hold the rest, and it is only warned of.
+
+use super::{Config, Granularity, LrScheduler, Mode, Palettize, SamplePrompt, TrainedComponent, keys};
+
+/// Why a key has no effect.
+pub(super) struct Idle {
+    pub why: String,
+    pub verdict: Verdict,
+}
+
+/// What is said of a key without effect that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Refused unless this key, the switch, is written too.
+    Forgotten(&'static str),
+    Refused,
+    Warned,
+    /// Warned of: it depends on the length of the run, as that of a short trial.
+    Passing,
+    /// Warned of, in the words of `why` alone: the key has an effect, but hardly the one that is meant.
+    Odd,
+}
+
+impl Idle {
+    fn new(verdict: Verdict, why: impl Into<String>) -> Option<Self> {
+        Some(Self { why: why.into(), verdict })
+    }
+}
+
+/// A key that is written without effect, before those with the same reason are told together.
+pub(super) struct Finding {
+    pub key: &'static str,
+    pub why: String,
+    pub verdict: Verdict,
+    pub refused: bool,
+}
+
+/// The written keys that have no effect. `written` tells whether a key is, `is_default` whether its value is the one that it
+/// would have anyway: such a key is not refused.
+pub(super) fn findings(
+    config: &Config,
+    written: impl Fn(&str) -> bool,
+    is_default: impl Fn(&str) -> bool,
+) -> Vec<Finding> {
+    let idle =
+        keys::KEYS.iter().filter(|key| written(key.name)).filter_map(|key| Some((key.name, (key.idle)(config)?)));
+    idle.filter_map(|(key, Idle { why, verdict })| {
+        let default = is_default(key);
+        let refused = match verdict {
+            Verdict::Forgotten(switch) => !default && !written(switch),
+            Verdict::Refused => !default,
+            Verdict::Passing if default => return None,
+            Verdict::Warned | Verdict::Passing | Verdict::Odd => false,
+        };
+        Some(Finding { key, why, verdict, refused })
+    })
+    .collect()
+}
+
+/// One message for all keys that lack an effect for the same reason.
+pub(super) fn message(keys: &[&str], why: &str, verdict: Verdict) -> String {
+    let listed = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+    match (verdict, keys.len()) {
+        (Verdict::Odd, _) => format!("{listed} {why}"),
+        (_, 1) => format!("{listed} has no effect: {why}"),
+        _ => format!("{listed} have no effect: {why}"),
+    }
+}
+
+use Verdict::{Forgotten, Odd, Passing, Refused, Warned};
+
+pub(super) fn always(_: &Config) -> Option<Idle> {
+    None
+}
+
+fn is_autoencoder(config: &Config) -> bool {
+    config.train.component == TrainedComponent::Autoencoder
+}
+
+pub(super) fn unet(config: &Config) -> Option<Idle> {
+    let why = "it is for the UNet, and train.component is \"autoencoder\"";
+    if is_autoencoder(config) { Idle::new(Warned, why) } else { None }
+}
+
+pub(super) fn cache(config: &Config) -> Option<Idle> {
+    let why = "with train.component = \"autoencoder\" nothing is cached";
+    if is_autoencoder(config) { Idle::new(Warned, why) } else { None }
+}
+
+pub(super) fn autoencoder(config: &Config) -> Option<Idle> {
+    let why = "it is for train.component = \"autoencoder\"";
+    if is_autoencoder(config) { None } else { Idle::new(Forgotten("train.component"), why) }
+}
+
+pub(super) fn crop(config: &Config) -> Option<Idle> {
+    autoencoder(config).or_else(|| match config.train.autoencoder.crop {
+        Some(crop) if crop == config.data.resolution => {
+            Idle::new(Warned, format!("pictures are {crop} px wide and high too (data.resolution)"))
+        }
+        _ => None,
+    })
+}
+
+/// `data.train_data_dir`.
+pub(super) fn instead_of_captions_folder(config: &Config) -> Option<Idle> {
+    let why = "train.mode = \"dreambooth\" takes its pictures from data.dreambooth.instance_data_dir";
+    if config.train.mode == Mode::Dreambooth { Idle::new(Refused, why) } else { None }
+}
+
+pub(super) fn captions(config: &Config) -> Option<Idle> {
+    // The validation folder has captions in any mode.
+    let unread = config.train.mode == Mode::Dreambooth && config.data.validation_data_dir.is_none();
+    let why =
+        "train.mode = \"dreambooth\" reads no captions: every picture has the instance_prompt or the class_prompt";
+    if unread { Idle::new(Refused, why) } else { None }
+}
+
+pub(super) fn dreambooth(config: &Config) -> Option<Idle> {
+    let why = "[data.dreambooth] is for train.mode = \"dreambooth\"";
+    if config.train.mode == Mode::Dreambooth { None } else { Idle::new(Refused, why) }
+}
+
+/// The weight of the prior loss.
+pub(super) fn prior(config: &Config) -> Option<Idle> {
+    const SWITCH: &str = "data.dreambooth.with_prior_preservation";
+    let off = config.data.dreambooth.as_ref().is_some_and(|dreambooth| !dreambooth.with_prior_preservation);
+    let why = "there is no prior preservation (with_prior_preservation = false)";
+    dreambooth(config).or_else(|| if off { Idle::new(Forgotten(SWITCH), why) } else { None })
+}
+
+/// Pictures of the class.
+pub(super) fn class(config: &Config) -> Option<Idle> {
+    let weightless = config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.prior_loss_weight == 0.0);
+    let why = "prior_loss_weight is 0; with_prior_preservation = false does the same with half the work";
+    prior(config).or_else(|| if weightless { Idle::new(Warned, why) } else { None })
+}
+
+pub(super) fn text_encoder(config: &Config) -> Option<Idle> {
+    let why = "the text encoder is not trained (train.train_text_encoder = false)";
+    if config.train.train_text_encoder { None } else { Idle::new(Forgotten("train.train_text_encoder"), why) }
+}
+
+/// `train.stop_text_encoder_training`.
+pub(super) fn stop(config: &Config) -> Option<Idle> {
+    let (stop, steps) = (config.train.stop_text_encoder_training, config.train.max_train_steps);
+    let why = || format!("the run ends before, after train.max_train_steps = {steps}");
+    text_encoder(config).or_else(|| if stop > 0 && stop >= steps { Idle::new(Passing, why()) } else { None })
+}
+
+/// `train.learning_rate`.
+pub(super) fn dense(config: &Config) -> Option<Idle> {
+    let palettize = &config.palettize;
+    let alone = palettize.enabled && freeze_at(config) == 0 && !palettize.reestimate_norms_and_biases;
+    let why = "palettes alone learn, at palettize.palette_learning_rate";
+    if alone && !config.train.train_text_encoder { Idle::new(Passing, why) } else { None }
+}
+
+pub(super) fn scheduler(config: &Config) -> Option<Idle> {
+    let train = &config.train;
+    let why = "is \"constant_with_warmup\", but train.lr_warmup_steps is 0: the learning rate is constant from the first step";
+    let bare = train.lr_scheduler == LrScheduler::ConstantWithWarmup && train.lr_warmup_steps == 0;
+    if bare { Idle::new(Odd, why) } else { None }
+}
+
+pub(super) fn warmup(config: &Config) -> Option<Idle> {
+    let (warmup, steps) = (config.train.lr_warmup_steps, config.train.max_train_steps);
+    let why = || {
+        format!(
+            "is {warmup}, and train.max_train_steps is {steps}: the run ends within its warm-up, below train.learning_rate"
+        )
+    };
+    if warmup >= steps && steps > 0 { Idle::new(Odd, why()) } else { None }
+}
+
+pub(super) fn cycles(config: &Config) -> Option<Idle> {
+    let why = "it is for train.lr_scheduler = \"cosine_with_restarts\"";
+    let has = config.train.lr_scheduler == LrScheduler::CosineWithRestarts;
+    if has { None } else { Idle::new(Forgotten("train.lr_scheduler"), why) }
+}
+
+pub(super) fn power(config: &Config) -> Option<Idle> {
+    let why = "it is for train.lr_scheduler = \"polynomial\"";
+    let has = config.train.lr_scheduler == LrScheduler::Polynomial;
+    if has { None } else { Idle::new(Forgotten("train.lr_scheduler"), why) }
+}
+
+pub(super) fn ema(config: &Config) -> Option<Idle> {
+    let why = "no moving average is kept (train.use_ema = false)";
+    if config.train.use_ema { None } else { Idle::new(Forgotten("train.use_ema"), why) }
+}
+
+pub(super) fn palettes(config: &Config) -> Option<Idle> {
+    let why = "there are no palettes (palettize.enabled = false)";
+    if config.palettize.enabled { None } else { Idle::new(Forgotten("palettize.enabled"), why) }
+}
+
+/// What holds for layers that neither a recipe nor an override names.
+pub(super) fn unnamed_layers(config: &Config) -> Option<Idle> {
+    let Palettize { recipe, .. } = &config.palettize;
+    palettes(config).or_else(|| match recipe {
+        Some(_) => Idle::new(Warned, "palettize.recipe says the bits of every layer"),
+        None if config.palettize.names_every_layer() => {
+            Idle::new(Warned, "an override (match = \"*\") says the bits of every layer")
+        }
+        None => None,
+    })
+}
+
+pub(super) fn groups(config: &Config) -> Option<Idle> {
+    let why = "it is for palettize.granularity = \"per_grouped_channel\"";
+    let grouped = config.palettize.granularity == Granularity::PerGroupedChannel;
+    palettes(config).or_else(|| if grouped { None } else { Idle::new(Forgotten("palettize.granularity"), why) })
+}
+
+pub(super) fn axis(config: &Config) -> Option<Idle> {
+    let palettize = &config.palettize;
+    let has = palettize.granularity == Granularity::PerGroupedChannel || palettize.cluster_dim > 1;
+    let why = "it is for palettize.granularity = \"per_grouped_channel\" or a cluster_dim of 2 or 4";
+    palettes(config).or_else(|| if has { None } else { Idle::new(Forgotten("palettize.granularity"), why) })
+}
+
+fn freeze_at(config: &Config) -> u64 {
+    config.palettize.freeze_at(config.train.max_train_steps)
+}
+
+/// What holds until assignments freeze.
+pub(super) fn soft(config: &Config) -> Option<Idle> {
+    let why = "assignments are fixed from the first step on (palettize.freeze_fraction, train.max_train_steps)";
+    palettes(config).or_else(|| if freeze_at(config) == 0 { Idle::new(Passing, why) } else { None })
+}
+
+/// What holds from then on.
+pub(super) fn frozen(config: &Config) -> Option<Idle> {
+    let why = "assignments are never fixed before the run ends (palettize.freeze_fraction, train.max_train_steps)";
+    let never = freeze_at(config) >= config.train.max_train_steps;
+    palettes(config).or_else(|| if never { Idle::new(Passing, why) } else { None })
+}
+
+/// `palettize.recipe`.
+pub(super) fn recipe(config: &Config) -> Option<Idle> {
+    let stars = config.palettize.overrides.iter().filter(|exception| exception.pattern == "*").count();
+    let replaced = config.palettize.recipe.is_some() && stars > 1;
+    let why = "an override (match = \"*\") replaces it";
+    palettes(config).or_else(|| if replaced { Idle::new(Warned, why) } else { None })
+}
+
+pub(super) fn overrides(config: &Config) -> Option<Idle> {
+    palettes(config).or_else(|| {
+        // Exceptions to a recipe are there to replace its layers.
+        if config.palettize.recipe.is_some() {
+            return None;
+        }
+        let (shadowed, by) = config.palettize.shadowed()?;
+        let why = format!("match = \"{shadowed}\" has no effect: a later override (match = \"{by}\") replaces it");
+        Idle::new(Odd, why)
+    })
+}
+
+pub(super) fn distill(config: &Config) -> Option<Idle> {
+    let why = "the float model does not teach (distill.enabled = false)";
+    if config.distill.enabled { None } else { Idle::new(Forgotten("distill.enabled"), why) }
+}
+
+/// `distill.enabled`.
+pub(super) fn teacher(config: &Config) -> Option<Idle> {
+    let distill = &config.distill;
+    let mute = distill.enabled && distill.lambda_kd_output == 0.0 && distill.lambda_kd_feat == 0.0;
+    let why = "is true, but lambda_kd_output and lambda_kd_feat are 0: the teacher costs a pass each step and teaches nothing";
+    if mute { Idle::new(Odd, why) } else { None }
+}
+
+/// Whether pictures are drawn at all.
+fn drawn(config: &Config) -> Option<Idle> {
+    let (every, steps) = (config.sample.sample_every_n_steps, config.train.max_train_steps);
+    if every == 0 {
+        return Idle::new(Warned, "no pictures are drawn (sample.sample_every_n_steps = 0)");
+    }
+    let why =
+        || format!("no pictures are drawn: sample.sample_every_n_steps is {every}, train.max_train_steps {steps}");
+    if every > steps { Idle::new(Passing, why()) } else { None }
+}
+
+/// What holds for pictures that are drawn from prompts.
+pub(super) fn prompts(config: &Config) -> Option<Idle> {
+    let why = "with train.component = \"autoencoder\" samples are reconstructions of pictures";
+    if is_autoencoder(config) { Idle::new(Warned, why) } else { drawn(config) }
+}
+
+/// `sample.sample_every_n_steps`.
+pub(super) fn sampling(config: &Config) -> Option<Idle> {
+    let sample = &config.sample;
+    if sample.sample_every_n_steps == 0 {
+        return None;
+    }
+    let bare = !is_autoencoder(config) && sample.prompts.is_empty();
+    if bare { Idle::new(Warned, "no pictures are drawn (sample.prompts is empty)") } else { drawn(config) }
+}
+
+/// What holds for prompts that do not say otherwise themselves.
+fn each(config: &Config, says: impl Fn(&SamplePrompt) -> bool) -> Option<Idle> {
+    let prompts = &config.sample.prompts;
+    self::prompts(config).or_else(|| {
+        if prompts.is_empty() {
+            return Idle::new(Warned, "no pictures are drawn (sample.prompts is empty)");
+        }
+        let all = prompts.iter().all(|prompt| SamplePrompt::parse(prompt).is_ok_and(|prompt| says(&prompt)));
+        if all { Idle::new(Warned, "every prompt of sample.prompts has its own") } else { None }
+    })
+}
+
+pub(super) fn each_steps(config: &Config) -> Option<Idle> {
+    each(config, |prompt| prompt.steps.is_some())
+}
+
+pub(super) fn each_scale(config: &Config) -> Option<Idle> {
+    each(config, |prompt| prompt.guidance_scale.is_some())
+}
+
+pub(super) fn each_seed(config: &Config) -> Option<Idle> {
+    each(config, |prompt| prompt.seed.is_some())
+}
+
+pub(super) fn each_sampler(config: &Config) -> Option<Idle> {
+    each(config, |prompt| prompt.sampler.is_some())
+}
+
+pub(super) fn logs(config: &Config) -> Option<Idle> {
+    let (every, steps) = (config.logging.log_every, config.train.max_train_steps);
+    if config.logging.report_to.is_empty() {
+        return Idle::new(Warned, "nothing is logged (logging.report_to is empty)");
+    }
+    let why = || format!("the run ends before, after train.max_train_steps = {steps}");
+    if every > steps { Idle::new(Passing, why()) } else { None }
+}
+
+pub(super) fn validation(config: &Config) -> Option<Idle> {
+    let why = "there is nothing to measure on (data.validation_data_dir is not set)";
+    if config.data.validation_data_dir.is_none() { Idle::new(Warned, why) } else { None }
+}
+
+/// What holds for a loss on noised pictures.
+pub(super) fn noised_validation(config: &Config) -> Option<Idle> {
+    validation(config).or_else(|| unet(config))
+}
+
+pub(super) fn package(config: &Config) -> Option<Idle> {
+    let why = "no Core ML package is written (export.coreml = false)";
+    if config.export.coreml { None } else { Idle::new(Forgotten("export.coreml"), why) }
+}
