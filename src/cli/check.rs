@@ -27,7 +27,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let config = config::load(&args.config, &args.overrides)?;
     let mut report = Report { lines: Vec::new(), mistakes: Vec::new(), tokenizer: None };
-    let model = report.take(Model::open(&config.model.pretrained_model_name_or_path));
+    let model = report.take(Model::open_with(&config.model.pretrained_model_name_or_path, &config.model.options()));
     if let Some(model) = &model {
         report.model(&config, model);
     }
@@ -91,9 +91,6 @@ impl Report {
         }
         self.tokenizer = self.take(model.tokenizer());
         self.take(crate::train::supports(config, model));
-        if let Some(scheduler) = self.take(model.scheduler_config()) {
-            self.take(crate::diffusion::NoiseSchedule::from_config(&scheduler));
-        }
         if config.train.component == TrainedComponent::Unet && config.palettize.enabled {
             // The recipe's layers stand before the overrides; they are looked at where their lines are known.
             let mut from_recipe = 0;

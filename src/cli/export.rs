@@ -23,8 +23,8 @@ use crate::coreml::package::{Occupied, put_in_place, replaces};
 use crate::coreml::program::Target;
 use crate::coreml::velocity::Velocity;
 use crate::coreml::weights::{PostTraining, WeightSource};
-use crate::diffusion::NoiseSchedule;
 use crate::diffusion::pipeline::{check_shapes, unet_weights};
+use crate::diffusion::text_to_image;
 use crate::palette::checkpoint::PalettizedFile;
 use crate::report::{Progress, shell_word};
 use crate::source::{Component, Model, copy_model};
@@ -219,7 +219,9 @@ pub fn run(args: Args) -> Result<()> {
         (None, Some(_)) => Target::Ios18,
         (None, None) => Target::Ios16,
     };
-    let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
+    // One network may be exported by itself; those that are there must make one model.
+    text_to_image::fit(model)?;
+    let schedule = text_to_image::schedule(model)?;
     let options = UnetOptions {
         batch: if args.unet_batch_one { 1 } else { 2 },
         height,

@@ -18,7 +18,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::clip::{self, Clip};
-use super::json::{read_json, read_json_if_there};
+use super::json::{read_json, read_json_if_there, read_text};
 
 /// Special tokens, then contractions, words, single digits, runs of anything else (OpenAI's `simple_tokenizer.py`).
 const PIECES: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -198,7 +198,7 @@ impl Files {
         let vocabulary = serde_json::from_value(read_json(&path)?)
             .with_context(|| format!("{} is not a table of tokens and ids", path.display()))?;
         let path = folder.join("merges.txt");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = read_text(&path)?;
         let mut merges = Vec::new();
         for (number, line) in text.lines().enumerate() {
             if line.starts_with("#version") || line.trim().is_empty() {
