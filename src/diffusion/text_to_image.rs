@@ -112,6 +112,10 @@ pub fn text_to_image_channels(unet: &UnetConfig, autoencoder: &AutoencoderConfig
     if (taken, given) == (latents, latents) {
         return Ok(());
     }
+    ensure!(
+        taken != given,
+        "the UNet takes and gives {taken} channels, and the autoencoder's latents have {latents}; they should agree"
+    );
     let kind = match (taken - latents, given == latents) {
         (5, true) => "an inpainting model, whose UNet also takes a mask and a masked picture",
         (4, true) => "a model that edits pictures (InstructPix2Pix), whose UNet also takes a picture's latents",

@@ -51,7 +51,7 @@ fn one_component(config: &Value) -> String {
             format!(" (it is an {class} alone: give the model, and this with --vae or model.vae)")
         }
         Some(class @ ("UNet2DConditionModel" | "CLIPTextModel" | "CLIPTextModelWithProjection")) => {
-            format!(" (it is one component, a {class}: give the folder of the whole model)")
+            format!(" (it is one component, a {class}: give the folder above it, the whole model's)")
         }
         Some(class) => format!(" (it is a {class}, which is not supported)"),
         None => " (it looks like one component: give the folder above it)".to_owned(),

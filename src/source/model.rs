@@ -314,6 +314,7 @@ impl Model {
             Form::File(file) => (file.tokenizer(component)?, file.path().to_owned()),
         };
         let config = self.text_encoder_config_of(component)?;
+        let tokenizer = tokenizer.or_of_length(config.positions);
         if tokenizer.vocabulary_size() > config.vocab_size || tokenizer.length() as i64 > config.positions {
             bail!(
                 "{}: {} tokens of texts of {}, but the text encoder knows {} (`vocab_size`) and reads {} \

@@ -47,7 +47,7 @@ impl SingleFile {
         }
         let (places, alone) = found(&file, &names)?;
         let Some(unet) = places.get(&Component::Unet) else {
-            match places.contains_key(&Component::Autoencoder) {
+            match alone == Some(Component::Autoencoder) {
                 true => bail!("{shown} is an autoencoder alone; give the model, and this with --vae or model.vae"),
                 false => bail!("{shown} has no UNet: no tensor's name begins with `model.diffusion_model.`"),
             }
@@ -120,7 +120,13 @@ impl SingleFile {
 
     /// Names and contents of the files of the tokenizer's folder that a diffusers model would have.
     pub fn tokenizer_files(&self, text_encoder: Component) -> Result<[(&'static str, String); 4]> {
-        Clip::new()?.files(self.padding(text_encoder))
+        let positions = self.text_positions(text_encoder)?;
+        Clip::new()?.files(self.padding(text_encoder), positions)
+    }
+
+    fn text_positions(&self, text_encoder: Component) -> Result<i64> {
+        let config = self.config_json(text_encoder)?;
+        config["max_position_embeddings"].as_i64().context("a text encoder without positions")
     }
 
     fn padding(&self, text_encoder: Component) -> &'static str {

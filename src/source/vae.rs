@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
+use super::json::read_json;
 use super::single_file::SingleFile;
 use super::{Component, folder, hub};
+use crate::networks::autoencoder::AutoencoderConfig;
 
 /// Where it is.
 #[derive(Clone)]
@@ -50,6 +52,8 @@ impl Vae {
         if !folder.join("config.json").is_file() {
             bail!("{} is no folder of an autoencoder: it has neither config.json nor vae/config.json", path.display());
         }
+        let config = folder.join("config.json");
+        AutoencoderConfig::from_json(&read_json(&config)?).with_context(|| config.display().to_string())?;
         folder::weight_files(&folder, Component::Autoencoder)?;
         Ok(folder)
     }
