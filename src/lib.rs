@@ -17,6 +17,7 @@
 //! | [`palette`] | k-means, differentiable k-means, packing, the palettized checkpoint |
 //! | [`ops`] | the vocabulary of operations and its tensor interpreter |
 //! | [`torch`] | the shim over libtorch |
+//! | [`terminal`] | what is printed, made safe |
 
 pub mod cli;
 pub mod config;
@@ -28,5 +29,6 @@ pub mod ops;
 pub mod palette;
 pub mod report;
 pub mod source;
+pub mod terminal;
 pub mod torch;
 pub mod train;

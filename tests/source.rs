@@ -258,7 +258,7 @@ fn what_is_not_a_model_folder_is_told_what_is() {
     assert_says(at(&path.join("unet")), &["not a diffusers folder", "folder above"]);
     assert_says(
         at(&path.join("unet/config.json")),
-        &["a single-file checkpoint (.safetensors) is expected", "not a whole safetensors file"],
+        &["a single-file checkpoint (.safetensors) is expected", "a JSON document"],
     );
     assert_says(Model::open("nobody/no-such-model-here"), &["nobody/no-such-model-here", "cache", "hf download"]);
 
@@ -349,6 +349,57 @@ fn small_vocabularies_give_transformers_ids_in_every_form() {
         assert_eq!(saved_before.encode(text), integers(&case["ids"]), "{text}");
         assert_eq!(padded_with_end.encode(text), integers(&case["ids_padded_with_end"]), "{text}");
     }
+}
+
+/// Textual inversions. The ids are those of CLIPTokenizerFast (transformers 4.57; the only one of transformers 5) for this
+/// vocabulary with these two lines in added_tokens.json.
+#[test]
+fn added_tokens_have_their_ids_in_every_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer");
+    copy_folder(&fixtures().join("vocabulary"), &path);
+    let check = |what: &str| {
+        let tokenizer = Tokenizer::open(&path).unwrap();
+        for (text, ids) in [
+            ("a <cat-toy>, a red cat", &[196, 158, 198, 105, 158, 191, 189, 197][..]),
+            ("MyToken mytoken a<cat-toy>a", &[196, 199, 199, 158, 198, 158, 197]),
+            ("<cat-toy><cat-toy>", &[196, 198, 198, 197]),
+        ] {
+            assert_eq!(tokenizer.encode(text)[..ids.len()], *ids, "{what}: {text}");
+        }
+        assert_eq!(tokenizer.vocabulary_size(), 200, "{what}");
+    };
+    let added = path.join("added_tokens.json");
+    fs::write(&added, r#"{"<cat-toy>": 198, "MyToken": 199}"#).unwrap();
+    check("added_tokens.json");
+    fs::remove_file(&added).unwrap();
+    let token = |content: &str| json!({"content": content, "normalized": true, "special": false});
+    let config = json!({"model_max_length": 77, "pad_token": "<|endoftext|>",
+        "added_tokens_decoder": {"198": token("<cat-toy>"), "199": token("MyToken")}});
+    fs::write(path.join("tokenizer_config.json"), config.to_string()).unwrap();
+    check("added_tokens_decoder");
+}
+
+#[test]
+fn texts_are_as_long_as_the_files_say() {
+    let (_folder, path) = pipeline();
+    let edit = |name: &str, key: &str, value: Value| {
+        let mut config = read(&path.join(name));
+        config[key] = value;
+        fs::write(path.join(name), config.to_string()).unwrap();
+    };
+    let length = || open(&path).tokenizer().unwrap().length();
+    assert_eq!(length(), 77);
+    // LongCLIP; with a tokenizer that says so, and with one that does not say (transformers' "unknown").
+    edit("text_encoder/config.json", "max_position_embeddings", json!(248));
+    edit("tokenizer/tokenizer_config.json", "model_max_length", json!(248));
+    assert_eq!(length(), 248);
+    edit("tokenizer/tokenizer_config.json", "model_max_length", json!(1e30));
+    assert_eq!(length(), 248);
+    edit("tokenizer/tokenizer_config.json", "model_max_length", json!(77));
+    assert_eq!(length(), 77);
+    edit("tokenizer/tokenizer_config.json", "model_max_length", json!(249));
+    assert_says(open(&path).tokenizer(), &["249", "248", "max_position_embeddings"]);
 }
 
 #[test]

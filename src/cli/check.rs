@@ -35,7 +35,7 @@ pub fn run(args: Args) -> Result<()> {
     for (i, warning) in warnings.iter().enumerate() {
         report.line(if i == 0 { "config" } else { "" }, format!("warning: {warning}"));
     }
-    let model = report.take(Model::open(&config.model.pretrained_model_name_or_path));
+    let model = report.take(Model::open_with(&config.model.pretrained_model_name_or_path, &config.model.options()));
     if let Some(model) = &model {
         report.model(&config, model);
     }
@@ -109,9 +109,6 @@ impl Report {
         }
         self.tokenizer = self.take(model.tokenizer());
         self.take(crate::train::supports(config, model));
-        if let Some(scheduler) = self.take(model.scheduler_config()) {
-            self.take(crate::diffusion::NoiseSchedule::from_config(&scheduler));
-        }
         if config.train.component == TrainedComponent::Unet && config.palettize.enabled {
             // The recipe's layers stand before the overrides; they are looked at where their lines are known.
             let mut from_recipe = 0;

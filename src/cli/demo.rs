@@ -70,7 +70,7 @@ pub fn run(args: Args) -> Result<()> {
         trained.push((bits, PalettizedCheckpoint::read(&palettes)?, config));
     }
     let (_, _, config) = trained.last().context("no configs")?;
-    let model = Model::open(&config.model.pretrained_model_name_or_path)?;
+    let model = Model::open_with(&config.model.pretrained_model_name_or_path, &config.model.options())?;
 
     eprintln!("\nmeasuring");
     let evaluation = Evaluation::open(config, &model, None, Device::Cpu)?;

@@ -23,8 +23,8 @@ use crate::coreml::package::{Occupied, put_in_place, replaces};
 use crate::coreml::program::Target;
 use crate::coreml::velocity::Velocity;
 use crate::coreml::weights::{PostTraining, WeightSource};
-use crate::diffusion::NoiseSchedule;
 use crate::diffusion::pipeline::{check_shapes, unet_weights};
+use crate::diffusion::text_to_image;
 use crate::palette::checkpoint::PalettizedFile;
 use crate::report::{Progress, shell_word};
 use crate::source::{Component, Model, copy_model};
@@ -172,11 +172,14 @@ pub fn run(args: Args) -> Result<()> {
     }
     let opened = args.model.open(args.palettes.as_deref())?;
     let model = &opened.model;
+    // One network may be exported by itself; those that are there must make one model.
+    text_to_image::fit(model)?;
     if args.format == "diffusers" {
         if let Some(option) = args.given(|about| about != About::UnetOfAny) {
             return Err(Usage(format!("{option}: for Core ML packages, not for --format diffusers")).into());
         }
         must_be_new(&args.output)?;
+        model.check_small_files()?;
         let checkpoint = opened.checkpoint()?;
         let weights = unet_weights(model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
         copy_model(model, &args.output, &[(Component::Unet, &weights)], Kind::Half)?;
@@ -226,7 +229,7 @@ pub fn run(args: Args) -> Result<()> {
         (None, Some(_)) => Target::Ios18,
         (None, None) => Target::Ios16,
     };
-    let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
+    let schedule = text_to_image::schedule(model)?;
     let options = UnetOptions {
         batch: if args.unet_batch_one { 1 } else { 2 },
         height,

@@ -32,6 +32,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, Loaded};
+use crate::terminal::{printable, tell};
 
 /// Fine-tunes Stable Diffusion while it learns 2- and 4-bit palettes, and exports Core ML packages.
 #[derive(Parser)]
@@ -90,10 +91,9 @@ pub fn run() -> ExitCode {
         }
         let message = panic.payload_as_str().unwrap_or("no message").lines().next().unwrap_or_default();
         let place = panic.location().map_or_else(String::new, |l| format!(" ({}:{})", l.file(), l.line()));
-        let _ = writeln!(
-            std::io::stderr(),
+        tell(format_args!(
             "error: internal error{place}: {message}; this is a bug in palettist, please report it with your command"
-        );
+        ));
     }));
     let line = match CommandLine::try_parse() {
         Ok(line) => line,
@@ -120,13 +120,14 @@ fn report(error: &anyhow::Error) -> ExitCode {
     }
     let stopped = error.downcast_ref::<crate::train::Stopped>().map(ToString::to_string);
     if let Some(text) = stopped.or(error.downcast_ref::<Interrupted>().map(ToString::to_string)) {
-        let _ = writeln!(std::io::stderr(), "{text}");
+        tell(text);
         return ExitCode::from(130);
     }
     // libtorch puts its C++ stack under its messages; configs and data have one mistake a line.
     let usage = error.is::<crate::config::Error>() || error.is::<Usage>();
     let many = usage || error.is::<Mistakes>() || error.is::<crate::data::Problems>();
     let text = format!("{error:#}");
+    let text = printable(&text);
     for line in text.lines().take(if many { usize::MAX } else { 1 }) {
         let _ = writeln!(std::io::stderr(), "error: {line}");
     }
@@ -187,7 +188,7 @@ impl std::error::Error for ClosedPipe {}
 /// An error that ends the program quietly when the pipe is closed; that of the system otherwise (a full disk).
 pub fn print(text: impl fmt::Display) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    match writeln!(out, "{}", printable(&text.to_string())).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(ClosedPipe.into()),
         result => result.context("writing to standard output"),
     }

@@ -5,14 +5,63 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::palette::PalettizedCheckpoint;
-use crate::source::Model;
+use crate::source::{Model, ModelOptions, PredictionType};
 
 /// `MODEL` and its options, to be flattened into a command's `Args`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ModelArgs {
     /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local Hugging Face cache
+    /// (owner/name, or owner/name@revision)
     #[arg(value_name = "MODEL")]
     pub model: String,
+    #[command(flatten)]
+    pub options: ModelOptionArgs,
+}
+
+/// The options alone, for commands that name the model otherwise.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ModelOptionArgs {
+    /// Another autoencoder in place of the model's: a diffusers folder, a single file (.safetensors) or a hub id
+    #[arg(long, value_name = "VAE")]
+    pub vae: Option<String>,
+    /// The branch, tag or commit of a hub id in the local Hugging Face cache
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// What the UNet predicts, where the model's files do not say or are wrong
+    #[arg(
+        long,
+        value_enum,
+        value_name = "auto|epsilon|v_prediction",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    pub prediction_type: PredictionType,
+    /// Whether the noise schedule is rescaled to end in noise alone, where the model's files do not say or are wrong
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub rescale_betas_zero_snr: Option<bool>,
+}
+
+impl ModelOptionArgs {
+    /// The first option that was given, for messages.
+    pub fn given(&self) -> Option<&'static str> {
+        let options = [
+            ("--vae", self.vae.is_some()),
+            ("--revision", self.revision.is_some()),
+            ("--prediction-type", self.prediction_type != PredictionType::Auto),
+            ("--rescale-betas-zero-snr", self.rescale_betas_zero_snr.is_some()),
+        ];
+        options.into_iter().find_map(|(option, given)| given.then_some(option))
+    }
+
+    /// The same for [`Model::open_with`].
+    pub fn options(&self) -> ModelOptions {
+        ModelOptions {
+            revision: self.revision.clone(),
+            vae: self.vae.clone(),
+            prediction_type: self.prediction_type,
+            rescale_betas_zero_snr: self.rescale_betas_zero_snr,
+        }
+    }
 }
 
 /// A model that was opened, with the palettes that go in place of the weights of its UNet.
@@ -25,9 +74,10 @@ impl ModelArgs {
     /// Opens the model. `palettes` is what `--palettes` gave.
     ///
     /// # Errors
-    /// As [`Model::open`].
+    /// As [`Model::open_with`].
     pub fn open(&self, palettes: Option<&Path>) -> Result<Opened> {
-        Ok(Opened { model: Model::open(&self.model)?, palettes: palettes.map(Path::to_owned) })
+        let model = Model::open_with(&self.model, &self.options.options())?;
+        Ok(Opened { model, palettes: palettes.map(Path::to_owned) })
     }
 }
 

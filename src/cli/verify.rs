@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::doctor::memory;
-use super::model::ModelArgs;
+use super::model::{ModelArgs, ModelOptionArgs};
 use super::nbits::{Nbits, forms};
 use super::{Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
@@ -17,8 +17,8 @@ use crate::coreml::read::{Chain, Precision};
 use crate::coreml::verify::{
     Report, Settings, UnetInputs, part_of, verify_one_input, verify_safety_checker, verify_text_encoder, verify_unet,
 };
-use crate::diffusion::NoiseSchedule;
 use crate::diffusion::pipeline::unet_weights;
+use crate::diffusion::text_to_image;
 use crate::networks::autoencoder::{decode, encode};
 use crate::networks::safety_checker::safety_checker;
 use crate::networks::text_encoder::text_encoder;
@@ -37,6 +37,8 @@ pub struct Args {
     /// The model that the packages were made of, a diffusers folder or single file; without it they are only checked
     #[arg(long, value_name = "MODEL")]
     against: Option<String>,
+    #[command(flatten)]
+    model_options: ModelOptionArgs,
     /// The palettized checkpoint that was exported
     #[arg(long, requires = "against")]
     palettes: Option<PathBuf>,
@@ -53,6 +55,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    if let Some(option) = args.model_options.given().filter(|_| args.against.is_none()) {
+        return Err(Usage(format!("{option} is about the model of --against, which is not given")).into());
+    }
     if args.min_psnr.is_nan() {
         return Err(Usage("--min-psnr is no number".into()).into());
     }
@@ -63,7 +68,11 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage(format!("{} {message}", path.display())).into());
     }
     refuse_unused(&args)?;
-    let opened = args.against.map(|model| ModelArgs { model }.open(args.palettes.as_deref())).transpose()?;
+    let options = args.model_options;
+    let opened = args.against.map(|model| ModelArgs { model, options }.open(args.palettes.as_deref())).transpose()?;
+    if let Some(opened) = &opened {
+        text_to_image::fit(&opened.model)?;
+    }
     let checkpoint = match &opened {
         Some(opened) => opened.checkpoint()?,
         None => None,
@@ -200,7 +209,7 @@ pub fn against(
             };
             settings.held = held(&weights);
             // A package predicts the noise, whatever the network does.
-            let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
+            let schedule = text_to_image::schedule(model)?;
             settings.timesteps.iter_mut().for_each(|t| *t = (*t).min(schedule.timesteps() - 1));
             let mut network = |given: &UnetInputs| {
                 takes(&config, given)?;

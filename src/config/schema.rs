@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::palette::LutDtype;
+use crate::source::{ModelOptions, PredictionType};
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +40,35 @@ pub struct Model {
     pub pretrained_model_name_or_path: String,
     /// Starts the networks that are trained from random weights; only their `config.json` is read.
     pub train_from_scratch: bool,
+    /// The branch, tag or commit of a hub id, in the local Hugging Face cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Another autoencoder in place of the model's: a diffusers folder, a single file (`.safetensors`) or a hub id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae: Option<String>,
+    /// What the UNet predicts: `auto` for what the model's files say, `epsilon`, `v_prediction`.
+    #[serde(skip_serializing_if = "is_auto")]
+    pub prediction_type: PredictionType,
+    /// Whether the noise schedule is rescaled to end in noise alone (Lin et al. 2023); what the model's files say if not
+    /// given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rescale_betas_zero_snr: Option<bool>,
+}
+
+fn is_auto(prediction: &PredictionType) -> bool {
+    *prediction == PredictionType::Auto
+}
+
+impl Model {
+    /// What `[model]` says besides where the model is.
+    pub fn options(&self) -> ModelOptions {
+        ModelOptions {
+            revision: self.revision.clone(),
+            vae: self.vae.clone(),
+            prediction_type: self.prediction_type,
+            rescale_betas_zero_snr: self.rescale_betas_zero_snr,
+        }
+    }
 }
 
 /// `[data]`

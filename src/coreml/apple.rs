@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::components::Part;
-use crate::diffusion::NoiseSchedule;
+use crate::diffusion::{NoiseSchedule, text_to_image};
 use crate::source::Model;
 
 /// Of latents.
@@ -31,7 +31,7 @@ pub fn misfits(model: &Model, parts: &[Part], (height, width): (i64, i64)) -> Re
                  expect {CHANNELS}: they cannot use it"
             ));
         }
-        if !is_apples(&NoiseSchedule::from_config(&model.scheduler_config()?)?)? {
+        if !is_apples(&text_to_image::schedule(model)?)? {
             lines.push(
                 "the noise schedule of this model is not the one that Apple's programs sample with (scaled_linear, \
                  0.00085 to 0.012, 1000 steps); their pictures will not be those of this model"

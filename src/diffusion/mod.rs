@@ -14,9 +14,11 @@ mod sampler;
 mod schedule;
 mod settings;
 mod spacing;
+pub mod text_to_image;
 
 pub use condition::{Conditioning, TextEncoder};
 pub use pipeline::{Noise, Output, Pipeline, Request};
 pub use sampler::{Model, Sampler, SamplerKind, sample};
-pub use schedule::{NoiseSchedule, Prediction};
+pub use schedule::{MOST_TIMESTEPS, NoiseSchedule, Prediction};
 pub use settings::{Settings, parse_config};
+pub use text_to_image::TextToImage;

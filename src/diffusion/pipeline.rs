@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::condition::{Conditioning, TextEncoder, encode_texts, uncropped};
 use super::sampler::{Sampler, SamplerKind};
+use super::text_to_image::TextToImage;
 use crate::networks::autoencoder::{AutoencoderConfig, decode};
 use crate::networks::text_encoder::TextEncoderConfig;
 use crate::networks::unet::{UnetConfig, unet};
@@ -176,7 +177,7 @@ pub fn check_texts<'c>(unet: &UnetConfig, encoders: impl Iterator<Item = &'c Tex
     match (wanted, pooled) {
         _ if wanted == pooled => Ok(()),
         (Some(wanted), None) => bail!(
-            "the UNet is one of Stable Diffusion XL and wants a text summed up in {wanted} numbers, and there is no second \
+            "the UNet is one of Stable Diffusion XL and wants pooled text of {wanted} numbers, and there is no second \
              text encoder with a projection"
         ),
         (None, _) => bail!("there are two text encoders, and the UNet is none of Stable Diffusion XL"),
@@ -193,27 +194,19 @@ impl Pipeline {
     /// # Errors
     /// Files that are missing or damaged, networks that are not supported, palettes of another model.
     pub fn load(model: &Model, palettes: Option<&PalettizedCheckpoint>, kind: Kind, device: Device) -> Result<Self> {
-        let pipeline = Self {
+        // What it is, before gigabytes of it are read.
+        let TextToImage { unet: unet_config, autoencoder: autoencoder_config, .. } = TextToImage::of(model)?;
+        Ok(Self {
             zeros_for_empty_prompt: model.zeros_for_empty_prompt()?,
-            unet_config: model.unet_config()?,
-            autoencoder_config: model.autoencoder_config()?,
+            unet_config,
+            autoencoder_config,
             scheduler_config: pipeline_config(model.scheduler_config()?),
             text_encoders: TextEncoder::all(model, kind, device)?,
             unet: unet_weights(model, palettes, kind, device)?,
             autoencoder: model.weights(Component::Autoencoder, kind, device)?,
             kind,
             device,
-        };
-        let unet = &pipeline.unet_config;
-        let latents = pipeline.autoencoder_config.latent_channels;
-        ensure!(
-            (unet.in_channels, unet.out_channels) == (latents, latents),
-            "the UNet takes {} channels and gives {}, and the VAE's latents have {latents}: no text-to-image model",
-            unet.in_channels,
-            unet.out_channels
-        );
-        check_texts(unet, pipeline.text_encoders.iter().map(|encoder| &encoder.config))?;
-        Ok(pipeline)
+        })
     }
 
     /// The sampler of the scheduler that the model came with; DDIM if it is none of the four.

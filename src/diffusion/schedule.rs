@@ -75,9 +75,21 @@ impl BetaDefaults {
     }
 }
 
+/// The most `num_train_timesteps`. Stable Diffusion has 1000; a table for 10¹⁵ fits nowhere.
+pub const MOST_TIMESTEPS: i64 = 100_000;
+
+/// `num_train_timesteps`
+fn timesteps(settings: Settings) -> Result<i64> {
+    let steps = settings.integer("num_train_timesteps", 1000, 1)?;
+    if steps > MOST_TIMESTEPS {
+        bail!("scheduler_config.json: `num_train_timesteps` is {steps}; more than {MOST_TIMESTEPS} are not supported");
+    }
+    Ok(steps)
+}
+
 /// ᾱ_t as fp32 numbers. `rescale` applies `rescale_betas_zero_snr` where the file asks for it.
 pub(crate) fn alphas_cumprod(settings: Settings, defaults: BetaDefaults, rescale: bool) -> Result<Vec<f64>> {
-    let steps = settings.integer("num_train_timesteps", 1000, 1)?;
+    let steps = timesteps(settings)?;
     let start = settings.number("beta_start", defaults.start)?;
     let end = settings.number("beta_end", defaults.end)?;
     let float = (Kind::Float, Device::Cpu);
@@ -235,11 +247,34 @@ mod tests {
     }
 
     #[test]
+    fn a_rescaled_schedule_is_that_of_diffusers() {
+        // DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        //               rescale_betas_zero_snr=True).alphas_cumprod[[0, 1, 250, 500, 750, 998, 999]]
+        let config = json!({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+            "prediction_type": "v_prediction", "rescale_betas_zero_snr": true});
+        let schedule = NoiseSchedule::from_config(&config).unwrap();
+        let expected: [(usize, f64); 7] = [
+            (0, 0.999149978),
+            (1, 0.998233497),
+            (250, 0.65245676),
+            (500, 0.241018638),
+            (750, 0.03279908),
+            (998, 1.96796336e-07),
+            (999, 0.0),
+        ];
+        for (t, alpha) in expected {
+            assert!((schedule.alphas_cumprod[t] - alpha).abs() < 1e-6, "{t}: {}", schedule.alphas_cumprod[t]);
+        }
+        assert_eq!(schedule.alphas_cumprod[999], 0.0);
+    }
+
+    #[test]
     fn unsupported_schedules_are_refused_by_name() {
         for (key, value) in [
             ("beta_schedule", json!("exponential")),
             ("prediction_type", json!("sample")),
             ("num_train_timesteps", json!(0)),
+            ("num_train_timesteps", json!(1_000_000_000_000_000i64)),
             ("_class_name", json!("FlowMatchEulerDiscreteScheduler")),
             ("beta_end", json!(3)),
         ] {

@@ -51,7 +51,7 @@ impl AutoencoderConfig {
             in_channels: json.integer("in_channels", 3)?,
             out_channels: json.integer("out_channels", 3)?,
             latent_channels: json.integer("latent_channels", 4)?,
-            layers_per_block: json.integer("layers_per_block", 1)?,
+            layers_per_block: json.layers("layers_per_block", 1)?,
             norm_num_groups: json.integer("norm_num_groups", 32)?,
             scaling_factor: json.number("scaling_factor", 0.18215)?,
             force_upcast: json.flag("force_upcast", true)?,

@@ -4,6 +4,20 @@
 use anyhow::{Result, bail};
 use serde_json::Value;
 
+/// What no network that computes anywhere exceeds. A file beyond is damaged or hostile: declaring its parameters alone
+/// would take minutes and all memory. (The noise schedule's own limit is beside its reader,
+/// [`MOST_TIMESTEPS`](crate::diffusion::MOST_TIMESTEPS).)
+pub(super) mod limits {
+    /// Widths, channels, vocabularies, sides of pictures.
+    pub const WIDTH: i64 = 1 << 20;
+    /// Layers in a row: of an encoder, of a block, of a transformer.
+    pub const LAYERS: i64 = 256;
+    /// Transformer layers of a UNet in all.
+    pub const TRANSFORMERS: i64 = 2048;
+    /// Resolutions of a UNet or an autoencoder, each half of the one before.
+    pub const BLOCKS: usize = 16;
+}
+
 /// A `config.json` with the name of its network for messages.
 pub(super) struct Json<'a> {
     network: &'static str,
@@ -34,13 +48,22 @@ impl<'a> Json<'a> {
         bail!("{}: config.json has `{key}`: {value}, which is not supported ({expected})", self.network)
     }
 
-    /// A positive integer.
+    /// A positive integer: a width of some kind, see [`limits`].
     pub(super) fn integer(&self, key: &str, default: i64) -> Result<i64> {
+        self.up_to(key, default, limits::WIDTH)
+    }
+
+    /// A number of layers.
+    pub(super) fn layers(&self, key: &str, default: i64) -> Result<i64> {
+        self.up_to(key, default, limits::LAYERS)
+    }
+
+    fn up_to(&self, key: &str, default: i64, most: i64) -> Result<i64> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => match value.as_i64().filter(|&n| n > 0 && n < 1 << 24) {
+            Some(value) => match value.as_i64().filter(|&n| n > 0 && n <= most) {
                 Some(n) => Ok(n),
-                None => self.refuse(key, value, "a positive integer is"),
+                None => self.refuse(key, value, &format!("an integer from 1 to {most} is")),
             },
         }
     }
@@ -65,29 +88,36 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// One integer for all blocks, or a list with one each.
+    /// One number of layers or heads for all blocks, or a list with one each.
     pub(super) fn per_block(&self, key: &str, default: i64, blocks: usize) -> Result<Vec<i64>> {
         match self.get(key) {
             Some(Value::Array(_)) => {
-                let list = self.integers(key, &[])?;
+                let list = self.list(key, &[], limits::LAYERS)?;
                 if list.len() != blocks {
                     bail!("{}: config.json has {} values in `{key}` for {blocks} blocks", self.network, list.len());
                 }
                 Ok(list)
             }
-            _ => Ok(vec![self.integer(key, default)?; blocks]),
+            _ => Ok(vec![self.layers(key, default)?; blocks]),
         }
     }
 
-    /// A list of positive integers.
+    /// A list of positive integers, widths of blocks.
     pub(super) fn integers(&self, key: &str, default: &[i64]) -> Result<Vec<i64>> {
+        self.list(key, default, limits::WIDTH)
+    }
+
+    fn list(&self, key: &str, default: &[i64], most: i64) -> Result<Vec<i64>> {
         let Some(value) = self.get(key) else { return Ok(default.to_vec()) };
-        let list = value.as_array().and_then(|items| {
-            items.iter().map(|item| item.as_i64().filter(|&n| n > 0 && n < 1 << 24)).collect::<Option<Vec<_>>>()
+        let list = value.as_array().filter(|items| items.len() <= limits::BLOCKS).and_then(|items| {
+            items.iter().map(|item| item.as_i64().filter(|&n| n > 0 && n <= most)).collect::<Option<Vec<_>>>()
         });
         match list {
             Some(list) if !list.is_empty() => Ok(list),
-            _ => self.refuse(key, value, "a list of positive integers is"),
+            _ => {
+                let expected = format!("a list of at most {} integers from 1 to {most} is", limits::BLOCKS);
+                self.refuse(key, &shortened(value), &expected)
+            }
         }
     }
 
@@ -95,6 +125,10 @@ impl<'a> Json<'a> {
     pub(super) fn names(&self, key: &str, default: &[&str], known: &[&str]) -> Result<Vec<String>> {
         let Some(value) = self.get(key) else { return Ok(default.iter().map(|s| s.to_string()).collect()) };
         let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        if items.len() > limits::BLOCKS {
+            let expected = format!("at most {} block types are", limits::BLOCKS);
+            return self.refuse(key, &shortened(value), &expected);
+        }
         let mut names = Vec::new();
         for item in items {
             match item.as_str().filter(|name| known.contains(name)) {
@@ -132,5 +166,15 @@ impl<'a> Json<'a> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The first few items of a list, for messages.
+fn shortened(value: &Value) -> Value {
+    match value.as_array() {
+        Some(items) if items.len() > limits::BLOCKS => {
+            items.iter().take(3).cloned().chain([Value::from("…")]).collect()
+        }
+        _ => value.clone(),
     }
 }

@@ -58,7 +58,7 @@ impl SafetyCheckerConfig {
             image_size: json.integer("image_size", 224)?,
             channels: json.integer("num_channels", 3)?,
             patch_size: json.integer("patch_size", 32)?,
-            layers: json.integer("num_hidden_layers", 12)?,
+            layers: json.layers("num_hidden_layers", 12)?,
             projection: whole.integer("projection_dim", 512)?,
             encoder: Layers {
                 width: json.integer("hidden_size", 768)?,

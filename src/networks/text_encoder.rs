@@ -49,7 +49,7 @@ impl TextEncoderConfig {
             vocab_size: json.integer("vocab_size", 49408)?,
             hidden_size: json.integer("hidden_size", 512)?,
             intermediate_size: json.integer("intermediate_size", 2048)?,
-            layers: json.integer("num_hidden_layers", 12)?,
+            layers: json.layers("num_hidden_layers", 12)?,
             heads: json.integer("num_attention_heads", 8)?,
             positions: json.integer("max_position_embeddings", 77)?,
             layer_norm_eps: json.number("layer_norm_eps", 1e-5)?,

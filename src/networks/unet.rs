@@ -4,7 +4,7 @@
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
-use super::json::Json;
+use super::json::{Json, limits};
 use super::resnet::{Resnet, upsample};
 use super::transformer::SpatialTransformer;
 use crate::ops::{Activation, Conv, Linear, Ops, Parameter, declared};
@@ -190,6 +190,15 @@ impl UnetConfig {
                      does not divide {channels} of `block_out_channels`"
                 );
             }
+        }
+        let layers = config.layers_per_block.iter().zip(&config.transformer_layers_per_block);
+        let all: i64 = layers.map(|(layers, depth)| layers * depth).sum();
+        if all > limits::TRANSFORMERS {
+            bail!(
+                "UNet2DConditionModel: config.json has {all} transformer layers on the way down (`layers_per_block` times \
+                 `transformer_layers_per_block`); at most {} are supported",
+                limits::TRANSFORMERS
+            );
         }
         Ok(config)
     }

@@ -28,13 +28,66 @@ pub fn check(folder: &Path) -> Result<bool> {
         return Ok(uses("text_encoder_2"));
     }
     if !folder.join("unet").is_dir() {
-        let hint = match folder.join("config.json").is_file() {
-            true => " (it looks like one component: give the folder above it)",
-            false => "",
+        let hint = match read_json_if_there(&folder.join("config.json"))? {
+            None if folder.join("adapter_config.json").is_file() => {
+                " (it is a LoRA of PEFT: merge it into its model and give that)".to_owned()
+            }
+            None => String::new(),
+            Some(config) => one_component(&config),
         };
         bail!("{shown} is not a diffusers folder: it has neither model_index.json nor unet/{hint}");
     }
     Ok(folder.join("text_encoder_2").is_dir())
+}
+
+/// What a folder with this `config.json` at its top is, in parentheses.
+fn one_component(config: &Value) -> String {
+    let class = config.get("_class_name").or_else(|| config.pointer("/architectures/0")).and_then(Value::as_str);
+    match class {
+        Some(class) if class.contains("ControlNet") || class == "T2IAdapter" => {
+            format!(" (it is a {class}, which goes with a model: give the model that it was made for)")
+        }
+        Some(class @ "AutoencoderKL") => {
+            format!(" (it is an {class} alone: give the model, and this with --vae or model.vae)")
+        }
+        Some(class @ ("UNet2DConditionModel" | "CLIPTextModel" | "CLIPTextModelWithProjection")) => {
+            format!(" (it is one component, a {class}: give the folder above it, the whole model's)")
+        }
+        Some(class) => format!(" (it is a {class}, which is not supported)"),
+        None => " (it looks like one component: give the folder above it)".to_owned(),
+    }
+}
+
+/// Checks that everything that a text-to-image model needs is there: what a download that broke off does not have. No
+/// weight is read.
+///
+/// # Errors
+/// One line that says what is missing.
+pub fn check_whole(folder: &Path) -> Result<()> {
+    let is_xl = check(folder)?;
+    let of = |xl: bool| !xl || is_xl;
+    for (component, tokenizer) in [
+        (Component::Unet, None),
+        (Component::Autoencoder, None),
+        (Component::TextEncoder, Some("tokenizer")),
+        (Component::TextEncoder2, Some("tokenizer_2")),
+    ] {
+        if !of(component == Component::TextEncoder2) {
+            continue;
+        }
+        let part = folder.join(component.folder());
+        read_json(&part.join("config.json"))?;
+        if let Some(file) = weight_files(&part, component)?.into_iter().find(|file| !file.is_file()) {
+            bail!("{} is missing", file.display());
+        }
+        let tokenizer = tokenizer.map(|name| folder.join(name));
+        let there =
+            |tokenizer: &PathBuf| ["tokenizer.json", "vocab.json"].iter().any(|name| tokenizer.join(name).is_file());
+        if let Some(tokenizer) = tokenizer.filter(|tokenizer| !there(tokenizer)) {
+            bail!("{} holds no tokenizer", tokenizer.display());
+        }
+    }
+    read_json_if_there(&folder.join("scheduler/scheduler_config.json")).map(drop)
 }
 
 /// The safetensors files of a component: one, or the shards of an index. Full precision comes before variants, as
@@ -84,9 +137,10 @@ pub fn weight_files(folder: &Path, component: Component) -> Result<Vec<PathBuf>>
     }
     let pickle = |name: &&String| [".bin", ".ckpt", ".pt", ".pth"].iter().any(|ending| name.ends_with(ending));
     if let Some(name) = found.iter().find(pickle) {
+        // Whichever class model_index.json names: it keeps all the parts that the pipeline has.
         bail!(
             "{} is a pickle, which can run code and is never read; convert the model once with: python -c \"from \
-             diffusers import StableDiffusionPipeline as P; P.from_pretrained('MODEL').save_pretrained('FOLDER')\"",
+             diffusers import DiffusionPipeline as P; P.from_pretrained('MODEL').save_pretrained('FOLDER')\"",
             folder.join(name).display()
         );
     }
@@ -110,17 +164,4 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
         bail!("{} is missing; {} names it", missing.display(), index.display());
     }
     Ok(files.into_iter().collect())
-}
-
-/// Copies the plain files of a folder; links are followed (the Hugging Face cache is made of them).
-pub fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
-    let entries = fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?;
-    fs::create_dir(to).with_context(|| format!("cannot create {}", to.display()))?;
-    for entry in entries {
-        let path = entry.with_context(|| format!("cannot read {}", from.display()))?.path();
-        if let (true, Some(name)) = (path.is_file(), path.file_name()) {
-            fs::copy(&path, to.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
-        }
-    }
-    Ok(())
 }

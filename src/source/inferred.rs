@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::evidence::Noise;
+
 /// Which Stable Diffusion a file is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -20,8 +22,9 @@ pub enum Version {
 }
 
 /// What the UNet predicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Prediction {
+    #[default]
     Epsilon,
     Velocity,
 }
@@ -125,13 +128,13 @@ pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result
     Ok(config)
 }
 
-/// `vae/config.json`.
-pub fn autoencoder(shapes: &Shapes, version: Version) -> Result<Value> {
+/// `vae/config.json`; latents are multiplied by `scaling_factor`, or by what all of the version have in common.
+pub fn autoencoder(shapes: &Shapes, version: Version, scaling_factor: Option<f64>) -> Result<Value> {
     let blocks = shapes.count("encoder.down_blocks.");
     let channels = (0..blocks)
         .map(|block| shapes.axis(&format!("encoder.down_blocks.{block}.resnets.0.conv2.weight"), 0))
         .collect::<Result<Vec<_>>>()?;
-    let (sample_size, scaling_factor) = match version {
+    let (sample_size, usual) = match version {
         Version::One => (512, 0.18215),
         Version::Two => (768, 0.18215),
         Version::Xl => (1024, 0.13025),
@@ -148,7 +151,7 @@ pub fn autoencoder(shapes: &Shapes, version: Version) -> Result<Value> {
         "norm_num_groups": 32,
         "out_channels": shapes.axis("decoder.conv_out.weight", 0)?,
         "sample_size": sample_size,
-        "scaling_factor": scaling_factor,
+        "scaling_factor": scaling_factor.unwrap_or(usual),
         "up_block_types": vec!["UpDecoderBlock2D"; blocks],
         "use_post_quant_conv": shapes.has("post_quant_conv."),
         "use_quant_conv": shapes.has("quant_conv."),
@@ -201,7 +204,8 @@ fn clip(shapes: &Shapes, class: &str, activation: &str, projected: Option<i64>) 
 }
 
 /// `scheduler/scheduler_config.json`.
-pub fn scheduler(version: Version, prediction: Prediction) -> Value {
+pub fn scheduler(version: Version, noise: Noise) -> Value {
+    let Noise { prediction, zero_snr } = noise;
     let class = match (version, prediction) {
         (Version::Xl, _) => "EulerDiscreteScheduler",
         (_, Prediction::Epsilon) => "PNDMScheduler",
@@ -221,6 +225,9 @@ pub fn scheduler(version: Version, prediction: Prediction) -> Value {
         "steps_offset": 1,
         "trained_betas": null,
     });
+    if zero_snr {
+        config["rescale_betas_zero_snr"] = json!(true);
+    }
     if version == Version::Xl {
         // Where the others have nothing, each sampler has its own.
         for (key, value) in [("timestep_spacing", json!("leading")), ("interpolation_type", json!("linear"))] {

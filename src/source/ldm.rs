@@ -5,8 +5,10 @@
 //! block its layers and the downsampling after them; on the way up the layers alone. Where a block ends is read from the
 //! places of the downsampling convolutions, so that any depth and any number of layers has its names.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use super::tensor_file::is_scale;
 use super::{Component, names};
 
 const UNET: &str = "model.diffusion_model.";
@@ -18,6 +20,26 @@ pub const OPEN_CLIP: &str = "cond_stage_model.model.";
 const XL_TEXT_ENCODER: &str = "conditioner.embedders.0.transformer.";
 /// The prefix of Stable Diffusion XL's second text encoder, OpenCLIP's ViT-bigG.
 const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
+
+/// What files of a UNet alone begin its names with.
+const UNET_PREFIXES: [&str; 4] = ["diffusion_model.", "model.", "unet.", ""];
+/// What files of an autoencoder alone begin its names with.
+const AUTOENCODER_PREFIXES: [&str; 3] = ["vae.", "autoencoder.", ""];
+/// First parts of the names of latent-diffusion's UNet.
+const UNET_PARTS: [&str; 6] = ["input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out."];
+/// The same of diffusers' names.
+const DIFFUSERS_UNET_PARTS: [&str; 8] = [
+    "down_blocks.",
+    "mid_block.",
+    "up_blocks.",
+    "time_embedding.",
+    "add_embedding.",
+    "conv_in.",
+    "conv_norm_out.",
+    "conv_out.",
+];
+/// First parts of the names of an autoencoder, whoever's.
+const AUTOENCODER_PARTS: [&str; 4] = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
 
 /// How many layers of OpenCLIP's ViT-H Stable Diffusion 2 uses: all but the last of its 24.
 const OPEN_CLIP_LAYERS: usize = 23;
@@ -33,8 +55,80 @@ pub enum Meaning {
     Parameters(Component, Vec<String>),
     /// The parameter of this diffusers name, its two axes the other way round.
     Transposed(Component, String),
-    /// Nothing that a network of diffusers has: moving averages, buffers of the schedule, parts that are not used.
+    /// A buffer that every such file may have, and that says nothing of its own.
     Nothing,
+    /// Beside the networks: moving averages, parts that are not used, what training left.
+    Beside,
+}
+
+/// How a file of one network alone calls its tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Alone {
+    /// It is a whole checkpoint.
+    #[default]
+    No,
+    /// latent-diffusion's names of this network behind another prefix than a whole checkpoint's.
+    Ldm { component: Component, prefix: &'static str },
+    /// diffusers' names behind this prefix.
+    Diffusers { component: Component, prefix: &'static str },
+}
+
+impl Alone {
+    fn of(names: &[&str]) -> Self {
+        let has = |prefix: &str, part: &str| {
+            names.iter().any(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(part)))
+        };
+        if has(UNET, "") || has(AUTOENCODER, "") {
+            return Self::No;
+        }
+        let unet = UNET_PREFIXES.into_iter().find_map(|prefix| {
+            let component = Component::Unet;
+            match (has(prefix, "input_blocks."), has(prefix, "down_blocks.")) {
+                (true, _) => Some(Self::Ldm { component, prefix }),
+                (_, true) => Some(Self::Diffusers { component, prefix }),
+                _ => None,
+            }
+        });
+        let autoencoder = || {
+            AUTOENCODER_PREFIXES.into_iter().find_map(|prefix| {
+                let component = Component::Autoencoder;
+                match (has(prefix, "decoder.up."), has(prefix, "decoder.up_blocks.")) {
+                    (true, _) => Some(Self::Ldm { component, prefix }),
+                    (_, true) => Some(Self::Diffusers { component, prefix }),
+                    _ => None,
+                }
+            })
+        };
+        unet.or_else(autoencoder).unwrap_or_default()
+    }
+
+    /// The name that a whole checkpoint has for the tensor `name`; a parameter where it has diffusers' name.
+    fn whole<'n>(&self, name: &'n str) -> Result<Cow<'n, str>, Meaning> {
+        match *self {
+            Self::Ldm { component: Component::Unet, prefix } => match name.strip_prefix(prefix) {
+                Some(rest) if UNET_PARTS.iter().any(|part| rest.starts_with(part)) => {
+                    Ok(format!("{UNET}{rest}").into())
+                }
+                _ => Ok(name.into()),
+            },
+            Self::Ldm { prefix, .. } => match name.strip_prefix(prefix) {
+                Some(rest) if AUTOENCODER_PARTS.iter().any(|part| rest.starts_with(part)) => {
+                    Ok(format!("{AUTOENCODER}{rest}").into())
+                }
+                _ => Ok(name.into()),
+            },
+            Self::Diffusers { component, prefix } => {
+                let parts: &[&str] =
+                    if component == Component::Unet { &DIFFUSERS_UNET_PARTS } else { &AUTOENCODER_PARTS };
+                let rest = name.strip_prefix(prefix).filter(|rest| parts.iter().any(|part| rest.starts_with(part)));
+                match rest.and_then(|rest| names::today(component, rest)) {
+                    Some(name) => Err(Meaning::Parameter(component, name)),
+                    None => Ok(name.into()),
+                }
+            }
+            Self::No => Ok(name.into()),
+        }
+    }
 }
 
 /// Where the blocks of a file's networks begin and end.
@@ -45,13 +139,17 @@ pub struct Layout {
     up: Vec<(usize, usize)>,
     /// How many resolutions the autoencoder's decoder has; it counts them from the picture inward, diffusers outward.
     decoder_levels: usize,
+    alone: Alone,
 }
 
 impl Layout {
     /// Reads it from all the names of a file.
     pub fn of<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
         let (mut last_input, mut downsamplings, mut decoder_levels) = (0, BTreeSet::new(), 0);
-        for name in names {
+        let names: Vec<&str> = names.into_iter().collect();
+        let alone = Alone::of(&names);
+        for name in names.iter().filter_map(|name| alone.whole(name).ok()) {
+            let name = name.as_ref();
             if let Some((number, rest)) = numbered(name, "model.diffusion_model.input_blocks.") {
                 last_input = last_input.max(number);
                 if rest.starts_with("0.op.") {
@@ -72,23 +170,58 @@ impl Layout {
         }
         let up = layers.iter().rev().enumerate();
         let up = up.flat_map(|(block, &layers)| (0..=layers).map(move |layer| (block, layer))).collect();
-        Self { down, up, decoder_levels }
+        Self { down, up, decoder_levels, alone }
     }
 
-    /// What the tensor `name` is; `None` when it is nothing that Stable Diffusion 1, 2 or XL has.
+    /// The diffusers name of a tensor of `component`, where the file has latent-diffusion's names for it; its own name
+    /// where that is no such name, and `None` for what is no parameter.
+    pub fn renamed(&self, component: Component, name: &str) -> Option<String> {
+        let ldm = match self.alone {
+            Alone::Ldm { component: alone, .. } => alone == component,
+            Alone::No => match component {
+                Component::Unet => name.starts_with(UNET),
+                Component::Autoencoder => name.starts_with(AUTOENCODER),
+                _ => false,
+            },
+            Alone::Diffusers { .. } => false,
+        };
+        if !ldm {
+            return names::today(component, name);
+        }
+        match self.meaning(name) {
+            Some(Meaning::Parameter(of, name)) if of == component => Some(name),
+            Some(Meaning::Nothing | Meaning::Beside) => None,
+            _ => Some(name.to_owned()),
+        }
+    }
+
+    /// What the tensor `name` is; `None` when it lies within a network and is nothing that Stable Diffusion 1, 2 or XL has
+    /// there.
     pub fn meaning(&self, name: &str) -> Option<Meaning> {
         let parameter = |component, name: Option<String>| name.map(|name| Meaning::Parameter(component, name));
-        if is_ignored(name) {
-            Some(Meaning::Nothing)
+        if is_buffer(name) {
+            return Some(Meaning::Nothing);
+        }
+        let name = match self.alone.whole(name) {
+            Ok(name) => name,
+            Err(meaning) => return Some(meaning),
+        };
+        let name = name.as_ref();
+        if is_beside(name) {
+            Some(Meaning::Beside)
         } else if let Some(rest) = name.strip_prefix(UNET) {
             parameter(Component::Unet, self.unet(rest))
         } else if let Some(rest) = name.strip_prefix(AUTOENCODER) {
             parameter(Component::Autoencoder, self.autoencoder(rest))
         } else if let Some(rest) = [TEXT_ENCODER, XL_TEXT_ENCODER].iter().find_map(|prefix| name.strip_prefix(prefix)) {
-            Some(
-                names::today(Component::TextEncoder, rest)
-                    .map_or(Meaning::Nothing, |name| Meaning::Parameter(Component::TextEncoder, name)),
-            )
+            let bare = rest.strip_prefix("text_model.").unwrap_or(rest);
+            let within = ["embeddings.", "encoder.", "final_layer_norm."].iter().any(|part| bare.starts_with(part));
+            match names::today(Component::TextEncoder, rest) {
+                Some(name) if within => Some(Meaning::Parameter(Component::TextEncoder, name)),
+                // A whole CLIP has a tower for pictures and projections too.
+                _ if !rest.starts_with("text_model.") => Some(Meaning::Beside),
+                _ => None,
+            }
         } else if let Some(rest) = name.strip_prefix(OPEN_CLIP) {
             match rest {
                 "text_projection" => Some(Meaning::Nothing),
@@ -102,7 +235,7 @@ impl Layout {
                 _ => open_clip(rest, Component::TextEncoder2, MOST),
             }
         } else {
-            None
+            Some(Meaning::Beside)
         }
     }
 
@@ -250,7 +383,7 @@ fn open_clip(name: &str, component: Component, used: usize) -> Option<Meaning> {
         return text(format!("final_layer_norm.{part}"));
     }
     if name.starts_with("visual.") {
-        return Some(Meaning::Nothing);
+        return Some(Meaning::Beside);
     }
     let (layer, rest) = numbered(name, "transformer.resblocks.")?;
     if layer >= used {
@@ -273,37 +406,36 @@ fn open_clip(name: &str, component: Component, used: usize) -> Option<Meaning> {
     text(format!("{layers}.{part}.{ending}"))
 }
 
-/// What training scripts leave in their files and no network of diffusers reads.
-fn is_ignored(name: &str) -> bool {
-    const PREFIXES: [&str; 10] = [
-        // Moving averages of the UNet's weights; diffusers reads the weights themselves too.
-        "model_ema.",
-        "first_stage_model.model_ema.",
-        // The discriminator that the autoencoder was trained with.
-        "first_stage_model.loss.",
-        "cond_stage_model.transformer.vision_model.",
-        "embedding_manager.",
-        // Buffers of the noise schedule.
-        "alphas_cumprod",
-        "log_one_minus_",
-        "posterior_",
-        "denoiser.",
-        "sqrt_",
-    ];
-    const NAMES: [&str; 10] = [
+/// Buffers of the noise schedule and of the text encoders, scales, and marks that [`super::single_file`] reads.
+fn is_buffer(name: &str) -> bool {
+    const PREFIXES: [&str; 5] = ["alphas_cumprod", "log_one_minus_", "posterior_", "denoiser.", "sqrt_"];
+    const NAMES: [&str; 9] = [
         "betas",
         "global_step",
-        // An empty tensor that says what a Stable Diffusion XL predicts.
         "v_pred",
+        "ztsnr",
         "logvar",
         "lvlb_weights",
         "scale_factor",
-        "cond_stage_model.logit_scale",
-        "cond_stage_model.text_projection",
-        "cond_stage_model.transformer.logit_scale",
-        "cond_stage_model.transformer.text_projection.weight",
+        "model_ema.decay",
+        "model_ema.num_updates",
     ];
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || NAMES.contains(&name)
+        || name.ends_with("position_ids")
+        || is_scale(name)
+}
+
+/// What training leaves within the names of a network, and no network of diffusers reads.
+fn is_beside(name: &str) -> bool {
+    const PREFIXES: [&str; 3] = [
+        // Moving averages of weights; diffusers reads the weights themselves too.
+        "first_stage_model.model_ema.",
+        // The discriminator that the autoencoder was trained with.
+        "first_stage_model.loss.",
+        "cond_stage_model.model.visual.",
+    ];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -347,15 +479,65 @@ mod tests {
     #[test]
     fn buffers_and_moving_averages_are_nothing_and_strangers_are_unknown() {
         let layout = Layout::of([]);
-        for name in ["model_ema.diffusion_modelout0weight", "betas", "sqrt_recip_alphas_cumprod", "alphas_cumprod_prev"]
-        {
+        for name in [
+            "betas",
+            "sqrt_recip_alphas_cumprod",
+            "alphas_cumprod_prev",
+            "ztsnr",
+            "v_pred",
+            "scaled_fp8",
+            "cond_stage_model.transformer.text_model.embeddings.position_ids",
+            "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids",
+            "model.diffusion_model.input_blocks.1.1.proj_in.scale_weight",
+        ] {
             assert_eq!(layout.meaning(name), Some(Meaning::Nothing), "{name}");
         }
-        let buffer = "cond_stage_model.transformer.text_model.embeddings.position_ids";
-        assert_eq!(layout.meaning(buffer), Some(Meaning::Nothing));
-        for name in ["lora_unet_x", "first_stage_model.encoder.up.0.block.0.conv1.bias", "model.diffusion_model.x.y"] {
+        for name in [
+            "model_ema.diffusion_modelout0weight",
+            "first_stage_model.loss.logvar",
+            "embedding_manager.string_to_param_dict.*",
+            "optimizer_states.0.exp_avg",
+            "cond_stage_model.logit_scale",
+            "cond_stage_model.transformer.visual_projection.weight",
+            "cond_stage_model.transformer.text_projection.weight",
+            "cond_stage_model.transformer.vision_model.encoder.layers.0.mlp.fc1.bias",
+            "cond_stage_model.model.visual.proj",
+            "conditioner.embedders.0.logit_scale",
+        ] {
+            assert_eq!(layout.meaning(name), Some(Meaning::Beside), "{name}");
+        }
+        for name in [
+            "first_stage_model.encoder.up.0.block.0.conv1.bias",
+            "model.diffusion_model.x.y",
+            "cond_stage_model.transformer.text_model.adapter.weight",
+            "cond_stage_model.model.transformer.resblocks.0.adapter.weight",
+        ] {
             assert_eq!(layout.meaning(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn networks_alone_have_any_usual_prefix() {
+        let of = |names: [&str; 2]| {
+            let layout = Layout::of(names);
+            names.map(|name| match layout.meaning(name) {
+                Some(Meaning::Parameter(component, name)) => format!("{}/{name}", component.folder()),
+                other => format!("{other:?}"),
+            })
+        };
+        let unet = ["unet/conv_in.weight", "unet/time_embedding.linear_1.bias"];
+        for prefix in ["model.diffusion_model.", "diffusion_model.", "model.", ""] {
+            let names = [format!("{prefix}input_blocks.0.0.weight"), format!("{prefix}time_embed.0.bias")];
+            assert_eq!(of([&names[0], &names[1]]), unet, "{prefix}");
+        }
+        for prefix in ["unet.", ""] {
+            let names = [format!("{prefix}down_blocks.0.x"), format!("{prefix}conv_in.weight")];
+            assert_eq!(of([&names[0], &names[1]]), ["unet/down_blocks.0.x", "unet/conv_in.weight"], "{prefix}");
+        }
+        let names = ["decoder.up.0.block.0.conv1.bias", "quant_conv.bias"];
+        assert_eq!(of(names), ["vae/decoder.up_blocks.0.resnets.0.conv1.bias", "vae/quant_conv.bias"]);
+        let names = ["decoder.up_blocks.0.x", "decoder.mid_block.attentions.0.query.bias"];
+        assert_eq!(of(names), ["vae/decoder.up_blocks.0.x", "vae/decoder.mid_block.attentions.0.to_q.bias"]);
     }
 
     #[test]

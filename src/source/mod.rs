@@ -3,20 +3,27 @@
 
 pub(crate) mod beside;
 mod clip;
+mod evidence;
 pub mod files;
 mod folder;
 mod hub;
 mod inferred;
 mod json;
+mod known;
 mod ldm;
 mod model;
 mod names;
+mod options;
+mod parts;
 mod single_file;
 mod stored;
+mod tensor_file;
 mod tokenizer;
+mod vae;
 mod write;
 
 pub use model::Model;
+pub use options::{ModelOptions, PredictionType};
 pub use stored::Stored;
 pub use tokenizer::Tokenizer;
 pub use write::{copy_model, write_component};

@@ -8,10 +8,14 @@ use serde_json::Value;
 use tch::{Device, Kind};
 
 use super::files::{TensorFile, write_bytes};
-use super::json::{read_json, read_json_if_there};
+use super::json::{not_json, read_json, read_json_if_there, read_text};
+use super::ldm::Layout;
+use super::options::ModelOptions;
+use super::parts;
 use super::single_file::SingleFile;
 use super::stored::{Origin, Place, Stored};
-use super::{Component, Tokenizer, folder, hub, names, tokenizer};
+use super::vae::Vae;
+use super::{Component, Tokenizer, folder, hub, tokenizer};
 use crate::diffusion::parse_config;
 use crate::networks::autoencoder::AutoencoderConfig;
 use crate::networks::safety_checker::SafetyCheckerConfig;
@@ -26,6 +30,9 @@ pub struct Model {
     form: Form,
     /// Of Stable Diffusion XL, with two text encoders.
     is_xl: bool,
+    /// In place of its own autoencoder.
+    vae: Option<Vae>,
+    options: ModelOptions,
 }
 
 #[derive(Clone)]
@@ -36,49 +43,86 @@ enum Form {
     File(Arc<SingleFile>),
 }
 
+/// Where a component's configuration and weights are.
+enum At<'m> {
+    Folder(PathBuf),
+    File(&'m Arc<SingleFile>),
+}
+
 /// The folder of a text encoder's tokenizer.
 fn tokenizer_folder(text_encoder: Component) -> &'static str {
     if text_encoder == Component::TextEncoder2 { "tokenizer_2" } else { "tokenizer" }
 }
 
 impl Model {
-    /// Finds `model`: a diffusers folder, a single-file checkpoint, or the hub id (`owner/name`) of a folder in the local
-    /// Hugging Face cache. Nothing is downloaded, no weight is read. What a single file does not tell and had to be
-    /// assumed is said on standard error.
+    /// [`Model::open_with`] without options.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(model: &str) -> Result<Self> {
+        Self::open_with(model, &ModelOptions::default())
+    }
+
+    /// Finds `model`: a diffusers folder, a single-file checkpoint, or the hub id (`owner/name` or `owner/name@revision`)
+    /// of a folder in the local Hugging Face cache. Nothing is downloaded, no weight is read. What a single file does not
+    /// tell and had to be assumed is said on standard error.
     ///
     /// # Errors
     /// One line that says what was expected.
-    pub fn open(model: &str) -> Result<Self> {
+    pub fn open_with(model: &str, options: &ModelOptions) -> Result<Self> {
+        let (name, form, is_xl) = Self::find(model, options)?;
+        let mut model = Self { name, form, is_xl, vae: None, options: options.clone() };
+        if let Some(vae) = &options.vae {
+            let own = model.has(Component::Autoencoder).then(|| model.autoencoder_config().ok()).flatten();
+            model.vae = Some(Vae::open(vae, is_xl, own.map(|own| own.scaling_factor))?);
+        }
+        Ok(model)
+    }
+
+    /// Its name and form, and whether it is a Stable Diffusion XL.
+    fn find(model: &str, options: &ModelOptions) -> Result<(String, Form, bool)> {
         let path = Path::new(model);
         let named = |part: Option<&std::ffi::OsStr>| part.map_or("model".into(), |name| name.to_string_lossy().into());
-        if path.is_file() {
-            let file = SingleFile::open(path);
+        let (is_file, is_dir) = (path.is_file(), path.is_dir());
+        if let Some(revision) = options.revision.as_ref().filter(|_| is_file || is_dir) {
+            bail!("{model} is on this disk, and the revision {revision} is one of a hub id (owner/name): leave it out");
+        }
+        if is_file {
+            let file = SingleFile::open(path, options);
             let file = match path.extension() {
                 Some(extension) if extension == "safetensors" => file?,
                 _ => file.context("a diffusers folder or a single-file checkpoint (.safetensors) is expected")?,
             };
             let is_xl = file.is_xl();
-            return Ok(Self { name: named(path.file_stem()), form: Form::File(Arc::new(file)), is_xl });
+            return Ok((named(path.file_stem()), Form::File(Arc::new(file)), is_xl));
         }
-        if path.is_dir() {
+        if is_dir {
             let is_xl = folder::check(path)?;
             // `.` and `..` have no name of their own.
             let name = match path.file_name() {
                 Some(name) => named(Some(name)),
                 None => named(path.canonicalize()?.file_name()),
             };
-            return Ok(Self { name, form: Form::Folder(path.to_owned()), is_xl });
+            return Ok((name, Form::Folder(path.to_owned()), is_xl));
         }
+        let (id, within) = hub::split(model);
         let is_file_name = path.extension().is_some_and(|extension| extension == "safetensors" || extension == "ckpt");
-        if hub::is_id(model) && !is_file_name {
-            let folder = hub::cached(model).ok_or_else(|| {
+        if hub::is_id(id) && !is_file_name {
+            let revision = match (within, &options.revision) {
+                (Some(within), Some(revision)) if within != revision => {
+                    bail!("{model} names one revision, and {revision} is given as another: leave one out")
+                }
+                (within, revision) => within.or(revision.as_deref()),
+            };
+            let folder = hub::cached(id, revision, folder::check_whole)?.ok_or_else(|| {
+                let fetched = revision.map_or(String::new(), |revision| format!(" --revision {revision}"));
                 anyhow!(
                     "there is no folder {model}, and no model of that name in the local Hugging Face cache; if it is a hub \
-                     id, fetch it with: hf download {model} --exclude '*.ckpt' '*.bin'"
+                     id, fetch it with: hf download {id}{fetched} --exclude '*.ckpt' '*.bin'"
                 )
             })?;
             let is_xl = folder::check(&folder).with_context(|| format!("the cached snapshot of {model}"))?;
-            return Ok(Self { name: model.to_owned(), form: Form::Folder(folder), is_xl });
+            return Ok((id.to_owned(), Form::Folder(folder), is_xl));
         }
         bail!(
             "{model} does not exist; a diffusers folder is expected (one with unet/, vae/, text_encoder/, tokenizer/), \
@@ -124,22 +168,39 @@ impl Model {
 
     /// The component's `config.json` as it stands, or as a single file's shapes tell it.
     pub fn config_json(&self, component: Component) -> Result<Value> {
-        let model = match &self.form {
-            Form::Folder(folder) => folder,
-            Form::File(file) => return file.config_json(component),
+        let folder = match self.place(component) {
+            At::Folder(folder) => folder,
+            At::File(file) => return file.config_json(component),
         };
-        let folder = model.join(component.folder());
         if !folder.is_dir() {
-            bail!("{} has no {}: the folder {} is missing", model.display(), component.title(), component.folder());
+            let (model, folder) = (self.path().display(), component.folder());
+            bail!("{model} has no {}: the folder {folder} is missing", component.title());
         }
         read_json(&folder.join("config.json"))
     }
 
+    /// Where a component is.
+    fn place(&self, component: Component) -> At<'_> {
+        match (&self.vae, &self.form) {
+            (Some(Vae::Folder(folder)), _) if component == Component::Autoencoder => At::Folder(folder.clone()),
+            (Some(Vae::File(file)), _) if component == Component::Autoencoder => At::File(file),
+            (_, Form::Folder(folder)) => At::Folder(folder.join(component.folder())),
+            (_, Form::File(file)) => At::File(file),
+        }
+    }
+
+    /// The configuration of the model's own autoencoder, where another is used in its place.
+    pub fn own_autoencoder_config(&self) -> Option<Result<AutoencoderConfig>> {
+        self.vae.as_ref()?;
+        let own = Self { vae: None, ..self.clone() };
+        own.has(Component::Autoencoder).then(|| own.autoencoder_config())
+    }
+
     fn config<T>(&self, component: Component, parse: impl FnOnce(&Value) -> Result<T>) -> Result<T> {
         let json = self.config_json(component)?;
-        parse(&json).with_context(|| match &self.form {
-            Form::Folder(folder) => folder.join(component.folder()).join("config.json").display().to_string(),
-            Form::File(file) => format!("{}, by the shapes of its tensors", file.path().display()),
+        parse(&json).with_context(|| match self.place(component) {
+            At::Folder(folder) => folder.join("config.json").display().to_string(),
+            At::File(file) => format!("{}, by the shapes of its tensors", file.path().display()),
         })
     }
 
@@ -170,20 +231,24 @@ impl Model {
 
     /// Whether it has the component at all.
     pub fn has(&self, component: Component) -> bool {
-        match &self.form {
-            Form::Folder(folder) => folder.join(component.folder()).join("config.json").is_file(),
-            Form::File(file) => file.config_json(component).is_ok(),
+        match self.place(component) {
+            At::Folder(folder) => folder.join("config.json").is_file(),
+            At::File(file) => file.config_json(component).is_ok(),
         }
     }
 
-    /// `scheduler/scheduler_config.json`, in which diffusers writes infinities that JSON does not have.
+    /// `scheduler/scheduler_config.json`, in which diffusers writes infinities that JSON does not have; with what the
+    /// options overrule.
     pub fn scheduler_config(&self) -> Result<Value> {
-        let path = match &self.form {
-            Form::Folder(folder) => folder.join("scheduler/scheduler_config.json"),
-            Form::File(file) => return Ok(file.scheduler_config()),
+        let config = match &self.form {
+            Form::Folder(folder) => {
+                let path = folder.join("scheduler/scheduler_config.json");
+                let text = read_text(&path)?;
+                parse_config(&text).map_err(|error| not_json(&path, &text, error))?
+            }
+            Form::File(file) => file.scheduler_config(),
         };
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        parse_config(&text).with_context(|| format!("{} is not JSON", path.display()))
+        Ok(self.options.scheduler(config))
     }
 
     /// `model_index.json`, where there is one.
@@ -194,23 +259,43 @@ impl Model {
         }
     }
 
+    /// The small folders of a diffusers model that a copy takes over: tokenizers and scheduler.
+    fn small_folders(&self) -> impl Iterator<Item = &'static str> {
+        self.text_encoders().map(tokenizer_folder).chain(["scheduler"])
+    }
+
+    /// Checks that [`copy_model`](super::copy_model) may copy what it copies as it is: no link there leads out of the
+    /// model's folder.
+    ///
+    /// # Errors
+    /// A link that does, named; a folder that is missing.
+    pub fn check_small_files(&self) -> Result<()> {
+        let Form::Folder(folder) = &self.form else { return Ok(()) };
+        self.small_folders().try_for_each(|name| parts::files_of(folder, name).map(drop))
+    }
+
     /// Writes the folders `tokenizer`, `tokenizer_2` where there are two, and `scheduler` of a diffusers model into `to`.
     pub(super) fn write_small_folders(&self, to: &Path) -> Result<()> {
         match &self.form {
-            Form::Folder(folder) => self
-                .text_encoders()
-                .map(tokenizer_folder)
-                .chain(["scheduler"])
-                .try_for_each(|name| folder::copy_small_files(&folder.join(name), &to.join(name))),
-            Form::File(file) => {
-                let scheduler = serde_json::to_string_pretty(&file.scheduler_config())? + "\n";
-                write_bytes(&to.join("scheduler/scheduler_config.json"), scheduler.as_bytes())?;
-                self.text_encoders().try_for_each(|component| {
-                    let folder = to.join(tokenizer_folder(component));
-                    let mut files = file.tokenizer_files(component)?.into_iter();
-                    files.try_for_each(|(name, text)| write_bytes(&folder.join(name), text.as_bytes()))
-                })
-            }
+            Form::Folder(folder) => self.small_folders().try_for_each(|name| parts::copy(folder, name, to))?,
+            Form::File(file) => self.text_encoders().try_for_each(|component| {
+                let folder = to.join(tokenizer_folder(component));
+                let mut files = file.tokenizer_files(component)?.into_iter();
+                files.try_for_each(|(name, text)| write_bytes(&folder.join(name), text.as_bytes()))
+            })?,
+        }
+        if matches!(self.form, Form::File(_)) || self.options.change_scheduler() {
+            let scheduler = serde_json::to_string_pretty(&self.scheduler_config()?)? + "\n";
+            write_bytes(&to.join("scheduler/scheduler_config.json"), scheduler.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Its diffusers folder, if it is one.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        match &self.form {
+            Form::Folder(folder) => Some(folder),
+            Form::File(_) => None,
         }
     }
 
@@ -229,6 +314,7 @@ impl Model {
             Form::File(file) => (file.tokenizer(component)?, file.path().to_owned()),
         };
         let config = self.text_encoder_config_of(component)?;
+        let tokenizer = tokenizer.or_of_length(config.positions);
         if tokenizer.vocabulary_size() > config.vocab_size || tokenizer.length() as i64 > config.positions {
             bail!(
                 "{}: {} tokens of texts of {}, but the text encoder knows {} (`vocab_size`) and reads {} \
@@ -282,16 +368,19 @@ impl Model {
     /// Where the component's weights lie, checked as [`Model::weights`] does: to read one at a time.
     pub fn stored(&self, component: Component) -> Result<Stored> {
         let parameters = self.parameters(component)?;
-        let folder = match &self.form {
-            Form::Folder(folder) => folder.join(component.folder()),
-            Form::File(file) => return file.stored(component, &parameters),
+        let folder = match self.place(component) {
+            At::Folder(folder) => folder,
+            At::File(file) => return file.stored(component, &parameters),
         };
         let files = folder::weight_files(&folder, component)?;
         let files = files.iter().map(|path| TensorFile::open(path).map(Arc::new)).collect::<Result<Vec<_>>>()?;
+        let names: Vec<String> = files.iter().flat_map(|file| file.names()).collect();
+        // A file in latent-diffusion's names does as well.
+        let layout = Layout::of(names.iter().map(String::as_str));
         let mut places = Vec::new();
         for (file, tensors) in files.iter().enumerate() {
-            for tensor in tensors.names() {
-                let parameter = names::today(component, &tensor);
+            for tensor in tensors.unscaled_names() {
+                let parameter = layout.renamed(component, &tensor);
                 places.extend(parameter.map(|parameter| Place {
                     parameter,
                     file,

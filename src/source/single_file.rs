@@ -1,66 +1,56 @@
 //! Single-file checkpoints: Stable Diffusion 1, 2 and XL in one `.safetensors` file with latent-diffusion's names.
 //!
 //! Opening one reads its header alone. Its tensors' shapes tell its configurations ([`inferred`]), its text encoder tells
-//! which tokenizer it takes; what it predicts may stand in its metadata, and is assumed where it does not.
+//! which tokenizer it takes, and [`evidence`](super::evidence) what it predicts. A file may hold one network alone.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
-use tch::Kind;
-
 use super::clip::{self, Clip};
+use super::evidence::{Noise, noise};
 use super::files::TensorFile;
-use super::inferred::{self, Prediction, Shapes, Version};
+use super::inferred::{self, Shapes, Version};
 use super::ldm::{Layout, Meaning, OPEN_CLIP};
-use super::stored::{Origin, Place, Stored};
+use super::options::ModelOptions;
+use super::stored::{Origin, Place, Stored, stranger};
 use super::{Component, Tokenizer};
 use crate::ops::Parameter;
+use crate::terminal::note;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 /// A single-file checkpoint.
 pub struct SingleFile {
     file: Arc<TensorFile>,
     places: BTreeMap<Component, Vec<Place>>,
+    /// The one network that it holds, if it is not a whole checkpoint.
+    alone: Option<Component>,
     version: Version,
-    prediction: Prediction,
+    noise: Noise,
+    /// Of an autoencoder alone: what the model that it is for multiplies latents by, where that is known.
+    scaling_factor: Option<f64>,
 }
 
 impl SingleFile {
-    /// Reads the header of `path`. What had to be assumed about the model is said on standard error.
+    /// Reads the header of `path`. What had to be assumed about the model, and what of the file is not used, is said on
+    /// standard error.
     ///
     /// # Errors
-    /// One line: damaged, a pickle, another kind of model (named), without a UNet, with a tensor (named) that is nothing
-    /// that Stable Diffusion 1, 2 or XL has.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// One line: damaged, a pickle, another kind of model (named), without a UNet, with a tensor (named) within a network
+    /// that is nothing that Stable Diffusion 1, 2 or XL has there.
+    pub fn open(path: &Path, options: &ModelOptions) -> Result<Self> {
         let file = Arc::new(TensorFile::open(path)?);
-        let shown = path.display();
-        let names = file.names();
+        let (shown, names) = (path.display(), file.names());
         if let Some(other) = other_kind(&file, &names) {
             bail!("{shown} is {other}; a single file is one of Stable Diffusion 1, 2 or XL here");
         }
-        let layout = Layout::of(names.iter().map(String::as_str));
-        let mut places: BTreeMap<Component, Vec<Place>> = BTreeMap::new();
-        for tensor in &names {
-            let (component, parameters, transposed) = match layout.meaning(tensor) {
-                Some(Meaning::Parameter(component, name)) => (component, vec![name], false),
-                Some(Meaning::Parameters(component, names)) => (component, names, false),
-                Some(Meaning::Transposed(component, name)) => (component, vec![name], rank(&file, tensor) == 2),
-                Some(Meaning::Nothing) => continue,
-                None => {
-                    bail!("{shown} has the tensor `{tensor}`, which is nothing that Stable Diffusion 1, 2 or XL has")
-                }
-            };
-            let parts = parameters.len() as i64;
-            for (part, parameter) in (0..).zip(parameters) {
-                let part = (parts > 1).then_some((part, parts));
-                let tensor = tensor.clone();
-                places.entry(component).or_default().push(Place { parameter, file: 0, tensor, part, transposed });
-            }
-        }
+        let (places, alone) = found(&file, &names)?;
         let Some(unet) = places.get(&Component::Unet) else {
-            bail!("{shown} has no UNet: no tensor's name begins with `model.diffusion_model.`");
+            match alone == Some(Component::Autoencoder) {
+                true => bail!("{shown} is an autoencoder alone; give the model, and this with --vae or model.vae"),
+                false => bail!("{shown} has no UNet: no tensor's name begins with `model.diffusion_model.`"),
+            }
         };
         let linear = |place: &Place| place.tensor.ends_with(".proj_in.weight") && rank(&file, &place.tensor) == 2;
         let version = match places.get(&Component::TextEncoder) {
@@ -70,8 +60,27 @@ impl SingleFile {
             None if unet.iter().any(linear) => Version::Two,
             _ => Version::One,
         };
-        let prediction = prediction(&file, version)?;
-        Ok(Self { file, places, version, prediction })
+        let noise = noise(&file, version, options)?;
+        Ok(Self { file, places, alone, version, noise, scaling_factor: None })
+    }
+
+    /// The autoencoder of the file `path`, which may hold nothing else, to go with a model that is a Stable Diffusion XL or
+    /// not and whose own autoencoder multiplies latents by `scaling_factor`: the file does not tell.
+    ///
+    /// # Errors
+    /// As [`SingleFile::open`]; without an autoencoder.
+    pub fn open_autoencoder(path: &Path, is_xl: bool, scaling_factor: Option<f64>) -> Result<Self> {
+        let file = Arc::new(TensorFile::open(path)?);
+        let (mut places, alone) = found(&file, &file.names())?;
+        places.retain(|component, _| *component == Component::Autoencoder);
+        if places.is_empty() {
+            bail!(
+                "{} has no autoencoder: no tensor's name begins with `first_stage_model.`, `encoder.` or `decoder.`",
+                path.display()
+            );
+        }
+        let version = if is_xl { Version::Xl } else { Version::One };
+        Ok(Self { file, places, alone, version, noise: Noise::default(), scaling_factor })
     }
 
     /// The file.
@@ -85,10 +94,10 @@ impl SingleFile {
         let shapes = places.iter().map(|place| (place.parameter.clone(), place.shape(component, &self.file)));
         let shapes = Shapes(shapes.collect());
         let config = match component {
-            Component::Unet => inferred::unet(&shapes, self.version, self.prediction),
+            Component::Unet => inferred::unet(&shapes, self.version, self.noise.prediction),
             Component::TextEncoder => inferred::text_encoder(&shapes, self.version),
             Component::TextEncoder2 => inferred::second_text_encoder(&shapes),
-            Component::Autoencoder => inferred::autoencoder(&shapes, self.version),
+            Component::Autoencoder => inferred::autoencoder(&shapes, self.version, self.scaling_factor),
             Component::SafetyChecker => bail!("single files have no safety checker"),
         };
         config.with_context(|| self.path().display().to_string())
@@ -96,7 +105,7 @@ impl SingleFile {
 
     /// `scheduler_config.json`.
     pub fn scheduler_config(&self) -> Value {
-        inferred::scheduler(self.version, self.prediction)
+        inferred::scheduler(self.version, self.noise)
     }
 
     /// Whether it is a Stable Diffusion XL.
@@ -111,7 +120,13 @@ impl SingleFile {
 
     /// Names and contents of the files of the tokenizer's folder that a diffusers model would have.
     pub fn tokenizer_files(&self, text_encoder: Component) -> Result<[(&'static str, String); 4]> {
-        Clip::new()?.files(self.padding(text_encoder))
+        let positions = self.text_positions(text_encoder)?;
+        Clip::new()?.files(self.padding(text_encoder), positions)
+    }
+
+    fn text_positions(&self, text_encoder: Component) -> Result<i64> {
+        let config = self.config_json(text_encoder)?;
+        config["max_position_embeddings"].as_i64().context("a text encoder without positions")
     }
 
     fn padding(&self, text_encoder: Component) -> &'static str {
@@ -142,7 +157,15 @@ impl SingleFile {
                     Component::SafetyChecker => "safety_checker.",
                 },
             );
-            bail!("{shown} has no {title} (no tensor's name begins with `{prefix}`), which is needed here");
+            match self.alone {
+                Some(Component::Unet) => bail!(
+                    "{shown} holds a UNet alone, and text encoder and autoencoder are needed here too; put it into a copy of its base model's \
+                     diffusers folder, as {}/{}",
+                    Component::Unet.folder(),
+                    Component::Unet.weight_file()
+                ),
+                _ => bail!("{shown} has no {title} (no tensor's name begins with `{prefix}`), which is needed here"),
+            }
         };
         Ok(places)
     }
@@ -152,38 +175,61 @@ fn rank(file: &TensorFile, name: &str) -> usize {
     file.shape(name).map_or(0, |shape| shape.len())
 }
 
-/// What the UNet predicts: what the metadata say (modelspec, which kohya's scripts and others write); else the noise in
-/// Stable Diffusion 1, and in XL without the tensor `v_pred`; in 2, as diffusers' `from_single_file` decides, the noise
-/// after the 875,000 steps of 2-base and the velocity otherwise.
-fn prediction(file: &TensorFile, version: Version) -> Result<Prediction> {
-    const KEY: &str = "modelspec.prediction_type";
-    let shown = file.path().display();
-    match file.metadata().get(KEY).map(String::as_str) {
-        Some("epsilon") => return Ok(Prediction::Epsilon),
-        Some("v" | "v_prediction") => return Ok(Prediction::Velocity),
-        Some(other) => {
-            bail!("{shown}: its metadata has `{KEY}`: \"{other}\", which is not supported (epsilon or v is)")
+/// Where each component's parameters lie, and which network the file holds alone. What lies beside the networks is told
+/// of in a line.
+fn found(file: &TensorFile, names: &[String]) -> Result<(BTreeMap<Component, Vec<Place>>, Option<Component>)> {
+    let layout = Layout::of(names.iter().map(String::as_str));
+    let mut places: BTreeMap<Component, Vec<Place>> = BTreeMap::new();
+    let mut beside = Vec::new();
+    for tensor in names {
+        let (component, parameters, transposed) = match layout.meaning(tensor) {
+            Some(Meaning::Parameter(component, name)) => (component, vec![name], false),
+            Some(Meaning::Parameters(component, names)) => (component, names, false),
+            Some(Meaning::Transposed(component, name)) => (component, vec![name], rank(file, tensor) == 2),
+            Some(Meaning::Nothing) => continue,
+            Some(Meaning::Beside) => {
+                beside.push(tensor.as_str());
+                continue;
+            }
+            None => bail!(
+                "{} has the tensor `{tensor}`, which is nothing that Stable Diffusion 1, 2 or XL has{}",
+                file.path().display(),
+                stranger(tensor)
+            ),
+        };
+        let parts = parameters.len() as i64;
+        for (part, parameter) in (0..).zip(parameters) {
+            let part = (parts > 1).then_some((part, parts));
+            let tensor = tensor.clone();
+            places.entry(component).or_default().push(Place { parameter, file: 0, tensor, part, transposed });
         }
-        None if version == Version::Xl && file.shape("v_pred").is_some() => return Ok(Prediction::Velocity),
-        None if version != Version::Two => return Ok(Prediction::Epsilon),
-        None => {}
     }
-    let steps = match file.shape("global_step") {
-        Some(shape) if shape.iter().product::<i64>() == 1 => {
-            Some(file.tensor("global_step")?.f_to_kind(Kind::Int64)?.f_view([1])?.f_int64_value(&[0])?)
-        }
-        _ => None,
-    };
-    let (prediction, assumed, other, size) = match steps {
-        Some(875_000) => (Prediction::Epsilon, "epsilon", "v", 512),
-        _ => (Prediction::Velocity, "v_prediction", "epsilon", 768),
-    };
-    eprintln!(
-        "note: {shown} is a Stable Diffusion 2 and does not say what it predicts; {assumed} at {size} pixels is assumed \
-         (`global_step` is {}), as diffusers does; where that is wrong its metadata should have `{KEY}`: \"{other}\"",
-        steps.map_or("not there".to_owned(), |steps| steps.to_string())
-    );
-    Ok(prediction)
+    if !beside.is_empty() && !places.is_empty() {
+        note(format_args!("{}: not used, because no network has it: {}", file.path().display(), grouped(&beside)));
+    }
+    let alone = places.keys().next().copied().filter(|_| places.len() == 1);
+    Ok((places, alone))
+}
+
+/// Names, those of one first part together: `model_ema.…` (686 tensors), `logit_scale`.
+fn grouped(names: &[&str]) -> String {
+    const SHOWN: usize = 4;
+    let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for name in names {
+        groups.entry(name.split('.').next().unwrap_or_default()).or_default().push(name);
+    }
+    let mut list: Vec<String> = groups
+        .iter()
+        .take(SHOWN)
+        .map(|(first, names)| match names[..] {
+            [name] => format!("`{name}`"),
+            _ => format!("`{first}.…` ({} tensors)", names.len()),
+        })
+        .collect();
+    if groups.len() > SHOWN {
+        list.push(format!("and {} more", groups.len() - SHOWN));
+    }
+    list.join(", ")
 }
 
 /// What a file is that is no Stable Diffusion 1, 2 or XL.
@@ -192,6 +238,22 @@ fn other_kind(file: &TensorFile, names: &[String]) -> Option<&'static str> {
     // With the prefix of whole checkpoints or without.
     let unet = |prefix: &str| starts(prefix) || starts(&format!("model.diffusion_model.{prefix}"));
     let has = |name: &str| file.shape(name).is_some();
+    let within = |part: &str| names.iter().any(|name| name.contains(part));
+    let whole = starts("model.diffusion_model.") || starts("input_blocks.") || starts("down_blocks.");
+    let lora = starts("lora_")
+        || [
+            "lora_down",
+            "lora_up",
+            "lora_A",
+            "lora_B",
+            ".lora.",
+            "lora_linear_layer",
+            "hada_w1",
+            "lokr_w1",
+            ".dora_scale",
+        ]
+        .iter()
+        .any(|part| within(part));
     let kinds = [
         (file.metadata().contains_key("palettist.palettes"), "a palettized checkpoint, which --palettes takes"),
         (unet("joint_blocks."), "a Stable Diffusion 3"),
@@ -199,10 +261,20 @@ fn other_kind(file: &TensorFile, names: &[String]) -> Option<&'static str> {
         (starts("conditioner.embedders.0.model."), "a Stable Diffusion XL refiner"),
         (has("model.diffusion_model.label_emb.weight"), "a Stable Diffusion x4 upscaler"),
         (starts("embedder.model."), "a Stable Diffusion 2 unCLIP"),
-        (starts("control_model."), "a ControlNet"),
-        (starts("lora_") || names.iter().any(|name| name.contains(".lora_")), "a LoRA, not a model"),
-        (starts("encoder.down") || starts("decoder.up"), "an autoencoder alone"),
-        (starts("down_blocks.") || starts("text_model."), "one component of a diffusers folder (give the folder)"),
+        (starts("depth_model."), "a depth-to-image model (Stable Diffusion 2 depth)"),
+        (
+            has("edm_mean") || has("edm_std") || has("edm_vpred.sigma_max") || has("edm_vpred.sigma_min"),
+            "a model with an EDM noise schedule (Playground 2.5, CosXL)",
+        ),
+        (starts("control_model.") || starts("controlnet_"), "a ControlNet"),
+        (
+            starts("motion_modules.") || within("temporal_transformer") || within("time_stack."),
+            "a model of moving pictures",
+        ),
+        (lora && whole, "a model with a LoRA beside its weights, not merged into them (merge it first)"),
+        (lora, "a LoRA, not a model"),
+        (starts("text_model.") && !whole, "a text encoder alone (give the folder of the whole model)"),
+        (starts("emb_params") || has("clip_l") || has("clip_g"), "a textual inversion, not a model"),
     ];
     kinds.into_iter().find_map(|(is, what)| is.then_some(what))
 }

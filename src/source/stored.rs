@@ -78,23 +78,27 @@ impl Stored {
             let file = &files[place.file];
             let (shown, name) = (file.path().display(), &place.tensor);
             let Some(parameter) = wanted.get(place.parameter.as_str()) else {
-                bail!("{shown} has the tensor `{name}`, which the {title} of {described} does not have");
+                let hint = stranger(name);
+                bail!("{shown} has the tensor `{name}`, which the {title} of {described} does not have{hint}");
             };
             let kind = file.kind(name)?;
             if !is_floating(kind) {
-                bail!("{shown}: tensor `{name}` holds {kind:?} numbers; quantized weights are not supported");
+                let by = if is_bitsandbytes(file) { " (bitsandbytes')" } else { "" };
+                bail!("{shown}: tensor `{name}` holds {kind:?} numbers; quantized weights{by} are not supported");
             }
             let shape = place.shape(component, file);
             let whole = place.part.is_none_or(|(_, parts)| {
                 file.shape(name).is_some_and(|s| s.first().is_some_and(|rows| rows % parts == 0))
             });
-            if shape != parameter.shape || !whole {
+            let same =
+                shape == parameter.shape || (place.part.is_none() && trimmed(&shape) == trimmed(&parameter.shape));
+            if !same || !whole {
                 let (shape, expected) = (file.shape(name).unwrap_or_default(), &parameter.shape);
                 let each = if place.part.is_some() { " for each of its parts" } else { "" };
                 bail!("{shown}: tensor `{name}` has the shape {shape:?}; {asking} {expected:?}{each}");
             }
             let name = name.clone();
-            if let Some((other, _)) = places.insert(place.parameter.clone(), (place, shape)) {
+            if let Some((other, _)) = places.insert(place.parameter.clone(), (place, parameter.shape.clone())) {
                 let first = files[other.file].path().display();
                 bail!("{shown}: tensor `{name}` is there twice, also as `{}` in {first}", other.tensor);
             }
@@ -141,5 +145,52 @@ impl Stored {
             .and_then(|tensor| tensor.f_to_kind(kind))
             .and_then(|tensor| tensor.f_to_device(device))
             .with_context(|| format!("{}: tensor `{}`", file.path().display(), place.tensor))
+    }
+}
+
+/// A shape without axes of length 1 around it: some tools write biases as `[1, C, 1, 1]`, and 1×1 convolutions as linear
+/// layers or the other way round.
+fn trimmed(shape: &[i64]) -> &[i64] {
+    let from = shape.iter().position(|&n| n != 1).unwrap_or(shape.len());
+    let to = shape.iter().rposition(|&n| n != 1).map_or(from, |last| last + 1);
+    &shape[from..to]
+}
+
+/// What a tensor that no network has is known to come from, with what to do.
+pub(super) fn stranger(name: &str) -> &'static str {
+    let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
+    if has(&[".base_layer.", "lora_A", "lora_B", ".lora_", "lora_down", "lora_up"]) {
+        ": it is of a LoRA that PEFT has not merged; merge it before saving, with diffusers: \
+         pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained('FOLDER')"
+    } else if has(&[".quant_state.", ".absmax", ".quant_map", ".nested_", ".SCB"]) {
+        ": it is of bitsandbytes' quantized weights, which are not supported; fetch the model in fp16"
+    } else if has(&[".qweight", ".qzeros", ".g_idx"]) {
+        ": it is of quantized weights, which are not supported; fetch the model in fp16"
+    } else if has(&["motion_modules.", "temporal", "time_stack."]) {
+        ": it is of a model of moving pictures, which is not supported"
+    } else if has(&["to_k_ip", "to_v_ip", "ip_adapter"]) {
+        ": it is of an IP-Adapter, which is not supported; unload it before saving"
+    } else if has(&["controlnet_cond_embedding", "controlnet_down_blocks"]) {
+        ": it is of a ControlNet; give the model that it goes with"
+    } else {
+        ""
+    }
+}
+
+fn is_bitsandbytes(file: &TensorFile) -> bool {
+    file.names()
+        .iter()
+        .any(|name| name.contains(".quant_state.") || name.ends_with(".absmax") || name.ends_with(".SCB"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn axes_of_length_one_around_a_shape_do_not_count() {
+        assert_eq!(trimmed(&[1, 320, 1, 1]), [320]);
+        assert_eq!(trimmed(&[8, 1, 8, 1, 1]), [8, 1, 8]);
+        assert!(trimmed(&[1, 1]).is_empty() && trimmed(&[]).is_empty());
     }
 }

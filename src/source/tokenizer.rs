@@ -18,7 +18,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::clip::{self, Clip};
-use super::json::{read_json, read_json_if_there};
+use super::json::{read_json, read_json_if_there, read_text};
 
 /// Special tokens, then contractions, words, single digits, runs of anything else (OpenAI's `simple_tokenizer.py`).
 const PIECES: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -30,7 +30,11 @@ pub struct Tokenizer {
     end: i64,
     pad: i64,
     length: usize,
+    is_length_said: bool,
 }
+
+/// How many tokens OpenAI's CLIP reads.
+const CLIP_LENGTH: u64 = 77;
 
 impl Tokenizer {
     /// Reads a tokenizer folder.
@@ -112,12 +116,29 @@ impl Tokenizer {
         let ids: Result<Vec<i64>, String> = specials.iter().map(id).collect();
         let ids = ids.map_err(|token| anyhow!("its vocabulary lacks the special token `{token}`"))?;
         bpe.add_special_tokens(specials).map_err(|error| anyhow!("its special tokens: {error}"))?;
-        // Absent or absurd (transformers writes 1e30 for "unknown"): CLIP's own 77.
-        let length = config.get("model_max_length").and_then(Value::as_u64).filter(|&n| n < 10_000).unwrap_or(77);
+        // Absent, or absurd: transformers writes 1e30 for "unknown".
+        let said = config.get("model_max_length").and_then(Value::as_u64).filter(|&n| n < 10_000);
+        let length = said.unwrap_or(CLIP_LENGTH);
         if length < 2 {
             bail!("tokenizer_config.json has `model_max_length`: {length}; start and end alone are 2");
         }
-        Ok(Self { bpe, start: ids[0], end: ids[1], pad: ids[3], length: length as usize })
+        Ok(Self {
+            bpe,
+            start: ids[0],
+            end: ids[1],
+            pad: ids[3],
+            length: length as usize,
+            is_length_said: said.is_some(),
+        })
+    }
+
+    /// With texts of as many tokens as the text encoder has positions, where the files do not say how many: those of
+    /// LongCLIP have 248.
+    pub fn or_of_length(self, positions: i64) -> Self {
+        match usize::try_from(positions) {
+            Ok(positions) if !self.is_length_said && positions >= 2 => Self { length: positions, ..self },
+            _ => self,
+        }
     }
 
     /// Ids of `text` between start and end, cut and padded to [`Self::length`], as transformers does with
@@ -137,7 +158,7 @@ impl Tokenizer {
         2 + self.bpe.encode_fast(text, false).expect("CLIP's splitting takes any text").len()
     }
 
-    /// How many ids [`Self::encode`] gives: 77 for every Stable Diffusion.
+    /// How many ids [`Self::encode`] gives: 77 for every Stable Diffusion but those with LongCLIP.
     pub fn length(&self) -> usize {
         self.length
     }
@@ -198,7 +219,7 @@ impl Files {
         let vocabulary = serde_json::from_value(read_json(&path)?)
             .with_context(|| format!("{} is not a table of tokens and ids", path.display()))?;
         let path = folder.join("merges.txt");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = read_text(&path)?;
         let mut merges = Vec::new();
         for (number, line) in text.lines().enumerate() {
             if line.starts_with("#version") || line.trim().is_empty() {

@@ -10,8 +10,9 @@ use tch::{Device, Kind};
 
 use super::beside::{PART, hold, remove_leftovers};
 use super::files::{write_atomically, write_bytes, write_safetensors};
-use super::{Component, Model};
+use super::{Component, Model, parts};
 use crate::ops::Weights;
+use crate::terminal::note;
 
 /// Writes `folder/config.json` and the component's weight file, its weights as `kind`.
 ///
@@ -33,8 +34,8 @@ pub fn write_component(
 }
 
 /// Writes a whole model to the new folder `to`: configurations, tokenizer and scheduler of `from`, the weights of
-/// `replace` where given, else those of `from`, all as `kind`. The safety checker and feature extractor are not copied:
-/// the index says so, and diffusers then runs without.
+/// `replace` where given, else those of `from`, all as `kind`. Safety checker and feature extractor of a plain pipeline are
+/// not copied: the index says so, and diffusers then runs without. Other parts of other pipelines are, as they are.
 ///
 /// # Errors
 /// `to` exists; a component of `from` cannot be read; the disk is full. Nothing is left over.
@@ -60,7 +61,11 @@ pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], ki
             write_component(&part.join(component.folder()), component, &config, weights, kind)?;
         }
         from.write_small_folders(part)?;
-        let index = serde_json::to_string_pretty(&index(from)?)? + "\n";
+        let (index, others) = index(from)?;
+        if let Some(folder) = from.folder() {
+            others.iter().try_for_each(|name| parts::copy(folder, name, part))?;
+        }
+        let index = serde_json::to_string_pretty(&index)? + "\n";
         write_bytes(&part.join("model_index.json"), index.as_bytes())
     });
     drop(held);
@@ -82,13 +87,25 @@ fn loaded_as_fp32(component: Component, mut config: Value) -> Value {
     config
 }
 
-/// The model's own index without what is not copied; that of a plain Stable Diffusion of its kind when it has none.
-fn index(from: &Model) -> Result<Value> {
+/// `model_index.json` of the copy, and the other parts of the pipeline, which are copied as they are.
+///
+/// diffusers runs a plain pipeline without safety checker, feature extractor and image encoder: there the index says so and
+/// they are not copied. A pipeline of another class needs all parts of its index. Where their folders are there they are
+/// copied; where one is not, such a class cannot be loaded, and the copy is a plain pipeline of the networks that it has.
+fn index(from: &Model) -> Result<(Value, Vec<String>)> {
+    const PLAIN: [&str; 6] = [
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    ];
     let mut index = from.index()?.unwrap_or_else(|| json!({}));
+    let index_object = index.as_object_mut().context("model_index.json is not an object")?;
     let scheduler = from.scheduler_config()?.get("_class_name").cloned().unwrap_or_else(|| json!("PNDMScheduler"));
-    let class = if from.is_xl() { "StableDiffusionXLPipeline" } else { "StableDiffusionPipeline" };
+    let plain = if from.is_xl() { "StableDiffusionXLPipeline" } else { "StableDiffusionPipeline" };
     let mut entries = vec![
-        ("_class_name", json!(class)),
         ("scheduler", json!(["diffusers", scheduler])),
         ("text_encoder", json!(["transformers", "CLIPTextModel"])),
         ("tokenizer", json!(["transformers", "CLIPTokenizer"])),
@@ -99,16 +116,75 @@ fn index(from: &Model) -> Result<Value> {
         entries.push(("text_encoder_2", json!(["transformers", "CLIPTextModelWithProjection"])));
         entries.push(("tokenizer_2", json!(["transformers", "CLIPTokenizer"])));
     }
-    let index_object = index.as_object_mut().context("model_index.json is not an object")?;
-    for (key, value) in entries {
-        index_object.entry(key).or_insert(value);
+    for (key, value) in &entries {
+        let entry = index_object.entry(*key).or_insert_with(|| value.clone());
+        // A pipeline may be without a part that a copy has: null, null.
+        if !is_part(entry) {
+            *entry = value.clone();
+        }
     }
-    for key in ["feature_extractor", "image_encoder"] {
+    let others: Vec<String> = index_object
+        .iter()
+        .filter(|(key, value)| is_part(value) && entries.iter().all(|(own, _)| own != key))
+        .map(|(key, _)| key.clone())
+        .collect();
+    let class = index_object.get("_class_name").and_then(Value::as_str).unwrap_or(plain).to_owned();
+    let (there, missing): (Vec<String>, Vec<String>) =
+        others.iter().cloned().partition(|name| from.folder().is_some_and(|folder| folder.join(name).is_dir()));
+    // Pipelines run without these, the feature extractor where it is the safety checker's.
+    let checks = others.iter().any(|name| name == "safety_checker");
+    let optional =
+        |name: &str| name == "safety_checker" || name == "image_encoder" || (name == "feature_extractor" && checks);
+    let is_plain = PLAIN.contains(&class.as_str());
+    if !is_plain && missing.iter().all(|name| optional(name)) {
+        for name in missing {
+            index_object.insert(name, json!([null, null]));
+        }
+        return Ok((index, there));
+    }
+    if !is_plain {
+        note(format_args!(
+            "{} is of {class} and lacks {}: the copy is a {plain}",
+            from.path().display(),
+            missing.join(", ")
+        ));
+        index_object.insert("_class_name".into(), json!(plain));
+    } else {
+        index_object.insert("_class_name".into(), json!(class));
+    }
+    for key in others.iter().map(String::as_str).chain(["feature_extractor", "image_encoder"]) {
         index_object.insert(key.into(), json!([null, null]));
     }
+    // A plain pipeline takes no others; a null one of another name would be a stranger to it.
+    index_object.retain(|key, value| is_known_to_plain(key) || !(is_part(value) || is_null_part(value)));
     if !from.is_xl() {
         index_object.insert("safety_checker".into(), json!([null, null]));
         index_object.insert("requires_safety_checker".into(), json!(false));
     }
-    Ok(index)
+    Ok((index, Vec::new()))
+}
+
+/// Whether an entry of an index is a part: library and class.
+fn is_part(value: &Value) -> bool {
+    value.as_array().is_some_and(|pair| pair.len() == 2 && pair.iter().all(Value::is_string))
+}
+
+fn is_null_part(value: &Value) -> bool {
+    value.as_array().is_some_and(|pair| pair.len() == 2 && pair.iter().all(Value::is_null))
+}
+
+fn is_known_to_plain(key: &str) -> bool {
+    [
+        "scheduler",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "unet",
+        "vae",
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+    ]
+    .contains(&key)
 }

@@ -5,12 +5,12 @@ use anyhow::{Result, bail};
 use tch::{Device, Kind};
 
 use super::examples::{Encoder, Texts};
-use super::setup::{check_conditions, transform};
+use super::setup::transform;
 use super::validate::{Input, Validation};
 pub use super::validate::{Measured, snr};
 use crate::config::{self, Config};
 use crate::data::{Cache, CaptionOptions, Key, Sample, dreambooth, read_folder};
-use crate::diffusion::NoiseSchedule;
+use crate::diffusion::{NoiseSchedule, TextToImage};
 use crate::networks::unet::UnetConfig;
 use crate::ops::Weights;
 use crate::source::{Component, Model};
@@ -55,16 +55,15 @@ impl Evaluation {
     }
 
     fn of(mut pictures: Vec<Sample>, config: &Config, model: &Model, samples: usize, device: Device) -> Result<Self> {
+        // What the model is, before any long work.
+        let TextToImage { unet, autoencoder, schedule, .. } = TextToImage::of(model)?;
         // The others are never looked at.
         pictures.truncate(samples);
         let cache = Cache::open(&config.data.cache_dir)?;
-        let autoencoder = model.autoencoder_config()?;
         let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;
         let encoder = Encoder::new(&autoencoder, &weights, device, &cache)?;
         let examples = encoder.encode(&pictures, &|index| transform(config, index), false, &mut |_, _| {})?;
-        check_conditions(model)?;
         let texts = Texts::new(examples.captions.iter(), model, Some(&cache), device)?;
-        let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)?;
         let validation = Validation::new(
             &examples,
             autoencoder.scaling_factor,
@@ -73,7 +72,7 @@ impl Evaluation {
             &schedule,
             (device, Kind::Float),
         );
-        Ok(Self { unet: model.unet_config()?, schedule, validation, texts })
+        Ok(Self { unet, schedule, validation, texts })
     }
 
     /// How many noised pictures the loss is the mean over.

@@ -16,7 +16,7 @@ use crate::config::{Config, DeploymentTarget, TrainedComponent};
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use crate::coreml::program::Target;
 use crate::coreml::velocity::Velocity;
-use crate::diffusion::NoiseSchedule;
+use crate::diffusion::text_to_image;
 use crate::ops::Weights;
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
@@ -169,7 +169,7 @@ pub fn finish(
             height: config.export.latent_h,
             width: config.export.latent_w,
             target: target(config.export.min_deployment_target),
-            velocity: Velocity::of(&NoiseSchedule::from_config(&model.scheduler_config()?)?),
+            velocity: Velocity::of(&text_to_image::schedule(model)?),
             overwrite: true,
             ..UnetOptions::new(&unet)
         };

@@ -1,6 +1,6 @@
 //! From a config to what the loop needs: networks, data, teacher.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::denoise::Denoise;
@@ -13,8 +13,7 @@ use super::validate::Validation;
 use super::{class_images, prompts};
 use crate::config::{Config, Mode, Recipe, TrainedComponent};
 use crate::data::{Cache, CaptionOptions, Crop, Sample, Transform, dreambooth, load_picture, read_folder};
-use crate::diffusion::NoiseSchedule;
-use crate::diffusion::pipeline::check_texts;
+use crate::diffusion::text_to_image::{self, TextToImage};
 use crate::ops::{Parameter, Weights};
 use crate::report::Progress;
 use crate::source::{Component, Model};
@@ -32,7 +31,7 @@ pub struct Setup {
 /// # Errors
 /// Whatever is wrong with either, one line.
 pub fn open(config: &Config, device: Device, kind: Kind) -> Result<Setup> {
-    let model = Model::open(&config.model.pretrained_model_name_or_path)?;
+    let model = Model::open_with(&config.model.pretrained_model_name_or_path, &config.model.options())?;
     match config.train.component {
         TrainedComponent::Autoencoder => autoencoder(config, model, device, kind),
         TrainedComponent::Unet => unet(config, model, device, kind),
@@ -51,6 +50,7 @@ fn initial(config: &Config, model: &Model, component: Component) -> Result<(Weig
 }
 
 fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
+    supports(config, &model)?;
     let (mut weights, parameters) = initial(config, &model, Component::Autoencoder)?;
     if config.model.train_from_scratch {
         quiet_posterior(&mut weights, model.autoencoder_config()?.latent_channels);
@@ -128,17 +128,19 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
             model.path().display()
         );
     }
-    match config.train.component {
-        TrainedComponent::Unet => check_conditions(model),
-        TrainedComponent::Autoencoder => Ok(()),
-    }
-}
-
-/// Checks that the UNet is told what the text encoders say.
-pub fn check_conditions(model: &Model) -> Result<()> {
-    let configs = model.text_encoders().map(|component| model.text_encoder_config_of(component));
-    check_texts(&model.unet_config()?, configs.collect::<Result<Vec<_>>>()?.iter())
-        .with_context(|| model.path().display().to_string())
+    // The end of a run writes the whole model: what cannot be copied then is found now.
+    model.check_small_files()?;
+    let factor = match config.train.component {
+        TrainedComponent::Unet => TextToImage::of(model)?.autoencoder.factor(),
+        TrainedComponent::Autoencoder => model.autoencoder_config()?.factor(),
+    };
+    let resolution = config.data.resolution;
+    ensure!(
+        resolution % factor == 0,
+        "data.resolution is {resolution}, and the autoencoder of {} takes multiples of {factor}",
+        model.path().display()
+    );
+    Ok(())
 }
 
 fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
@@ -150,8 +152,7 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
     if let Some(path) = &config.palettize.recipe {
         Recipe::read(path)?.check(&model.parameters(Component::Unet)?)?;
     }
-    let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)
-        .with_context(|| format!("the scheduler of {}", model.path().display()))?;
+    let schedule = text_to_image::schedule(&model)?;
     let data = read_data(config, &model, device)?;
     let cache = Cache::open(&config.data.cache_dir)?;
     let Encoded { scaling_factor, examples, class, validation } = encoded(config, &model, &data, &cache, device)?;

@@ -53,8 +53,9 @@ impl Clip {
         Ok(Self { tokens, merges })
     }
 
-    /// A tokenizer folder that transformers loads: names and contents of its files. Texts are filled up with `pad`.
-    pub fn files(&self, pad: &str) -> Result<[(&'static str, String); 4]> {
+    /// A tokenizer folder that transformers loads: names and contents of its files. Texts are filled up with `pad` to
+    /// `length` tokens.
+    pub fn files(&self, pad: &str, length: i64) -> Result<[(&'static str, String); 4]> {
         // In the order of the ids, which a map of serde_json would not keep.
         let entries =
             self.tokens.iter().enumerate().map(|(id, token)| Ok(format!("{}: {id}", serde_json::to_string(token)?)));
@@ -63,21 +64,21 @@ impl Clip {
         Ok([
             ("vocab.json", vocabulary),
             ("merges.txt", format!("#version: 0.2\n{merges}")),
-            ("tokenizer_config.json", serde_json::to_string_pretty(&config(pad))? + "\n"),
+            ("tokenizer_config.json", serde_json::to_string_pretty(&config(pad, length))? + "\n"),
             ("special_tokens_map.json", serde_json::to_string_pretty(&special_tokens(pad))? + "\n"),
         ])
     }
 }
 
 /// `tokenizer_config.json`, with the values of Stable Diffusion's own.
-fn config(pad: &str) -> Value {
+fn config(pad: &str, length: i64) -> Value {
     json!({
         "add_prefix_space": false,
         "bos_token": START,
         "do_lower_case": true,
         "eos_token": END,
         "errors": "replace",
-        "model_max_length": 77,
+        "model_max_length": length,
         "pad_token": pad,
         "tokenizer_class": "CLIPTokenizer",
         "unk_token": END,
