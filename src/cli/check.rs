@@ -57,6 +57,13 @@ struct Report {
     tokenizer: Option<Tokenizer>,
 }
 
+/// Whether a run draws pictures with the sampler of the model's scheduler.
+fn draws_with_own_sampler(config: &Config) -> bool {
+    let sample = &config.sample;
+    let samples = sample.sample_every_n_steps > 0 && !sample.prompts.is_empty() && sample.sampler.0.is_none();
+    samples || config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.with_prior_preservation)
+}
+
 impl Report {
     /// A line under a heading; the heading stands before the first of its lines.
     fn line(&mut self, heading: &str, text: impl AsRef<str>) {
@@ -93,6 +100,10 @@ impl Report {
         self.take(crate::train::supports(config, model));
         if let Some(scheduler) = self.take(model.scheduler_config()) {
             self.take(crate::diffusion::NoiseSchedule::from_config(&scheduler));
+            let own = crate::diffusion::Own::of(&crate::diffusion::pipeline::pipeline_config(scheduler));
+            if let Some(warning) = own.warning.filter(|_| draws_with_own_sampler(config)) {
+                self.line("", format!("warning: {warning}"));
+            }
         }
         if config.train.component == TrainedComponent::Unet && config.palettize.enabled {
             // The recipe's layers stand before the overrides; they are looked at where their lines are known.
