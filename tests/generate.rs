@@ -2,6 +2,8 @@
 //! the command.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use clap::Parser;
 use palettist::cli::generate;
@@ -27,7 +29,11 @@ fn pipeline() -> Pipeline {
 }
 
 fn expected(name: &str) -> Tensor {
-    TensorFile::open(&fixture("expected.safetensors")).and_then(|file| file.tensor(name)).expect("a fixture")
+    tensor("expected.safetensors", name)
+}
+
+fn tensor(file: &str, name: &str) -> Tensor {
+    TensorFile::open(&fixture(file)).and_then(|file| file.tensor(name)).expect("a fixture")
 }
 
 fn prompts() -> (String, String) {
@@ -43,7 +49,7 @@ fn request(sampler: Option<SamplerKind>) -> Request {
         prompt,
         negative_prompt,
         sampler,
-        noise: Noise::Latents(expected("noise")),
+        noise: Noise::Latents(expected("noise"), 0),
         images: 2,
         ..Request::default()
     }
@@ -60,7 +66,8 @@ fn latents_are_those_of_diffusers() {
     let mut pipeline = pipeline();
     for prediction in ["epsilon", "v_prediction"] {
         pipeline.scheduler_config["prediction_type"] = json!(prediction);
-        for (name, kind) in SamplerKind::NAMES {
+        for name in ["ddim", "pndm", "euler", "dpmpp_2m"] {
+            let kind = name.parse().expect("a sampler");
             let drawn = pipeline.generate(&request(Some(kind)), &mut |_, _| Ok(())).expect("latents");
             let error = relative_error(&drawn.latents, &expected(&format!("{name}.{prediction}")));
             println!("{name} {prediction}: relative error {error:.1e}");
@@ -69,10 +76,61 @@ fn latents_are_those_of_diffusers() {
     }
 }
 
+/// The model's own sampler, whatever class wrote the file.
+#[test]
+fn latents_of_the_models_own_scheduler_are_those_of_diffusers() {
+    let mut pipeline = pipeline();
+    let config = pipeline.scheduler_config.clone();
+    for (class, kind) in [
+        ("LMSDiscreteScheduler", "lms"),
+        ("HeunDiscreteScheduler", "heun"),
+        ("KDPM2DiscreteScheduler", "dpm_2"),
+        ("DPMSolverSinglestepScheduler", "dpmpp_2s"),
+        ("DPMSolverMultistepScheduler+use_karras_sigmas", "dpmpp_2m_karras"),
+        ("UniPCMultistepScheduler", "unipc"),
+    ] {
+        for prediction in ["epsilon", "v_prediction"] {
+            let mut keys = class.split('+');
+            pipeline.scheduler_config = config.clone();
+            pipeline.scheduler_config["_class_name"] = json!(keys.next());
+            pipeline.scheduler_config["prediction_type"] = json!(prediction);
+            keys.for_each(|key| pipeline.scheduler_config[key] = json!(true));
+            let own = pipeline.own_sampler();
+            assert_eq!((own.kind.name(), own.warning), (kind, None));
+            let drawn = pipeline.generate(&request(None), &mut |_, _| Ok(())).expect("latents");
+            let error =
+                relative_error(&drawn.latents, &tensor("samplers.safetensors", &format!("{class}.{prediction}")));
+            println!("{class} {prediction}: relative error {error:.1e}");
+            assert!(error < 1e-4, "{class} {prediction}: relative error {error:e}");
+        }
+    }
+}
+
+#[test]
+fn added_noise_depends_on_seed_and_picture_only() {
+    let pipeline = pipeline();
+    for name in ["ddpm", "euler_a", "dpm_2_a", "dpmpp_2m_sde_karras", "dpmpp_sde", "lcm"] {
+        let draw = |noise: Noise, images: usize, batch: usize| {
+            let sampler = Some(name.parse().expect("a sampler"));
+            let request = Request { steps: 4, noise, images, batch, size: Some((32, 32)), ..request(sampler) };
+            pipeline.generate(&request, &mut |_, _| Ok(())).expect("latents").latents
+        };
+        let together = draw(Noise::Seed(3), 3, 3);
+        assert!(relative_error(&draw(Noise::Seed(3), 3, 1), &together) < 1e-4, "{name}: batch");
+        assert!(relative_error(&draw(Noise::Seed(3), 2, 2), &together.narrow(0, 0, 2)) < 1e-4, "{name}: number");
+        let seeds = draw(Noise::Seeds(vec![8, 3]), 2, 2);
+        assert!(relative_error(&seeds.narrow(0, 1, 1), &together.narrow(0, 0, 1)) < 1e-4, "{name}: seeds");
+        assert!(relative_error(&seeds.narrow(0, 0, 1), &together.narrow(0, 0, 1)) > 1e-2, "{name}: another seed");
+        // The same beginning, other noise on the way.
+        let same = |seed: u64| draw(Noise::Latents(expected("noise").narrow(2, 0, 4).narrow(3, 0, 4), seed), 2, 2);
+        assert!(relative_error(&same(1), &same(2)) > 1e-2, "{name}: the seed of the added noise");
+    }
+}
+
 #[test]
 fn pictures_are_those_of_diffusers_and_do_not_depend_on_the_batch() {
     let pipeline = pipeline();
-    assert_eq!(pipeline.own_sampler(), SamplerKind::Pndm);
+    assert_eq!(pipeline.own_sampler().kind, SamplerKind::Pndm);
     let mut calls = Vec::new();
     let one_by_one = Request { batch: 1, ..request(None) };
     let drawn = pipeline
@@ -205,7 +263,7 @@ fn bad_input_gets_one_line_and_writes_nothing() {
         (&["--steps", "0"], "--steps 0"),
         (&["--steps", "2000"], "1 to 1000"),
         (&["--num-images", "0"], "--num-images 0"),
-        (&["--scheduler", "heun"], "dpmpp_2m"),
+        (&["--scheduler", "deis"], "dpmpp_2m"),
         (&["--device", "tpu"], "auto, cpu, cuda and mps"),
         (&["--precision", "int8"], "fp32, bf16 and fp16"),
         (&["--guidance-scale", "nan"], "--guidance-scale"),
@@ -248,4 +306,141 @@ fn scheduler_files_with_infinities_are_read() {
     std::fs::write(&file, "{").expect("a file");
     let message = format!("{:#}", model.scheduler_config().expect_err("an error"));
     assert!(message.contains("scheduler_config.json is not JSON"), "{message}");
+}
+
+/// The tiny model with another scheduler, and its standard error and exit code when it draws.
+fn draw_with(scheduler: Value, arguments: &[&str]) -> (i32, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    copy(&fixture("model"), &model);
+    std::fs::write(model.join("scheduler/scheduler_config.json"), scheduler.to_string()).expect("a file");
+    let output = Command::new(env!("CARGO_BIN_EXE_palettist"))
+        .args(["generate", "model", "--prompt", "a fox", "-o", "out.png", "--steps", "3", "--device", "cpu"])
+        .args(["--width", "32", "--height", "32"])
+        .args(arguments)
+        .current_dir(folder.path())
+        .output()
+        .expect("the program");
+    (output.status.code().expect("a code"), String::from_utf8(output.stderr).expect("text"))
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder").flatten() {
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            let _bytes = std::fs::copy(&path, &to).expect("a file");
+        }
+    }
+}
+
+fn scheduler(class: &str, added: Value) -> Value {
+    let text = std::fs::read_to_string(fixture("model/scheduler/scheduler_config.json")).expect("the scheduler");
+    let mut config: Value = serde_json::from_str(&text).expect("JSON");
+    config["_class_name"] = json!(class);
+    for (key, value) in added.as_object().expect("keys") {
+        config[key] = value.clone();
+    }
+    config
+}
+
+#[test]
+fn schedulers_that_are_there_draw_and_others_are_named() {
+    let (code, error) = draw_with(scheduler("LCMScheduler", json!({"original_inference_steps": 50})), &[]);
+    assert!(code == 0 && error.contains("note: models for the sampler `lcm`") && !error.contains("warning"), "{error}");
+    let (code, error) = draw_with(scheduler("LCMScheduler", json!({})), &["--guidance-scale", "1.5"]);
+    assert!(code == 0 && !error.contains("note:"), "{error}");
+    let (code, error) = draw_with(scheduler("TCDScheduler", json!({})), &[]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(error.matches("warning: ").count(), 1, "{error}");
+    assert!(error.contains("TCDScheduler, is not in this version; the sampler `ddim` is used instead"), "{error}");
+    let thresholding = scheduler("UniPCMultistepScheduler", json!({"thresholding": true}));
+    let (code, error) = draw_with(thresholding.clone(), &[]);
+    assert!(code == 0 && error.contains("warning: ") && error.contains("`thresholding` is true"), "{error}");
+    // Asked for by name, an option that is not there is an error.
+    let (code, error) = draw_with(thresholding, &["--scheduler", "unipc"]);
+    assert!(code == 1 && error.contains("error: ") && error.contains("thresholding"), "{error}");
+    let (code, error) = draw_with(scheduler("TCDScheduler", json!({})), &["--scheduler", "Euler a"]);
+    assert!(code == 0 && !error.contains("warning"), "{error}");
+    let (code, error) = draw_with(scheduler("PNDMScheduler", json!({})), &["--scheduler", "deis"]);
+    assert!(code == 2 && error.contains("euler_a") && error.contains("`auto`"), "{error}");
+}
+
+#[test]
+fn every_scheduler_of_the_file_draws() {
+    let mut pipeline = pipeline();
+    for class in [
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "PNDMScheduler",
+        "LMSDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "DPMSolverSDEScheduler",
+        "UniPCMultistepScheduler",
+        "LCMScheduler",
+    ] {
+        for added in [
+            json!({}),
+            json!({"use_karras_sigmas": true, "algorithm_type": "sde-dpmsolver++", "prediction_type": "v_prediction"}),
+        ] {
+            pipeline.scheduler_config = scheduler(class, added);
+            assert_eq!(pipeline.own_sampler().warning, None, "{class}");
+            let request = Request { steps: 5, images: 1, noise: Noise::Seed(1), size: Some((32, 32)), ..request(None) };
+            let mut calls = (0, 0);
+            let count = &mut |done: usize, total: usize| {
+                calls = (done, total);
+                Ok(())
+            };
+            let drawn = pipeline.generate(&request, count).unwrap_or_else(|error| panic!("{class}: {error:#}"));
+            assert!(drawn.latents.abs().max().double_value(&[]) < 1e3, "{class}");
+            let twice = ["Heun", "KDPM2", "SDEScheduler"].iter().any(|part| class.contains(part));
+            let evaluations = if class.starts_with("PNDM") {
+                6
+            } else if twice {
+                9
+            } else {
+                5
+            };
+            assert_eq!(calls, (evaluations, evaluations), "{class}");
+        }
+    }
+}
+
+#[test]
+fn finished_pictures_survive_an_interrupt() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = model_path();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_palettist"))
+        .args(["generate", &model, "--prompt", "a fox", "-o", "out.png", "--steps", "200", "--device", "cpu"])
+        .args(["--num-images", "2000", "--batch-size", "2", "--save-latents", "latents.safetensors"])
+        .current_dir(folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program");
+    while !folder.path().join("out-1.png").exists() {
+        assert!(child.try_wait().expect("a state").is_none(), "ended before a picture");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+    let output = child.wait_with_output().expect("an end");
+    let error = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(130), "{error}");
+    let pictures = std::fs::read_dir(folder.path()).expect("a folder").flatten();
+    let pictures = pictures.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "png")).count();
+    assert!(pictures.is_multiple_of(2) && pictures < 2000, "{pictures}");
+    assert!(error.contains(&format!("stopped; {pictures} of 2000 pictures are written")), "{error}");
+    // Not a terminal: plain lines.
+    assert!(error.contains("drawing 0/200000"), "{error}");
+    let file = TensorFile::open(&folder.path().join("latents.safetensors")).expect("the latents");
+    assert_eq!(file.tensor("latents").expect("latents").size()[0], pictures as i64);
+    assert_eq!(String::from_utf8(output.stdout).expect("text").lines().count(), pictures + 1);
 }

@@ -93,7 +93,7 @@ fn both_text_encoders_and_tokenizers_are_read() {
 #[test]
 fn latents_and_pictures_are_those_of_diffusers() {
     let pipeline = pipeline(Kind::Float);
-    assert_eq!((pipeline.own_sampler(), pipeline.own_size()), (SamplerKind::Euler, (64, 64)));
+    assert_eq!((pipeline.own_sampler().kind, pipeline.own_size()), (SamplerKind::Euler, (64, 64)));
     let prompts = json(&fixture("prompts.json"));
     let text = |key: &str| prompts[key].as_str().unwrap().to_owned();
     let request = || Request {
@@ -101,7 +101,7 @@ fn latents_and_pictures_are_those_of_diffusers() {
         negative_prompt: text("negative_prompt"),
         steps: 12,
         guidance_scale: pipeline.own_guidance_scale(),
-        noise: Noise::Latents(expected("noise")),
+        noise: Noise::Latents(expected("noise"), 0),
         images: 2,
         ..Request::default()
     };

@@ -75,6 +75,13 @@ struct Report {
     validation: usize,
 }
 
+/// Whether a run draws pictures with the sampler of the model's scheduler.
+fn draws_with_own_sampler(config: &Config) -> bool {
+    let sample = &config.sample;
+    let samples = sample.sample_every_n_steps > 0 && !sample.prompts.is_empty() && sample.sampler.0.is_none();
+    samples || config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.with_prior_preservation)
+}
+
 impl Report {
     /// A line under a heading; the heading stands before the first of its lines.
     fn line(&mut self, heading: &str, text: impl AsRef<str>) {
@@ -109,6 +116,12 @@ impl Report {
         }
         self.tokenizer = self.take(model.tokenizer());
         self.take(crate::train::supports(config, model));
+        if let Some(scheduler) = model.scheduler_config().ok().filter(|_| draws_with_own_sampler(config)) {
+            let own = crate::diffusion::Own::of(&crate::diffusion::pipeline::pipeline_config(scheduler));
+            if let Some(warning) = own.warning {
+                self.line("", format!("warning: {warning}"));
+            }
+        }
         if config.train.component == TrainedComponent::Unet && config.palettize.enabled {
             // The recipe's layers stand before the overrides; they are looked at where their lines are known.
             let mut from_recipe = 0;

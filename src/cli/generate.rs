@@ -4,20 +4,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 
 use super::model::ModelArgs;
-use super::{Usage, print};
-use crate::diffusion::{Noise, Pipeline, Request, Sampler, SamplerKind};
-use crate::report::pictures;
+use super::train::stop_on_interrupt;
+use super::{Interrupted, Usage, print};
+use crate::diffusion::{Noise, Pipeline, Request, SamplerChoice, SamplerKind};
+use crate::report::{Progress, pictures};
 use crate::source::Model;
 use crate::source::files::{TensorFile, write_safetensors};
+use crate::train::{Stopped, go_on};
 
 /// Draw pictures from a prompt.
 ///
 /// One picture is written to OUT.png; several to OUT-0.png, OUT-1.png, … Picture i depends on the seed and on i only,
-/// not on how many are drawn. Files that are there are replaced.
+/// not on how many are drawn. Files that are there are replaced. Pictures are written as they are done: Ctrl-C keeps them.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -47,12 +48,14 @@ pub struct Args {
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     pub guidance_scale: Option<f64>,
 
-    /// The sampler: ddim, pndm, euler or dpmpp_2m [default: the model's own].
-    #[arg(long, value_name = "NAME")]
-    pub scheduler: Option<SamplerKind>,
+    /// The sampler: auto (that of the model's own scheduler), ddim, ddpm, pndm, lms, euler, euler_a, heun, dpm_2, dpm_2_a,
+    /// dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, dpmpp_2s, dpmpp_sde, dpmpp_sde_karras, unipc or lcm;
+    /// names as "DPM++ 2M Karras" and diffusers' classes are understood too.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub scheduler: SamplerChoice,
 
-    /// Seed of the initial noise [default: 0].
-    #[arg(long, value_name = "N", conflicts_with = "latents")]
+    /// Seed of the noise: the initial one, and that which some samplers add at each step [default: 0].
+    #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 
     /// Height of the picture in pixels [default: the model's own].
@@ -67,7 +70,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub num_images: Option<usize>,
 
-    /// Initial noise of unit variance, in place of a seed: the tensor `latents` [N, 4, height/8, width/8].
+    /// Initial noise of unit variance, in place of the seed's: the tensor `latents` [N, 4, height/8, width/8].
     #[arg(long, value_name = "IN.safetensors")]
     pub latents: Option<PathBuf>,
 
@@ -168,7 +171,7 @@ fn check_with(args: &Args, model: &Model, request: &Request) -> Result<()> {
             return Err(Usage(format!("--{name} {side} is not a multiple of {factor}")).into());
         }
     }
-    if let (Noise::Latents(latents), Some((height, width))) = (&request.noise, request.size)
+    if let (Noise::Latents(latents, _), Some((height, width))) = (&request.noise, request.size)
         && let [_, _, h, w] = latents.size()[..]
         && (height, width) != (h * factor, w * factor)
     {
@@ -194,14 +197,14 @@ fn request(args: &Args) -> Result<Request> {
                 let message = format!("{} holds latents for {count}, and --num-images is {asked}", path.display());
                 return Err(Usage(message).into());
             }
-            (Noise::Latents(latents), count)
+            (Noise::Latents(latents, args.seed.unwrap_or(0)), count)
         }
     };
     Ok(Request {
         prompt: args.prompt.clone(),
         negative_prompt: args.negative_prompt.clone(),
         steps: args.steps,
-        sampler: args.scheduler,
+        sampler: args.scheduler.0,
         noise,
         images,
         batch: args.batch_size,
@@ -217,11 +220,11 @@ pub fn run(args: Args) -> Result<()> {
     if args.height.is_some() || args.width.is_some() {
         let factor = opened.model.autoencoder_config()?.factor();
         let (height, width) = match &request.noise {
-            Noise::Seed(_) => {
+            Noise::Seed(_) | Noise::Seeds(_) => {
                 let side = opened.model.unet_config()?.sample_size * factor;
                 (side, side)
             }
-            Noise::Latents(latents) => {
+            Noise::Latents(latents, _) => {
                 let side = |axis| latents.size().get(axis).copied().unwrap_or(0) * factor;
                 (side(2), side(3))
             }
@@ -232,12 +235,15 @@ pub fn run(args: Args) -> Result<()> {
     let pipeline = Pipeline::load(&opened.model, opened.checkpoint()?.as_ref(), args.precision, args.device)?;
     request.guidance_scale = args.guidance_scale.unwrap_or_else(|| pipeline.own_guidance_scale());
     // A number of steps that the schedule cannot do is the command line's.
-    let kind = request.sampler.unwrap_or_else(|| pipeline.own_sampler());
-    let sampler = |steps| Sampler::new(kind, &pipeline.scheduler_config, steps);
-    sampler(request.steps).map_err(|error| match sampler(1) {
-        Ok(_) => Usage(format!("--steps {}: {error:#}", args.steps)).into(),
-        Err(_) => error,
-    })?;
+    let kind = match (pipeline.sampler(request.sampler, request.steps), pipeline.sampler(request.sampler, 1)) {
+        (Ok((kind, _)), _) => kind,
+        (Err(error), Ok(_)) => return Err(Usage(format!("--steps {}: {error:#}", args.steps)).into()),
+        (Err(error), Err(_)) => return Err(error),
+    };
+    if args.seed.is_some() && args.latents.is_some() && !kind.adds_noise() {
+        let message = format!("--seed has no effect with --latents: the sampler `{kind}` adds no noise of its own");
+        return Err(Usage(message).into());
+    }
 
     // Before the work, so that a folder that cannot be made does not cost it.
     for path in [Some(&args.output), args.save_latents.as_ref()].into_iter().flatten() {
@@ -245,28 +251,67 @@ pub fn run(args: Args) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
     }
 
-    let bar = ProgressBar::new(0)
-        .with_style(ProgressStyle::with_template("drawing {bar:32} {pos}/{len} steps, {elapsed} elapsed, {eta} left")?);
-    let drawn = pipeline.generate(&request, &mut |done, total| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-        Ok(())
-    });
-    bar.finish_and_clear();
-    let drawn = drawn?;
+    say_sampler(&args, &pipeline, &request);
+    stop_on_interrupt()?;
+    draw(&args, &pipeline, &request)
+}
 
-    let images = drawn.images.unbind(0);
-    for (index, picture) in images.iter().enumerate() {
-        let path = numbered(&args.output, index, images.len());
-        pictures::write_png(&path, &pictures::from_tensor(picture)?)?;
-        print(path.display())?;
+/// Says on standard error what is surprising about the sampler.
+fn say_sampler(args: &Args, pipeline: &Pipeline, request: &Request) {
+    let kind = request.sampler.unwrap_or_else(|| {
+        let own = pipeline.own_sampler();
+        if let Some(warning) = own.warning {
+            eprintln!("warning: {warning}");
+        }
+        own.kind
+    });
+    if kind == SamplerKind::Lcm && args.guidance_scale.is_none() {
+        eprintln!(
+            "note: models for the sampler `lcm` are made for --guidance-scale 1 to 2 and --steps 4 to 8; {} and {} are used",
+            request.guidance_scale, request.steps
+        );
     }
-    if let Some(path) = &args.save_latents {
-        write_safetensors(path, [("latents", &drawn.latents)], None, &Default::default())
+}
+
+/// Draws, and writes each batch as soon as it is done.
+fn draw(args: &Args, pipeline: &Pipeline, request: &Request) -> Result<()> {
+    let mut bar: Option<Progress> = None;
+    let mut latents = Vec::new();
+    let mut written = 0;
+    let drawn = pipeline.generate_batches(
+        request,
+        &mut |done, total| {
+            bar.get_or_insert_with(|| Progress::new("drawing", 0, total as u64).counting("evaluation"))
+                .update(done as u64, &[]);
+            go_on()
+        },
+        &mut |batch| {
+            for picture in batch.images.unbind(0) {
+                let path = numbered(&args.output, written, request.images);
+                pictures::write_png(&path, &pictures::from_tensor(&picture)?)?;
+                print(path.display())?;
+                written += 1;
+            }
+            latents.push(batch.latents);
+            Ok(())
+        },
+    );
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    if let Some(path) = &args.save_latents
+        && !latents.is_empty()
+    {
+        write_safetensors(path, [("latents", &Tensor::cat(&latents, 0))], None, &Default::default())
             .context("the final latents")?;
         print(path.display())?;
     }
-    Ok(())
+    match drawn {
+        Err(error) if error.is::<Stopped>() => {
+            Err(Interrupted(format!("stopped; {written} of {} pictures are written", request.images)).into())
+        }
+        result => result,
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::diffusion::SamplerChoice;
 use crate::palette::{Form, LutDtype};
 
 impl Default for Config {
@@ -144,7 +145,7 @@ impl Default for Sample {
             sample_steps: 25,
             guidance_scale: 7.5,
             seed: 42,
-            sampler: Sampler::Ddim,
+            sampler: SamplerChoice::default(),
         }
     }
 }

@@ -89,14 +89,8 @@ impl SamplePrompt {
 
 /// A sampler by its name here or in sd-scripts.
 fn sampler(name: &str) -> Result<SamplerKind, String> {
-    let plain = name.to_lowercase();
-    let plain = match plain.strip_prefix("k_").unwrap_or(&plain) {
-        "dpmsolver++" => "dpmpp_2m",
-        other => other,
-    };
-    plain.parse().map_err(|_| {
-        let known: Vec<&str> = SamplerKind::NAMES.iter().map(|(known, _)| *known).collect();
-        format!("names the sampler `{name}`, which is not in this version; there are {}", known.join(", "))
+    name.parse().map_err(|_| {
+        format!("names the sampler `{name}`, which is not in this version; there are {}", SamplerKind::names())
     })
 }
 
@@ -196,7 +190,7 @@ mod tests {
             ("a cat --l nan", "`--l` takes a guidance scale"),
             ("a cat --n --w 512", "`--n` takes words"),
             ("a cat --w 512 --w 512", "`--w` is given twice"),
-            ("a cat --ss plms", "`--ss` names the sampler `plms`, which is not in this version; there are ddim, "),
+            ("a cat --ss er_sde", "`--ss` names the sampler `er_sde`, which is not in this version; there are ddim, "),
         ] {
             let error = SamplePrompt::parse(line).unwrap_err();
             assert!(error.contains(expected), "{line}: {error}");

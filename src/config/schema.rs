@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::diffusion::SamplerChoice;
 use crate::palette::LutDtype;
 use crate::source::{ModelOptions, PredictionType};
 
@@ -352,16 +353,6 @@ pub struct Distill {
     pub lambda_kd_feat: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sampler {
-    Ddim,
-    Pndm,
-    Euler,
-    #[serde(rename = "dpmpp_2m")]
-    DpmppTwoM,
-}
-
 /// `[sample]`: pictures drawn during a run, with the palettes in place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -373,7 +364,8 @@ pub struct Sample {
     pub sample_steps: usize,
     pub guidance_scale: f64,
     pub seed: u64,
-    pub sampler: Sampler,
+    /// One by name, or `auto`: that of the model's scheduler.
+    pub sampler: SamplerChoice,
 }
 
 /// `[checkpoint]`: what `--resume` continues from.

@@ -3,10 +3,10 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::sampler::{Model, Walk};
 use super::schedule::{BetaDefaults, Prediction, alphas_cumprod};
 use super::settings::Settings;
 use super::spacing::{Spacing, timesteps};
+use super::walk::{Draws, Model, Walk};
 
 pub(super) struct Ddim {
     timesteps: Vec<f64>,
@@ -44,21 +44,15 @@ impl Walk for Ddim {
         self.timesteps.clone()
     }
 
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn walk(&self, mut x: Tensor, model: &mut Model) -> Result<Tensor> {
+    fn walk(&self, mut x: Tensor, model: &mut Model, _draws: &mut Draws) -> Result<Tensor> {
         for &t in &self.timesteps {
             let output = model(&x, t)?;
             let alpha = self.alphas_cumprod[t as usize];
             let previous = t as i64 - self.stride;
             let next_alpha = if previous >= 0 { self.alphas_cumprod[previous as usize] } else { self.final_alpha };
             let (signal, spread) = (alpha.sqrt(), (1.0 - alpha).sqrt());
-            let (x0, noise) = match self.prediction {
-                Prediction::Epsilon => ((&x - &output * spread) / signal, output),
-                Prediction::VPrediction => (&x * signal - &output * spread, &output * signal + &x * spread),
-            };
+            let x0 = self.prediction.x0(&x, &output, signal, spread);
+            let noise = self.prediction.noise(&x, &output, signal, spread);
             let x0 = match self.clip {
                 Some(range) => x0.clamp(-range, range),
                 None => x0,

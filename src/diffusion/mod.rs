@@ -6,8 +6,20 @@
 
 pub mod condition;
 mod ddim;
+mod ddpm;
+mod dpm_kernel;
+mod dpm_schedule;
+mod dpm_sde;
+mod dpm_singlestep;
 mod dpm_solver;
+mod dpm_two;
 mod euler;
+mod euler_ancestral;
+mod heun;
+mod k_diffusion;
+mod kinds;
+mod lcm;
+mod lms;
 pub mod pipeline;
 mod pndm;
 mod sampler;
@@ -15,10 +27,14 @@ mod schedule;
 mod settings;
 mod spacing;
 pub mod text_to_image;
+mod unipc;
+mod walk;
 
 pub use condition::{Conditioning, TextEncoder};
+pub use kinds::{SamplerChoice, SamplerKind};
 pub use pipeline::{Noise, Output, Pipeline, Request};
-pub use sampler::{Model, Sampler, SamplerKind, sample};
+pub use sampler::{Own, Sampler};
 pub use schedule::{MOST_TIMESTEPS, NoiseSchedule, Prediction};
 pub use settings::{Settings, parse_config};
 pub use text_to_image::TextToImage;
+pub use walk::{Draws, Model};

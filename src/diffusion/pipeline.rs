@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::condition::{Conditioning, TextEncoder, encode_texts, uncropped};
-use super::sampler::{Sampler, SamplerKind};
+use super::kinds::SamplerKind;
+use super::sampler::{Own, Sampler};
 use super::text_to_image::TextToImage;
+use super::walk::Draws;
 use crate::networks::autoencoder::{AutoencoderConfig, decode};
 use crate::networks::text_encoder::TextEncoderConfig;
 use crate::networks::unet::{UnetConfig, unet};
@@ -39,13 +41,35 @@ pub struct Pipeline {
     pub device: Device,
 }
 
-/// Where the initial noise comes from.
+/// Where the noise comes from: what a picture begins with, and what some samplers add at each step.
 #[derive(Debug)]
 pub enum Noise {
     /// Picture i is drawn from the i-th stream of this seed: the same on every device, however many are drawn.
     Seed(u64),
-    /// Noise of unit variance `[N, C, h, w]`.
-    Latents(Tensor),
+    /// Picture i is the first of the i-th seed.
+    Seeds(Vec<u64>),
+    /// Initial noise of unit variance `[N, C, h, w]`; what is added later comes from the seed, as for [`Self::Seed`].
+    Latents(Tensor, u64),
+}
+
+impl Noise {
+    /// Seed and number of a picture.
+    fn source(&self, picture: usize) -> (u64, u64) {
+        match self {
+            Self::Seed(seed) | Self::Latents(_, seed) => (*seed, picture as u64),
+            Self::Seeds(seeds) => (seeds.get(picture).copied().unwrap_or_default(), 0),
+        }
+    }
+
+    /// The noise number `draw` that a sampler adds to these pictures: `[pictures, …]`, shaped like `like` and where it is.
+    fn added(&self, pictures: std::ops::Range<usize>, draw: usize, like: &Tensor) -> Tensor {
+        let shape = &like.size()[1..];
+        let one = |picture: usize| {
+            let (seed, picture) = self.source(picture);
+            normal(&mut generator(seed, Purpose::Sampler, picture << 20 | draw as u64), shape)
+        };
+        Tensor::stack(&pictures.map(one).collect::<Vec<_>>(), 0).to_device(like.device())
+    }
 }
 
 /// What to draw.
@@ -60,7 +84,7 @@ pub struct Request {
     /// The model's own, see [`Pipeline::own_sampler`], if not given.
     pub sampler: Option<SamplerKind>,
     pub noise: Noise,
-    /// How many pictures; with [`Noise::Latents`] as many as there are latents.
+    /// How many pictures; with [`Noise::Latents`] and [`Noise::Seeds`] as many as those.
     pub images: usize,
     /// Height and width in pixels; the model's own if not given. With [`Noise::Latents`] those of the latents.
     pub size: Option<(i64, i64)>,
@@ -96,20 +120,16 @@ pub struct Output {
 /// The scheduler's configuration as diffusers' Stable Diffusion pipelines take it: a `steps_offset` that is not 1
 /// and a `clip_sample` that is true are mistakes of early model files, which they correct on loading.
 pub fn pipeline_config(mut config: Value) -> Value {
-    for (key, value) in [("steps_offset", json!(1)), ("clip_sample", json!(false))] {
-        if let Some(entry) = config.get_mut(key)
-            && !entry.is_null()
-        {
-            *entry = value;
-        }
+    if let Some(offset) = config.get_mut("steps_offset")
+        && !offset.is_null()
+    {
+        *offset = json!(1);
+    }
+    // Where the file has none, as those of many schedulers, DDIM's default would be true.
+    if config.is_object() {
+        config["clip_sample"] = json!(false);
     }
     config
-}
-
-/// Noise of unit variance `[N, C, h, w]`, fp32 on the CPU: picture i from the i-th stream of the seed.
-pub fn initial_noise(seed: u64, images: usize, shape: [i64; 3]) -> Tensor {
-    let one = |image: usize| normal(&mut generator(seed, Purpose::Picture, image as u64), &shape);
-    Tensor::stack(&(0..images).map(one).collect::<Vec<_>>(), 0)
 }
 
 /// Checks that a palettized checkpoint is of this model's UNet, by name and shape.
@@ -209,10 +229,23 @@ impl Pipeline {
         })
     }
 
-    /// The sampler of the scheduler that the model came with; DDIM if it is none of the four.
-    pub fn own_sampler(&self) -> SamplerKind {
-        let class = self.scheduler_config.get("_class_name").and_then(Value::as_str);
-        class.and_then(SamplerKind::of_class).unwrap_or(SamplerKind::Ddim)
+    /// The sampler of the scheduler that the model came with, or what is used instead.
+    pub fn own_sampler(&self) -> Own {
+        Own::of(&self.scheduler_config)
+    }
+
+    /// The sampler that was asked for, or the model's own, in so many steps.
+    ///
+    /// # Errors
+    /// As [`Sampler::new`].
+    pub fn sampler(&self, asked: Option<SamplerKind>, steps: usize) -> Result<(SamplerKind, Sampler)> {
+        Ok(match asked {
+            Some(kind) => (kind, Sampler::named(kind, &self.scheduler_config, steps)?),
+            None => {
+                let own = self.own_sampler();
+                (own.kind, Sampler::new(own.kind, &own.config, steps)?)
+            }
+        })
     }
 
     /// The size of pictures that the model was made for, height and width.
@@ -229,11 +262,13 @@ impl Pipeline {
     /// From noise `[N, C, h, w]` of unit variance to latents of the same shape, fp32 on the device.
     ///
     /// `told` is of the N prompts, that of `guidance` of the negative ones, with its scale; without it there is no
-    /// guidance. `step` is called after each of [`Sampler::timesteps`]; its error ends the work.
-    pub fn denoise(
+    /// guidance. `draws` is the noise that the sampler adds. `step` is called after each of [`Sampler::timesteps`]; its
+    /// error ends the work.
+    fn denoise(
         &self,
         sampler: &Sampler,
         noise: &Tensor,
+        draws: &mut Draws,
         told: &Conditioning,
         guidance: Option<(&Conditioning, f64)>,
         step: &mut dyn FnMut() -> Result<()>,
@@ -244,7 +279,7 @@ impl Pipeline {
         };
         let rows = told.context.size()[0];
         let mut ops = Tensors::new(&self.unet).computing_in(self.kind);
-        sampler.run(&noise.f_to_device(self.device)?, &mut |x, t| {
+        let mut evaluate = |x: &Tensor, t: f64| {
             let x = x.to_kind(self.kind);
             let x = if guidance.is_some() { Tensor::cat(&[&x, &x], 0) } else { x };
             let timestep = Tensor::full(rows, t, (Kind::Float, self.device));
@@ -257,7 +292,8 @@ impl Pipeline {
                 }
                 None => output,
             })
-        })
+        };
+        sampler.run(noise, &mut evaluate, draws)
     }
 
     /// Latents `[N, C, h, w]` to pictures from 0 to 1, `[N, 3, H, W]`, fp32 on the CPU; one at a time, since the
@@ -279,14 +315,19 @@ impl Pipeline {
         let factor = self.autoencoder_config.factor();
         let channels = self.unet_config.in_channels;
         match &request.noise {
-            Noise::Seed(seed) => {
+            Noise::Seed(_) | Noise::Seeds(_) => {
                 let (height, width) = request.size.unwrap_or_else(|| self.own_size());
                 for (name, side) in [("height", height), ("width", width)] {
                     ensure!(side > 0 && side % factor == 0, "{name} {side} is no multiple of {factor}");
                 }
-                Ok(initial_noise(*seed, request.images, [channels, height / factor, width / factor]))
+                let shape = [channels, height / factor, width / factor];
+                let one = |picture: usize| {
+                    let (seed, picture) = request.noise.source(picture);
+                    normal(&mut generator(seed, Purpose::Picture, picture), &shape)
+                };
+                Ok(Tensor::stack(&(0..request.images).map(one).collect::<Vec<_>>(), 0))
             }
-            Noise::Latents(latents) => {
+            Noise::Latents(latents, _) => {
                 let size = latents.size();
                 ensure!(
                     size.len() == 4 && size[1] == channels && size.iter().all(|&n| n > 0),
@@ -311,10 +352,28 @@ impl Pipeline {
     /// # Errors
     /// Sizes, numbers of steps or latents that the model cannot do; an output that is not finite.
     pub fn generate(&self, request: &Request, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Output> {
+        let mut drawn = Vec::new();
+        self.generate_batches(request, progress, &mut |batch| {
+            drawn.push(batch);
+            Ok(())
+        })?;
+        let cat = |part: fn(&Output) -> &Tensor| Tensor::cat(&drawn.iter().map(part).collect::<Vec<_>>(), 0);
+        Ok(Output { latents: cat(|output| &output.latents), images: cat(|output| &output.images) })
+    }
+
+    /// The same, batch by batch: each is given to `finished` as soon as it is done.
+    ///
+    /// # Errors
+    /// As [`Self::generate`], and those of `finished`.
+    pub fn generate_batches(
+        &self,
+        request: &Request,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+        finished: &mut dyn FnMut(Output) -> Result<()>,
+    ) -> Result<()> {
         ensure!(request.images > 0, "0 pictures are asked for");
         let noise = self.noise(request)?;
-        let kind = request.sampler.unwrap_or_else(|| self.own_sampler());
-        let sampler = Sampler::new(kind, &self.scheduler_config, request.steps)?;
+        let (_, sampler) = self.sampler(request.sampler, request.steps)?;
         let factor = self.autoencoder_config.factor();
         let sizes = [uncropped(noise.size()[2] * factor, noise.size()[3] * factor)];
         let encode = |text: &str| encode_texts(&self.text_encoders, &[text], (self.device, self.kind));
@@ -328,14 +387,17 @@ impl Pipeline {
 
         let chunks = noise.split(request.batch.max(1) as i64, 0);
         let total = chunks.len() * sampler.timesteps().len();
-        let mut done = 0;
+        let (mut done, mut first) = (0, 0);
         progress(done, total)?;
-        let (mut latents, mut images) = (Vec::new(), Vec::new());
         for chunk in &chunks {
             let rows = chunk.size()[0];
+            let pictures = first..first + rows as usize;
+            first = pictures.end;
             let negative = negative.as_ref().map(|negative| negative.repeated(rows));
             let guidance = negative.as_ref().map(|negative| (negative, request.guidance_scale));
-            let drawn = self.denoise(&sampler, chunk, &prompt.repeated(rows), guidance, &mut || {
+            let chunk = chunk.f_to_device(self.device)?;
+            let mut draws = |draw: usize| Ok(request.noise.added(pictures.clone(), draw, &chunk));
+            let drawn = self.denoise(&sampler, &chunk, &mut draws, &prompt.repeated(rows), guidance, &mut || {
                 done += 1;
                 progress(done, total)
             })?;
@@ -344,9 +406,8 @@ impl Pipeline {
                 "the latents are not finite: the weights are damaged, or the networks overflow in {:?}",
                 self.kind
             );
-            images.push(self.decode(&drawn)?);
-            latents.push(drawn.to_device(Device::Cpu));
+            finished(Output { images: self.decode(&drawn)?, latents: drawn.to_device(Device::Cpu) })?;
         }
-        Ok(Output { latents: Tensor::cat(&latents, 0), images: Tensor::cat(&images, 0) })
+        Ok(())
     }
 }

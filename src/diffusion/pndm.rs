@@ -4,10 +4,10 @@
 use anyhow::{Result, bail};
 use tch::Tensor;
 
-use super::sampler::{Model, Walk};
 use super::schedule::{BetaDefaults, Prediction, alphas_cumprod};
 use super::settings::Settings;
 use super::spacing::{Spacing, timesteps};
+use super::walk::{Draws, Model, Walk};
 
 pub(super) struct Pndm {
     /// Evaluations of the Runge–Kutta steps, four each; none with `skip_prk_steps`.
@@ -63,10 +63,7 @@ impl Pndm {
             },
         };
         let (alpha, next) = (alpha_at(from)?, alpha_at(to)?);
-        let noise = match self.prediction {
-            Prediction::Epsilon => output.shallow_clone(),
-            Prediction::VPrediction => output * alpha.sqrt() + x * (1.0 - alpha).sqrt(),
-        };
+        let noise = self.prediction.noise(x, output, alpha.sqrt(), (1.0 - alpha).sqrt());
         let denominator = alpha * (1.0 - next).sqrt() + (alpha * (1.0 - alpha) * next).sqrt();
         Ok(x * (next / alpha).sqrt() - noise * ((next - alpha) / denominator))
     }
@@ -77,11 +74,7 @@ impl Walk for Pndm {
         self.runge_kutta.iter().chain(&self.multistep).map(|&t| t as f64).collect()
     }
 
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn walk(&self, mut x: Tensor, model: &mut Model) -> Result<Tensor> {
+    fn walk(&self, mut x: Tensor, model: &mut Model, _draws: &mut Draws) -> Result<Tensor> {
         // The outputs at the last four timesteps, newest last.
         let mut outputs: Vec<Tensor> = Vec::new();
         let half = self.stride / 2;

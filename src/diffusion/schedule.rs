@@ -5,8 +5,10 @@
 //! v = √ᾱ_t ε − √(1 − ᾱ_t) x₀ (Salimans & Ho 2022). The table is computed in fp32 with libtorch, as diffusers does,
 //! so that it is the same to the bit.
 
+use std::ops::{Div, Mul};
+
 use anyhow::{Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::settings::Settings;
@@ -28,6 +30,31 @@ impl Prediction {
             Self::Epsilon,
             &[("epsilon", Self::Epsilon), ("v_prediction", Self::VPrediction)],
         )
+    }
+
+    /// x₀ as the network's `output` at x = α x₀ + s ε implies it. α and s are numbers, or tensors of one a row.
+    pub fn x0<A>(self, x: &Tensor, output: &Tensor, alpha: A, s: A) -> Tensor
+    where
+        A: Copy,
+        Tensor: Div<A, Output = Tensor>,
+        for<'t> &'t Tensor: Mul<A, Output = Tensor>,
+    {
+        match self {
+            Self::Epsilon => (x - output * s) / alpha,
+            Self::VPrediction => x * alpha - output * s,
+        }
+    }
+
+    /// ε as the network's `output` at x = α x₀ + s ε implies it.
+    pub fn noise<A>(self, x: &Tensor, output: &Tensor, alpha: A, s: A) -> Tensor
+    where
+        A: Copy,
+        for<'t> &'t Tensor: Mul<A, Output = Tensor>,
+    {
+        match self {
+            Self::Epsilon => output.shallow_clone(),
+            Self::VPrediction => output * alpha + x * s,
+        }
     }
 }
 
@@ -56,22 +83,41 @@ enum BetaSchedule {
 }
 
 impl BetaDefaults {
-    /// Most classes', among them those of the four samplers.
+    /// Most classes'.
     pub(crate) const USUAL: Self = Self { start: 0.0001, end: 0.02, schedule: BetaSchedule::Linear };
+    /// Those of the classes that k-diffusion's samplers of second order became.
+    pub(crate) const STABLE_DIFFUSION: Self = Self { start: 0.00085, end: 0.012, ..Self::USUAL };
+    /// Those of the classes for models distilled to few steps.
+    pub(crate) const LATENT_CONSISTENCY: Self = Self { schedule: BetaSchedule::ScaledLinear, ..Self::STABLE_DIFFUSION };
 
-    fn of_class(class: &str) -> Result<Self> {
-        let stable_diffusion = Self { start: 0.00085, end: 0.012, ..Self::USUAL };
+    pub(crate) fn of_class(class: &str) -> Result<Self> {
         Ok(match class {
             "DPMSolverSDEScheduler"
             | "HeunDiscreteScheduler"
             | "KDPM2DiscreteScheduler"
-            | "KDPM2AncestralDiscreteScheduler" => stable_diffusion,
-            "LCMScheduler" | "TCDScheduler" => Self { schedule: BetaSchedule::ScaledLinear, ..stable_diffusion },
+            | "KDPM2AncestralDiscreteScheduler" => Self::STABLE_DIFFUSION,
+            "LCMScheduler" | "TCDScheduler" => Self::LATENT_CONSISTENCY,
             _ if class.contains("FlowMatch") || class.contains("EDM") => {
                 bail!("scheduler_config.json: `_class_name` is {class}, a schedule that Palettist does not support")
             }
             _ => Self::USUAL,
         })
+    }
+
+    /// Writes them into a configuration where it has none.
+    pub(crate) fn fill(self, config: &mut Value) {
+        let schedule = match self.schedule {
+            BetaSchedule::Linear => "linear",
+            BetaSchedule::ScaledLinear => "scaled_linear",
+            BetaSchedule::SquaredCosine => "squaredcos_cap_v2",
+        };
+        for (key, value) in
+            [("beta_start", json!(self.start)), ("beta_end", json!(self.end)), ("beta_schedule", json!(schedule))]
+        {
+            if config.get(key).is_none_or(Value::is_null) {
+                config[key] = value;
+            }
+        }
     }
 }
 
@@ -199,28 +245,19 @@ impl NoiseSchedule {
     /// x₀ as the network's `output` at x_t implies it.
     pub fn predicted_x0(&self, xt: &Tensor, output: &Tensor, timesteps: &Tensor) -> Tensor {
         let (signal, spread) = self.amplitudes(timesteps, xt);
-        match self.prediction {
-            Prediction::Epsilon => (xt - spread * output) / signal,
-            Prediction::VPrediction => signal * xt - spread * output,
-        }
+        self.prediction.x0(xt, output, &signal, &spread)
     }
 
     /// ε as the network's `output` at x_t implies it.
     pub fn predicted_noise(&self, xt: &Tensor, output: &Tensor, timesteps: &Tensor) -> Tensor {
-        match self.prediction {
-            Prediction::Epsilon => output.shallow_clone(),
-            Prediction::VPrediction => {
-                let (signal, spread) = self.amplitudes(timesteps, xt);
-                signal * output + spread * xt
-            }
-        }
+        let (signal, spread) = self.amplitudes(timesteps, xt);
+        self.prediction.noise(xt, output, &signal, &spread)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn schedule(prediction: &str) -> NoiseSchedule {
         let config = json!({"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,

@@ -41,6 +41,19 @@ pub fn parse_config(text: &str) -> Result<Value> {
     Ok(serde_json::from_str(&json)?)
 }
 
+/// A value that diffusers may know and this version does not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unsupported(pub String);
+
+impl Unsupported {
+    fn one_of<T: std::fmt::Display>(key: &str, choices: impl Iterator<Item = T>, value: &Value) -> anyhow::Error {
+        let names: Vec<_> = choices.map(|name| name.to_string()).collect();
+        let text = format!("scheduler_config.json `{key}` is {value}; this version supports {}", names.join(", "));
+        Self(text).into()
+    }
+}
+
 impl<'a> Settings<'a> {
     /// # Errors
     /// A configuration that is not a JSON object.
@@ -87,18 +100,20 @@ impl<'a> Settings<'a> {
 
     /// One of the named values.
     pub fn choice<T: Copy>(&self, key: &str, default: T, choices: &[(&str, T)]) -> Result<T> {
-        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-        self.read(key, default, &format!("one of {}", names.join(", ")), |value| {
-            choices.iter().find(|(name, _)| value.as_str() == Some(*name)).map(|(_, choice)| *choice)
-        })
+        let Some(value) = self.get(key) else { return Ok(default) };
+        match choices.iter().find(|(name, _)| value.as_str() == Some(*name)) {
+            Some((_, choice)) => Ok(*choice),
+            None => Err(Unsupported::one_of(key, choices.iter().map(|(name, _)| *name), value)),
+        }
     }
 
     /// One of a few whole numbers.
     pub fn choice_of_numbers(&self, key: &str, default: i64, choices: &[i64]) -> Result<i64> {
-        let names: Vec<_> = choices.iter().map(i64::to_string).collect();
-        self.read(key, default, &format!("one of {}", names.join(", ")), |value| {
-            value.as_i64().filter(|number| choices.contains(number))
-        })
+        let Some(value) = self.get(key) else { return Ok(default) };
+        match value.as_i64().filter(|number| choices.contains(number)) {
+            Some(number) => Ok(number),
+            None => Err(Unsupported::one_of(key, choices.iter(), value)),
+        }
     }
 
     /// A list of numbers, or nothing where the key is missing.
@@ -112,7 +127,10 @@ impl<'a> Settings<'a> {
     pub fn refuse_true(&self, keys: &[&str]) -> Result<()> {
         for key in keys {
             if self.truth(key, false)? {
-                bail!("scheduler_config.json: `{key}` is true, which this sampler does not support; set it to false");
+                return Err(Unsupported(format!(
+                    "scheduler_config.json `{key}` is true, which this version does not support"
+                ))
+                .into());
             }
         }
         Ok(())

@@ -70,18 +70,22 @@ pub(super) fn within(timesteps: &[f64], train: i64) -> Result<()> {
     }
 }
 
+/// α and s of a noise level σ: the amplitudes of x₀ and ε in x of unit variance, α² + s² = 1.
+pub(super) fn amplitudes(sigma: f64) -> (f64, f64) {
+    let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+    (alpha, sigma * alpha)
+}
+
 /// σ of every training timestep, rising, as fp32 numbers.
 pub(super) struct Sigmas(pub Vec<f64>);
 
 impl Sigmas {
-    /// With `rescale_betas_zero_snr` the last ᾱ is 0; it is taken as 2⁻²⁴ here, so that σ is finite.
-    pub fn new(alphas_cumprod: &mut [f64], settings: Settings) -> Result<Self> {
-        if settings.truth("rescale_betas_zero_snr", false)?
-            && let Some(last) = alphas_cumprod.last_mut()
-        {
+    /// With zero terminal SNR the last ᾱ is 0; it is taken as 2⁻²⁴ here, so that σ is finite.
+    pub fn new(alphas_cumprod: &mut [f64], zero_snr: bool) -> Self {
+        if zero_snr && let Some(last) = alphas_cumprod.last_mut() {
             *last = 2f64.powi(-24);
         }
-        Ok(Self(alphas_cumprod.iter().map(|a| ((1.0 - a) / a).sqrt() as f32 as f64).collect()))
+        Self(alphas_cumprod.iter().map(|a| ((1.0 - a) / a).sqrt() as f32 as f64).collect())
     }
 
     pub fn least(&self) -> f64 {
@@ -124,11 +128,20 @@ pub(super) enum Levels {
     Karras,
     /// Evenly in log σ.
     Exponential,
+    /// Quantiles of the Beta distribution (Lee et al. 2024, arXiv:2407.12173), α = β = 0.6.
+    Beta,
     /// Lu et al. 2022, evenly in λ = −log σ: the same levels, but timesteps rounded as Karras' are.
     Lu,
 }
 
 impl Levels {
+    /// The keys that most samplers know.
+    pub const USUAL: [(&'static str, Self); 3] = [
+        ("use_karras_sigmas", Self::Karras),
+        ("use_exponential_sigmas", Self::Exponential),
+        ("use_beta_sigmas", Self::Beta),
+    ];
+
     /// `use_karras_sigmas` and the like; `keys` are those that the sampler knows.
     pub fn read(settings: Settings, keys: &[(&str, Self)]) -> Result<Self> {
         let mut chosen = None;
@@ -150,6 +163,7 @@ impl Levels {
                 let (high, low) = (most.powf(1.0 / 7.0), least.powf(1.0 / 7.0));
                 ramp.map(|r| (high + r * (low - high)).powf(7.0)).collect()
             }
+            Self::Beta => ramp.map(|r| least + beta_quantile(1.0 - r) * (most - least)).collect(),
             _ => {
                 // Lu's ends are fp32 logarithms.
                 let log = |sigma: f64| if self == Self::Lu { (sigma as f32).ln() as f64 } else { sigma.ln() };
@@ -164,4 +178,60 @@ impl Levels {
 pub(super) fn last_sigma(settings: Settings, sigmas: &Sigmas) -> Result<f64> {
     let least = sigmas.least();
     settings.choice("final_sigmas_type", 0.0, &[("zero", 0.0), ("sigma_min", least)])
+}
+
+/// Where the Beta distribution with α = β = 0.6 has `probability` below it.
+fn beta_quantile(probability: f64) -> f64 {
+    if probability > 0.5 {
+        return 1.0 - beta_quantile(1.0 - probability);
+    }
+    let (mut low, mut high) = (0.0, 0.5);
+    for _ in 0..100 {
+        let middle = (low + high) / 2.0;
+        if beta_below(middle) < probability {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    (low + high) / 2.0
+}
+
+/// The probability below `x`, at most ½: x^a / (a B(a, a)) · ₂F₁(a, 1 − a; a + 1; x) with a = 0.6 (Abramowitz & Stegun
+/// 1964, 26.5.4 and 6.6.8).
+fn beta_below(x: f64) -> f64 {
+    const A: f64 = 0.6;
+    /// Γ(0.6)² / Γ(1.2)
+    const B: f64 = 1.489_192_248_812_817_1 * 1.489_192_248_812_817_1 / 0.918_168_742_399_760_6;
+    let (mut term, mut sum) = (1.0, 0.0);
+    for n in 0..200 {
+        sum += term / (A + f64::from(n));
+        term *= (f64::from(n) + 1.0 - A) / (f64::from(n) + 1.0) * x;
+    }
+    x.powf(A) / B * sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `scipy.stats.beta.ppf(p, 0.6, 0.6)`
+    #[test]
+    fn quantiles_of_the_beta_distribution_are_scipys() {
+        for (probability, wanted) in SCIPY {
+            let got = beta_quantile(probability);
+            assert!((got - wanted).abs() < 1e-12, "{probability}: {got} instead of {wanted}");
+        }
+    }
+
+    const SCIPY: [(f64, f64); 8] = [
+        (0.0, 0.0),
+        (0.01, 0.0008612388215429059),
+        (0.1, 0.03958440558878085),
+        (0.3, 0.23401700387523572),
+        (0.5, 0.5000000000000001),
+        (0.7, 0.7659829961247643),
+        (0.96, 0.9913362306152167),
+        (1.0, 1.0),
+    ];
 }

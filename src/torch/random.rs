@@ -29,6 +29,8 @@ pub enum Purpose {
     Crop = 9,
     /// Of master weights in bf16.
     Rounding = 10,
+    /// Noise that samplers add between their steps.
+    Sampler = 11,
 }
 
 /// The generator of the `index`-th stream of a purpose.

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use crate::config::{Config, Dreambooth};
 use crate::data::is_picture;
-use crate::diffusion::pipeline::{Noise, Pipeline, Request, initial_noise};
+use crate::diffusion::{Noise, Pipeline, Request};
 use crate::report::{Progress, pictures};
 use crate::source::Model;
 
@@ -42,9 +42,11 @@ pub fn draw_missing(
         missing.len()
     );
     let pipeline = Pipeline::load(model, None, Kind::Float, device)?;
-    let side = config.data.resolution / pipeline.autoencoder_config.factor();
-    let shape = [pipeline.unet_config.in_channels, side, side];
-    let noise = |index: usize| initial_noise(config.seed.wrapping_mul(1_000_003).wrapping_add(index as u64), 1, shape);
+    if let Some(warning) = pipeline.own_sampler().warning {
+        eprintln!("warning: {warning}");
+    }
+    let side = config.data.resolution;
+    let seed = |index: &usize| config.seed.wrapping_mul(1_000_003).wrapping_add(*index as u64);
     let mut bar = Progress::new("drawing class pictures", 0, missing.len() as u64).counting("picture");
     let mut done = 0;
     for batch in missing.chunks(settings.sample_batch_size) {
@@ -52,7 +54,8 @@ pub fn draw_missing(
             prompt: settings.class_prompt.clone(),
             steps: settings.prior_sample_steps,
             guidance_scale: settings.prior_guidance_scale,
-            noise: Noise::Latents(Tensor::cat(&batch.iter().map(|&index| noise(index)).collect::<Vec<_>>(), 0)),
+            noise: Noise::Seeds(batch.iter().map(seed).collect()),
+            size: Some((side, side)),
             images: batch.len(),
             batch: batch.len(),
             ..Request::default()

@@ -4,14 +4,26 @@ use anyhow::{Context, Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
 use super::trained::Networks;
-use crate::config::{self, Config, Sample, SamplePrompt};
+use crate::config::{Config, Sample, SamplePrompt};
 use crate::diffusion::pipeline::{Noise, Pipeline, Request, pipeline_config};
-use crate::diffusion::{SamplerKind, TextEncoder};
+use crate::diffusion::{Own, TextEncoder};
 use crate::ops::Weights;
 use crate::source::{Component, Model};
 
 /// Draws one picture a prompt, `[3, H, W]` in −1…1, always from the same noise.
 pub type Sampler = Box<dyn FnMut(&Networks) -> Result<Vec<Tensor>>>;
+
+/// Says once which sampler is used where the model's own is not there.
+pub fn warn_of_sampler(config: &Config, model: &Model) -> Result<()> {
+    let sample = &config.sample;
+    if sample.sample_every_n_steps == 0 || sample.prompts.is_empty() || sample.sampler.0.is_some() {
+        return Ok(());
+    }
+    if let Some(warning) = Own::of(&pipeline_config(model.scheduler_config()?)).warning {
+        eprintln!("warning: {warning}");
+    }
+    Ok(())
+}
 
 /// A sampler that takes the UNet, and the text encoder if that learns, at each call. The rest it reads from the model
 /// each time: for a few seconds of reading, their memory is the training's.
@@ -53,7 +65,7 @@ fn requests(sample: &Sample, side: i64) -> Result<Vec<Request>> {
             negative_prompt: prompt.negative_prompt.unwrap_or_default(),
             steps: prompt.steps.unwrap_or(sample.sample_steps),
             guidance_scale: prompt.guidance_scale.unwrap_or(sample.guidance_scale),
-            sampler: prompt.sampler.or(Some(sampler_kind(sample.sampler))),
+            sampler: prompt.sampler.or(sample.sampler.0),
             noise: Noise::Seed(prompt.seed.unwrap_or(sample.seed.wrapping_add(index as u64))),
             size: Some((prompt.height.unwrap_or(side), prompt.width.unwrap_or(side))),
             prompt: prompt.prompt,
@@ -61,16 +73,6 @@ fn requests(sample: &Sample, side: i64) -> Result<Vec<Request>> {
         })
     };
     sample.prompts.iter().enumerate().map(request).collect()
-}
-
-/// The config's word for a sampler, as the samplers' own.
-pub fn sampler_kind(sampler: config::Sampler) -> SamplerKind {
-    match sampler {
-        config::Sampler::Ddim => SamplerKind::Ddim,
-        config::Sampler::Pndm => SamplerKind::Pndm,
-        config::Sampler::Euler => SamplerKind::Euler,
-        config::Sampler::DpmppTwoM => SamplerKind::DpmppTwoM,
-    }
 }
 
 /// Handles to the same tensors.

@@ -192,6 +192,7 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
     } else {
         None
     };
+    prompts::warn_of_sampler(config, &model)?;
     let objective = Denoise {
         unet: model.unet_config()?,
         schedule,
