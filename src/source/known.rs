@@ -32,7 +32,7 @@ pub fn known_otherwise(bytes: &[u8]) -> Option<String> {
         "an HDF5 file of Keras or TensorFlow, not supported; fetch the .safetensors form".into()
     } else if matches!(text.first(), Some(b'{' | b'[')) && serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok()
     {
-        format!("a JSON document, not weights; if it is {saved}")
+        "a JSON document, not weights (a server's error, if it was downloaded under this name: fetch it again)".into()
     } else if bytes.len() >= 64 && bytes[..bytes.len().min(4096)].iter().all(|&byte| byte == 0) {
         "nothing but zeros at its beginning: an unfinished download; fetch it again".into()
     } else if bytes.len() >= 8 && is_text(&bytes[..bytes.len().min(256)]) {
