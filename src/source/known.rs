@@ -7,7 +7,7 @@ pub fn known_otherwise(bytes: &[u8]) -> Option<String> {
     let begins = |word: &str| text.len() >= word.len() && text[..word.len()].eq_ignore_ascii_case(word.as_bytes());
     let saved = "saved under this name instead of the file (a page of an error or a log-in): fetch it again";
     Some(if bytes.is_empty() {
-        "empty: an unfinished download; fetch it again".into()
+        "empty (0 bytes): an unfinished download; fetch it again".into()
     } else if begins("version https://git-lfs") {
         "a Git LFS pointer, not the file itself: fetch that with `git lfs pull`, or with `hf download`".into()
     } else if begins("<!doctype html") || begins("<html") || begins("<head") {
