@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 
-/// `text` with each control character but line ends and tabs written out, as in `\u{1b}`; those that turn the direction
-/// of writing around, too.
+/// `text` with each control character but line ends and tabs written out as JSON does, as in `\u001b`, so that JSON stays
+/// JSON; those that turn the direction of writing around, too.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let bad = |c: char| {
         (c.is_control() && c != '\n' && c != '\t')
@@ -17,7 +17,8 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     }
     let write = |mut out: String, c: char| {
         match bad(c) {
-            true => out.extend(c.escape_unicode()),
+            // All of them have four digits or fewer.
+            true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             false => out.push(c),
         }
         out
@@ -47,8 +48,10 @@ mod tests {
     #[test]
     fn control_characters_are_written_out() {
         assert_eq!(printable("a\tb\nc ä 犬 🐶"), "a\tb\nc ä 犬 🐶");
+        let json = serde_json::json!({"a\u{9b}": "\x1b\u{202e}\x7f"});
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&printable(&json.to_string())).unwrap(), json);
         assert!(matches!(printable("plain"), Cow::Borrowed(_)));
-        assert_eq!(printable("\x1b[31mred\x07\r\u{9b}0m"), "\\u{1b}[31mred\\u{7}\\u{d}\\u{9b}0m");
-        assert_eq!(printable("a\u{202e}b"), "a\\u{202e}b");
+        assert_eq!(printable("\x1b[31mred\x07\r\u{9b}0m"), "\\u001b[31mred\\u0007\\u000d\\u009b0m");
+        assert_eq!(printable("a\u{202e}b"), "a\\u202eb");
     }
 }

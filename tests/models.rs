@@ -184,6 +184,11 @@ fn options_about_the_model_are_honoured() {
     let (epsilon, v) = (loss(&[]), loss(&["--prediction-type", "v_prediction"]));
     assert!((epsilon - v).abs() > 1e-3, "{epsilon} {v}");
 
+    // What the config says of the model holds where no option does; said once.
+    assert_eq!(loss(&["model.prediction_type=v_prediction"]), v);
+    let by_option = loss(&["--prediction-type", "epsilon", "model.prediction_type=v_prediction"]);
+    assert_eq!(by_option, epsilon);
+
     let train = |name: &str, overrides: &[&str]| {
         let name = format!("name={name}");
         let (code, _, error) =
@@ -197,6 +202,13 @@ fn options_about_the_model_are_honoured() {
     assert_eq!(scheduler("runs/said/model")["rescale_betas_zero_snr"], true);
 
     work.says(&["generate", "model", "--revision", "main", "--prompt", "a", "-o", "a.png"], &["on this disk", "main"]);
+    // A scheduler that does not know the key gives way, in the index too.
+    work.set("scheduler/scheduler_config.json", "_class_name", json!("PNDMScheduler"));
+    work.set("model_index.json", "scheduler", json!(["diffusers", "PNDMScheduler"]));
+    export("pndm", &["--prediction-type", "v_prediction", "--rescale-betas-zero-snr", "true"]);
+    assert_eq!(scheduler("pndm")["_class_name"], "DDIMScheduler");
+    assert_eq!(json_of(&work.path("pndm/model_index.json"))["scheduler"], json!(["diffusers", "DDIMScheduler"]));
+
     let (code, _, error) = work.run(&["verify", "a.mlpackage", "--vae", "x"]);
     assert!(code == 2 && error.contains("--vae"), "{error}");
 }
@@ -217,7 +229,7 @@ fn a_terminal_gets_no_escape_codes_from_files() {
     ] {
         let (_, out, error) = work.run(arguments);
         assert!(!(out.clone() + &error).contains(['\x1b', '\x07']), "{arguments:?}: {out}{error}");
-        assert!((out + &error).contains("\\u{1b}"), "{arguments:?}");
+        assert!((out + &error).contains("\\u001b"), "{arguments:?}");
     }
 }
 
@@ -297,6 +309,14 @@ fn a_copy_of_a_pipeline_with_other_parts_is_one_that_diffusers_loads() {
     assert_eq!(whole["_class_name"], "StableDiffusionDepth2ImgPipeline");
     assert_eq!(whole["depth_estimator"], json!(["transformers", "DPTForDepthEstimation"]));
     assert!(work.path("whole/feature_extractor/preprocessor_config.json").is_file());
+    // A name that would lead out of the copy.
+    work.set(index, "../outside", json!(["diffusers", "ControlNetModel"]));
+    fs::create_dir(work.path("outside")).unwrap();
+    let refused =
+        copy_model(&Model::open(work.path("model").to_str().unwrap()).unwrap(), &work.path("c"), &[], Kind::Half);
+    assert!(format!("{:#}", refused.unwrap_err()).contains("`../outside`"));
+    assert!(!work.path("c").exists());
+    work.set(index, "../outside", Value::Null);
     // A ControlNet's pipeline without the safety checker that its index names.
     work.set(index, "_class_name", json!("StableDiffusionControlNetPipeline"));
     work.set(index, "depth_estimator", Value::Null);

@@ -92,7 +92,7 @@ pub fn run(args: Args) -> Result<()> {
     let candidates = candidates(&args.bits, &config)?;
     let keep = args.keep.iter().map(|text| pin(text, &config)).collect::<Result<Vec<_>>>()?;
     let device = args.device;
-    let model = args.model.open(None)?.model;
+    let model = args.model.clone().open_by(&config, None)?.model;
     let parameters = model.parameters(Component::Unet)?;
     let plan = Plan::new(&config, &keep, &candidates, &parameters)?;
     let budget = plan.budget(args.target_bits, args.target_megabytes)?;

@@ -37,7 +37,7 @@ pub fn run(args: Args) -> Result<()> {
     let config = load_config(&args.config, &args.overrides)?;
     warn_of_unused(&args.overrides, "evaluate", |key| MEASURED.contains(&key) || is_of_data(key));
     let device = args.device;
-    let opened = args.model.open(args.palettes.as_deref())?;
+    let opened = args.model.open_by(&config, args.palettes.as_deref())?;
     let (model, checkpoint) = (&opened.model, opened.checkpoint()?);
     let evaluation = Evaluation::open(&config, model, None, device)?;
     let measure = |palettes| evaluation.measure(&unet_weights(model, palettes, Kind::Float, device)?);

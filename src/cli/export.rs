@@ -28,6 +28,7 @@ use crate::diffusion::text_to_image;
 use crate::palette::checkpoint::PalettizedFile;
 use crate::report::{Progress, shell_word};
 use crate::source::{Component, Model, copy_model};
+use crate::terminal::{tell, warn};
 use crate::torch::give_back_large_memory;
 
 /// Writes Core ML packages, or a diffusers folder
@@ -273,10 +274,10 @@ pub fn run(args: Args) -> Result<()> {
     let tokenizer = args.bundle_resources_for_swift_cli.then(|| model.vocabulary_and_merges()).transpose()?;
     if let Some(checkpoint) = &checkpoint {
         let cost = Cost::of(checkpoint.palettes());
-        [cost.note(), cost.warning()].into_iter().flatten().for_each(|text| eprintln!("{text}"));
+        [cost.note(), cost.warning()].into_iter().flatten().for_each(tell);
     }
     for misfit in misfits(model, &parts, (height, width))? {
-        eprintln!("warning: {misfit}");
+        warn(misfit);
     }
     for part in parts {
         let job = Job { model, part, unet: &options, metadata: &metadata };

@@ -11,6 +11,7 @@ use super::{grouped, print, size};
 use crate::coreml::read::{Package, Palettes};
 use crate::palette::{LutDtype, PalettizedCheckpoint};
 use crate::source::files::TensorFile;
+use crate::terminal::tell;
 
 /// Tells what a checkpoint or package holds: tensors, bits per weight with palettes counted, sizes
 #[derive(clap::Args)]
@@ -78,7 +79,8 @@ impl Contents {
             let kind = file.kind(&name)?;
             let elements = shape.iter().product::<i64>() as u64;
             let bits = file.bytes(&name)?.len() as u64 * 8;
-            entries.push(Entry { name, shape, kind: kind_name(kind), elements, bits, palettized: false });
+            let kind = if file.is_fp8(&name) { "fp8".to_owned() } else { kind_name(kind) };
+            entries.push(Entry { name, shape, kind, elements, bits, palettized: false });
         }
         Ok(Self { what: "safetensors", entries, metadata, bytes, cost: Cost::default() })
     }
@@ -199,7 +201,7 @@ impl Contents {
             print(note)?;
         }
         if let Some(warning) = self.cost.warning() {
-            eprintln!("{warning}");
+            tell(warning);
         }
         print(format_args!(
             "{} tensors, {} weights, {}: {:.3} bits a weight; {} as fp16",

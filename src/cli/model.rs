@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::config::Config;
 use crate::palette::PalettizedCheckpoint;
 use crate::source::{Model, ModelOptions, PredictionType};
+use crate::terminal::note;
 
 /// `MODEL` and its options, to be flattened into a command's `Args`.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,7 +39,7 @@ pub struct ModelOptionArgs {
     )]
     pub prediction_type: PredictionType,
     /// Whether the noise schedule is rescaled to end in noise alone, where the model's files do not say or are wrong
-    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "true|false")]
     pub rescale_betas_zero_snr: Option<bool>,
 }
 
@@ -71,6 +73,34 @@ pub struct Opened {
 }
 
 impl ModelArgs {
+    /// Opens the model for work by `config`: what its `[model]` says of the model holds, where no option says otherwise.
+    ///
+    /// # Errors
+    /// As [`Model::open_with`].
+    pub fn open_by(mut self, config: &Config, palettes: Option<&Path>) -> Result<Opened> {
+        let (options, by_config) = (&mut self.options, &config.model);
+        let mut taken = Vec::new();
+        if let (None, Some(vae)) = (&options.vae, &by_config.vae) {
+            taken.push(format!("vae = \"{vae}\""));
+            options.vae = Some(vae.clone());
+        }
+        if options.prediction_type == PredictionType::Auto && by_config.prediction_type != PredictionType::Auto {
+            taken.push("prediction_type".to_owned());
+            options.prediction_type = by_config.prediction_type;
+        }
+        if let (None, Some(rescale)) = (options.rescale_betas_zero_snr, by_config.rescale_betas_zero_snr) {
+            taken.push(format!("rescale_betas_zero_snr = {rescale}"));
+            options.rescale_betas_zero_snr = Some(rescale);
+        }
+        if options.revision.is_none() && self.model == by_config.pretrained_model_name_or_path {
+            options.revision = by_config.revision.clone();
+        }
+        if !taken.is_empty() {
+            note(format_args!("[model] of the config holds for {} too: {}", self.model, taken.join(", ")));
+        }
+        self.open(palettes)
+    }
+
     /// Opens the model. `palettes` is what `--palettes` gave.
     ///
     /// # Errors

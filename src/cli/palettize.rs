@@ -1,7 +1,7 @@
 //! `palettist palettize`: post-training palettes.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
@@ -11,7 +11,7 @@ use super::generate::device;
 use super::inspect::Contents;
 use super::model::ModelArgs;
 use super::{Usage, load_config, must_be_new, print, size};
-use crate::config::Recipe;
+use crate::config::{Config, Recipe};
 use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::post_training::{self, Chosen, Layer, WEIGHT_THRESHOLD};
@@ -140,16 +140,15 @@ fn command(form: &Form, args: &Args) -> String {
 }
 
 /// The Fisher information of the weights that become palettes.
-fn calibrated(path: &Path, args: &Args, model: &Model, forms: &BTreeMap<String, Form>) -> Result<Weights> {
+fn calibrated(config: &Config, args: &Args, model: &Model, forms: &BTreeMap<String, Form>) -> Result<Weights> {
     if let Some(form) = forms.values().find(|form| !form.is_per_tensor()) {
         let what = form.needs_ios18().unwrap_or("such palettes");
         return Err(Usage(format!("--calibrate goes with one table of fp16 numbers a weight, not with {what}")).into());
     }
-    let config = load_config(path, &[])?;
     let device = args.device.map_or_else(|| device("auto"), Ok)?;
     super::train::stop_on_interrupt()?;
     let samples = samples(args) as usize;
-    let evaluation = Evaluation::of_training(&config, model, samples, device)?;
+    let evaluation = Evaluation::of_training(config, model, samples, device)?;
     let names: Vec<String> = forms.keys().cloned().collect();
     let mut bar = Progress::new("calibrating", 0, samples as u64).counting("picture");
     let weights = model.weights(Component::Unet, Kind::Float, device)?;
@@ -171,7 +170,11 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     must_be_new(&args.output)?;
-    let model = args.model.open(None)?.model;
+    let config = args.calibrate.as_deref().map(|path| load_config(path, &[])).transpose()?;
+    let model = match &config {
+        Some(config) => args.model.clone().open_by(config, None)?.model,
+        None => args.model.open(None)?.model,
+    };
     let parameters = model.parameters(Component::Unet)?;
     let Chosen { forms, misfits } = match &args.recipe {
         Some(path) => {
@@ -190,8 +193,8 @@ pub fn run(args: Args) -> Result<()> {
         };
         return Err(Usage(message).into());
     }
-    let importance = match &args.calibrate {
-        Some(path) => calibrated(path, &args, &model, &forms)?,
+    let importance = match &config {
+        Some(config) => calibrated(config, &args, &model, &forms)?,
         None => Weights::new(),
     };
     // A weight at a time, so that only palettes are in memory.

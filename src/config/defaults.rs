@@ -177,6 +177,10 @@ impl Default for Export {
 /// A config that holds every key there is, to tell a misspelt key from a real one.
 pub(super) fn every_key() -> Config {
     let mut config = Config::default();
+    config.model.revision = Some("x".into());
+    config.model.vae = Some("x".into());
+    config.model.prediction_type = crate::source::PredictionType::Epsilon;
+    config.model.rescale_betas_zero_snr = Some(true);
     config.data.train_data_dir = Some("x".into());
     config.data.validation_data_dir = Some("x".into());
     config.data.dreambooth = Some(Dreambooth { class_data_dir: Some("x".into()), ..Dreambooth::default() });

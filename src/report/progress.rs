@@ -82,8 +82,8 @@ impl Progress {
     /// Prints a line without disturbing the bar.
     pub fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| drop(writeln!(std::io::stderr(), "{line}"))),
-            None => drop(writeln!(std::io::stderr(), "{line}")),
+            Some(bar) => bar.suspend(|| crate::terminal::tell(line)),
+            None => crate::terminal::tell(line),
         }
     }
 

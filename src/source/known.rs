@@ -7,7 +7,7 @@ pub fn known_otherwise(bytes: &[u8]) -> Option<String> {
     let begins = |word: &str| text.len() >= word.len() && text[..word.len()].eq_ignore_ascii_case(word.as_bytes());
     let saved = "saved under this name instead of the file (a page of an error or a log-in): fetch it again";
     Some(if bytes.is_empty() {
-        "empty: an unfinished download; fetch it again".into()
+        "empty (0 bytes): an unfinished download; fetch it again".into()
     } else if begins("version https://git-lfs") {
         "a Git LFS pointer, not the file itself: fetch that with `git lfs pull`, or with `hf download`".into()
     } else if begins("<!doctype html") || begins("<html") || begins("<head") {
@@ -32,7 +32,7 @@ pub fn known_otherwise(bytes: &[u8]) -> Option<String> {
         "an HDF5 file of Keras or TensorFlow, not supported; fetch the .safetensors form".into()
     } else if matches!(text.first(), Some(b'{' | b'[')) && serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok()
     {
-        format!("a JSON document, not weights; if it is {saved}")
+        "a JSON document, not weights (a server's error, if it was downloaded under this name: fetch it again)".into()
     } else if bytes.len() >= 64 && bytes[..bytes.len().min(4096)].iter().all(|&byte| byte == 0) {
         "nothing but zeros at its beginning: an unfinished download; fetch it again".into()
     } else if bytes.len() >= 8 && is_text(&bytes[..bytes.len().min(256)]) {

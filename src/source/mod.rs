@@ -1,6 +1,7 @@
 //! Where models come from and go to: diffusers folders and single-file checkpoints, their tokenizers, and the files they
 //! are made of.
 
+mod alone;
 pub(crate) mod beside;
 mod clip;
 mod evidence;

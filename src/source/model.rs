@@ -243,6 +243,13 @@ impl Model {
         let config = match &self.form {
             Form::Folder(folder) => {
                 let path = folder.join("scheduler/scheduler_config.json");
+                if !path.exists() {
+                    bail!(
+                        "{} has no scheduler, which says how noise is mixed in: {} is missing",
+                        folder.display(),
+                        path.display()
+                    );
+                }
                 let text = read_text(&path)?;
                 parse_config(&text).map_err(|error| not_json(&path, &text, error))?
             }
@@ -289,6 +296,11 @@ impl Model {
             write_bytes(&to.join("scheduler/scheduler_config.json"), scheduler.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// Whether its scheduler's configuration is not the file's.
+    pub(super) fn changes_scheduler(&self) -> bool {
+        self.options.change_scheduler()
     }
 
     /// Its diffusers folder, if it is one.

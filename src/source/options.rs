@@ -29,6 +29,18 @@ pub struct ModelOptions {
     pub rescale_betas_zero_snr: Option<bool>,
 }
 
+/// Schedulers of diffusers that do not know `rescale_betas_zero_snr`.
+const WITHOUT_RESCALING: [&str; 8] = [
+    "DEISMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+];
+
 impl ModelOptions {
     /// Whether the scheduler's configuration is not the file's.
     pub(super) fn change_scheduler(&self) -> bool {
@@ -48,8 +60,34 @@ impl ModelOptions {
             }
             if let Some(rescale) = self.rescale_betas_zero_snr {
                 keys.insert("rescale_betas_zero_snr".into(), json!(rescale));
+                // As diffusers has it, these know no such key: they would sample the schedule as it was.
+                let class = keys.get("_class_name").and_then(Value::as_str);
+                if rescale && class.is_some_and(|class| WITHOUT_RESCALING.contains(&class)) {
+                    keys.insert("_class_name".into(), json!("DDIMScheduler"));
+                }
             }
         }
         config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rescaled_schedule_goes_to_a_scheduler_that_knows_it() {
+        let options = ModelOptions { rescale_betas_zero_snr: Some(true), ..ModelOptions::default() };
+        for (class, expected) in [
+            ("PNDMScheduler", "DDIMScheduler"),
+            ("LMSDiscreteScheduler", "DDIMScheduler"),
+            ("EulerDiscreteScheduler", "EulerDiscreteScheduler"),
+        ] {
+            let config = options.scheduler(json!({ "_class_name": class, "beta_end": 0.012 }));
+            assert_eq!(config["_class_name"], expected);
+            assert_eq!((&config["rescale_betas_zero_snr"], &config["beta_end"]), (&json!(true), &json!(0.012)));
+        }
+        let config = ModelOptions { rescale_betas_zero_snr: Some(false), ..options };
+        assert_eq!(config.scheduler(json!({ "_class_name": "PNDMScheduler" }))["_class_name"], "PNDMScheduler");
     }
 }

@@ -23,7 +23,7 @@ impl Vae {
     /// Finds `vae` for a model that is a Stable Diffusion XL or not and whose own autoencoder has this scaling factor.
     ///
     /// # Errors
-    /// One line: it does not exist, or is no autoencoder.
+    /// One line: it does not exist, or is not an autoencoder.
     pub fn open(vae: &str, is_xl: bool, scaling_factor: Option<f64>) -> Result<Self> {
         let path = Path::new(vae);
         if path.is_file() {
@@ -50,7 +50,10 @@ impl Vae {
         let within = path.join(Component::Autoencoder.folder());
         let folder = if within.join("config.json").is_file() { within } else { path.to_owned() };
         if !folder.join("config.json").is_file() {
-            bail!("{} is no folder of an autoencoder: it has neither config.json nor vae/config.json", path.display());
+            bail!(
+                "{} is not the folder of an autoencoder: it has neither config.json nor vae/config.json",
+                path.display()
+            );
         }
         let config = folder.join("config.json");
         AutoencoderConfig::from_json(&read_json(&config)?).with_context(|| config.display().to_string())?;

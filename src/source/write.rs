@@ -119,7 +119,7 @@ fn index(from: &Model) -> Result<(Value, Vec<String>)> {
     for (key, value) in &entries {
         let entry = index_object.entry(*key).or_insert_with(|| value.clone());
         // A pipeline may be without a part that a copy has: null, null.
-        if !is_part(entry) {
+        if !is_part(entry) || (*key == "scheduler" && from.changes_scheduler()) {
             *entry = value.clone();
         }
     }
@@ -128,6 +128,10 @@ fn index(from: &Model) -> Result<(Value, Vec<String>)> {
         .filter(|(key, value)| is_part(value) && entries.iter().all(|(own, _)| own != key))
         .map(|(key, _)| key.clone())
         .collect();
+    // They become names of folders.
+    if let Some(name) = others.iter().find(|name| !is_plain_name(name)) {
+        bail!("{}/model_index.json has the part `{name}`, which is not the name of a folder", from.path().display());
+    }
     let class = index_object.get("_class_name").and_then(Value::as_str).unwrap_or(plain).to_owned();
     let (there, missing): (Vec<String>, Vec<String>) =
         others.iter().cloned().partition(|name| from.folder().is_some_and(|folder| folder.join(name).is_dir()));
@@ -162,6 +166,11 @@ fn index(from: &Model) -> Result<(Value, Vec<String>)> {
         index_object.insert("requires_safety_checker".into(), json!(false));
     }
     Ok((index, Vec::new()))
+}
+
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(only)), None) if only == name)
 }
 
 /// Whether an entry of an index is a part: library and class.

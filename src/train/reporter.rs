@@ -92,7 +92,7 @@ impl Reporter {
     pub fn say(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.say(line),
-            None => eprintln!("{line}"),
+            None => crate::terminal::tell(line),
         }
     }
 

@@ -128,10 +128,13 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
             model.path().display()
         );
     }
-    // The end of a run writes the whole model: what cannot be copied then is found now.
-    model.check_small_files()?;
     let factor = match config.train.component {
-        TrainedComponent::Unet => TextToImage::of(model)?.autoencoder.factor(),
+        TrainedComponent::Unet => {
+            let factor = TextToImage::of(model)?.autoencoder.factor();
+            // The end of a run writes the whole model: what cannot be copied then is found now.
+            model.check_small_files()?;
+            factor
+        }
         TrainedComponent::Autoencoder => model.autoencoder_config()?.factor(),
     };
     let resolution = config.data.resolution;

@@ -30,6 +30,7 @@ fn write_any(path: &Path, tensors: &Tensors) {
             Kind::Half => ("F16", 2),
             Kind::Float => ("F32", 4),
             Kind::Int8 => ("I8", 1),
+            Kind::Int64 => ("I64", 8),
             other => panic!("{other:?}"),
         };
         let from = data.len();
