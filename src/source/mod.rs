@@ -2,7 +2,7 @@
 //! are made of.
 
 pub(crate) mod beside;
-mod clip;
+pub(crate) mod clip;
 pub mod files;
 mod folder;
 mod hub;
