@@ -19,8 +19,10 @@ use crate::coreml::components::{
 };
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use crate::coreml::interface::{Destination, Weighted};
+use crate::coreml::metadata::PALETTES;
 use crate::coreml::package::{Occupied, put_in_place, replaces};
 use crate::coreml::program::Target;
+use crate::coreml::prompt::{Prompt, prompt_tokens};
 use crate::coreml::velocity::Velocity;
 use crate::coreml::weights::{PostTraining, WeightSource};
 use crate::diffusion::pipeline::{check_shapes, unet_weights};
@@ -235,6 +237,7 @@ pub fn run(args: Args) -> Result<()> {
         batch: if args.unet_batch_one { 1 } else { 2 },
         height,
         width,
+        tokens: prompt_tokens(model)?,
         target,
         attention: args.attention_implementation.unwrap_or_default(),
         controlnet: args.unet_support_controlnet,
@@ -293,7 +296,7 @@ pub fn run(args: Args) -> Result<()> {
                 let forms = forms(&part.parameters(model)?, form);
                 let mut metadata = metadata.clone();
                 let how = format!("post-training k-means, {} bits", form.bits);
-                metadata.user_defined.insert("palettist.palettes".to_owned(), how);
+                metadata.user_defined.insert(PALETTES.to_owned(), how);
                 Job { metadata: &metadata, ..job }.export(&PostTraining { source: &source, forms }, folder)
             }
         };
@@ -368,7 +371,8 @@ impl Job<'_> {
                 }
                 _ => {
                     let config = model.text_encoder_config_of(part.component())?;
-                    export_text_encoder(part, Attended::of(model), &config, weighted, destination)?
+                    let prompt = Prompt::of(model, part)?;
+                    export_text_encoder(part, Attended::of(model), &prompt, &config, weighted, destination)?
                 }
             }
         };

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::doctor::memory;
 use super::model::{ModelArgs, ModelOptionArgs};
 use super::nbits::{Nbits, forms};
-use super::{Mistakes, Usage, print};
+use super::{ClosedPipe, Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
 use crate::coreml::layers::Recording;
+use crate::coreml::metadata::{PALETTES, VERSION};
 use crate::coreml::parameters::Held;
+use crate::coreml::prompt::Prompt;
 use crate::coreml::read::{Chain, Precision};
 use crate::coreml::verify::{
     Report, Settings, UnetInputs, part_of, verify_one_input, verify_safety_checker, verify_text_encoder, verify_unet,
@@ -24,9 +26,9 @@ use crate::networks::safety_checker::safety_checker;
 use crate::networks::text_encoder::text_encoder;
 use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::Tensors;
-use crate::palette::PalettizedCheckpoint;
 use crate::palette::post_training::palettize;
-use crate::source::{Component, Model};
+use crate::palette::{Form, PalettizedCheckpoint};
+use crate::source::Model;
 
 /// Reads packages back from disk, checks them, runs them, and compares them with the network
 #[derive(clap::Args)]
@@ -61,77 +63,134 @@ pub fn run(args: Args) -> Result<()> {
     if args.min_psnr.is_nan() {
         return Err(Usage("--min-psnr is no number".into()).into());
     }
-    if let Some(path) =
-        args.packages.iter().find(|path| path.is_file() && path.extension() == Some("safetensors".as_ref()))
-    {
-        let message = "is not a .mlpackage folder; `palettist inspect` tells what a checkpoint holds";
-        return Err(Usage(format!("{} {message}", path.display())).into());
-    }
-    refuse_unused(&args)?;
-    let options = args.model_options;
-    let opened = args.against.map(|model| ModelArgs { model, options }.open(args.palettes.as_deref())).transpose()?;
+    let options = args.model_options.clone();
+    let opened =
+        args.against.clone().map(|model| ModelArgs { model, options }.open(args.palettes.as_deref())).transpose()?;
     if let Some(opened) = &opened {
         text_to_image::fit(&opened.model)?;
+        refuse_unused(&args, &opened.model)?;
     }
     let checkpoint = match &opened {
         Some(opened) => opened.checkpoint()?,
         None => None,
     };
     let model = opened.map(|opened| opened.model);
-    let nbits = args.quantize_nbits.clone().unwrap_or_default();
-    let mut failed = Vec::new();
+    let (mut verified, mut failed, mut misused) = (0, Vec::new(), true);
     for path in &args.packages {
-        let half = Half::of(path);
-        // The first takes it along.
-        if half.as_ref().is_some_and(|half| half.second && args.packages.contains(&half.other)) {
+        // The first half takes it along.
+        if Half::of(path).is_some_and(|half| half.second && args.packages.contains(&half.other)) {
             continue;
         }
-        print(path.display())?;
-        let missing = half.as_ref().filter(|half| !half.other.exists());
-        let missing =
-            missing.map(|half| anyhow!("{}: its other half is missing: {}", path.display(), half.other.display()));
-        let Some(model) = &model else {
-            // A second half with the first: whether they belong together.
-            let first = half.as_ref().filter(|half| half.second && half.other.exists()).map(|half| &half.other);
-            let chain = Chain::open(first.unwrap_or(path))?;
-            for package in chain.packages().iter().filter(|package| first.is_none() || package.path() == path) {
-                package.check_values()?;
-                print(format_args!(
-                    "  sound: specification version {}, {} operations",
-                    package.specification_version(),
-                    package.operation_counts().values().sum::<usize>()
-                ))?;
+        verified += 1;
+        match one(path, model.as_ref(), checkpoint.as_ref(), &args) {
+            Ok(faults) => {
+                misused &= faults.is_empty();
+                failed.extend(faults.into_iter().map(|fault| (path, fault)));
             }
-            missing.map_or(Ok(()), Err)?;
-            continue;
-        };
-        missing.map_or(Ok(()), Err)?;
-        if let Some(first) = half.filter(|half| half.second).map(|half| half.other) {
-            let message = format!("{} goes with {}: verify that", path.display(), first.display());
-            return Err(Usage(message).into());
-        }
-        let report = against(path, model, checkpoint.as_ref(), &nbits, args.layers)?;
-        print(format!("{report}").trim_end())?;
-        let (single, half) = (report.least(Precision::Float32), report.least(Precision::Float16));
-        let mut fault = |what: String| failed.push(format!("{}: {what}", path.display()));
-        if single.min(half).is_nan() || single.min(half) < args.min_psnr {
-            fault(format!("{:.1} dB, less than {}", single.min(half), args.min_psnr));
-        }
-        if half == f64::NEG_INFINITY && single.is_finite() {
-            fault("values pass what fp16 holds, 65504; --layers shows where".to_owned());
-        }
-        if let Some(parameters) = report.parameters.filter(|parameters| !parameters.others.is_empty()) {
-            fault(parameters.to_string());
+            Err(error) if error.is::<ClosedPipe>() => return Err(error),
+            Err(error) => {
+                misused &= error.is::<Usage>();
+                failed.push((path, format!("{error:#}").lines().next().unwrap_or_default().to_owned()));
+            }
         }
     }
-    if !failed.is_empty() {
-        return Err(Mistakes(failed).into());
+    if verified > 1 {
+        let mut bad: Vec<&Path> = failed.iter().map(|(path, _)| path.as_path()).collect();
+        bad.dedup();
+        let what = if model.is_some() { "agree with the model" } else { "are sound" };
+        print(format_args!("{} of {verified} packages {what}", verified - bad.len()))?;
     }
-    Ok(())
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let named = |(path, fault): (&PathBuf, String)| {
+        let path = path.display().to_string();
+        if fault.contains(&path) { fault } else { format!("{path}: {fault}") }
+    };
+    let faults: Vec<String> = failed.into_iter().map(named).collect();
+    Err(if misused { Usage(faults.join("\n")).into() } else { Mistakes(faults).into() })
+}
+
+/// What is wrong with one package, beside the model where there is one; the report goes to standard output.
+fn one(
+    path: &Path,
+    model: Option<&Model>,
+    palettes: Option<&PalettizedCheckpoint>,
+    args: &Args,
+) -> Result<Vec<String>> {
+    if path.is_file() && path.extension() == Some("safetensors".as_ref()) {
+        let message = "is not a .mlpackage folder; `palettist inspect` tells what a checkpoint holds";
+        return Err(Usage(format!("{} {message}", path.display())).into());
+    }
+    print(path.display())?;
+    let half = Half::of(path);
+    let missing = half.as_ref().filter(|half| !half.other.exists());
+    let missing =
+        missing.map(|half| anyhow!("{}: its other half is missing: {}", path.display(), half.other.display()));
+    let Some(model) = model else {
+        // A second half with the first: whether they belong together.
+        let first = half.as_ref().filter(|half| half.second && half.other.exists()).map(|half| &half.other);
+        let chain = Chain::open(first.map_or(path, PathBuf::as_path))?;
+        for package in chain.packages().iter().filter(|package| first.is_none() || package.path() == path) {
+            package.check_values()?;
+            print(format_args!(
+                "  sound: specification version {}, {} operations",
+                package.specification_version(),
+                package.operation_counts().values().sum::<usize>()
+            ))?;
+        }
+        return missing.map_or(Ok(Vec::new()), Err);
+    };
+    missing.map_or(Ok(()), Err)?;
+    if let Some(first) = half.filter(|half| half.second).map(|half| half.other) {
+        let message = format!("{} goes with {}: verify that", path.display(), first.display());
+        return Err(Usage(message).into());
+    }
+    let nbits = args.quantize_nbits.clone().unwrap_or_default();
+    let report = against(path, model, palettes, &nbits, args.layers)?;
+    print(format!("{report}").trim_end())?;
+    let (single, half) = (report.least(Precision::Float32), report.least(Precision::Float16));
+    let mut faults = Vec::new();
+    if single.min(half).is_nan() || single.min(half) < args.min_psnr {
+        faults.push(format!("{:.1} dB, less than {}", single.min(half), args.min_psnr));
+    }
+    if half == f64::NEG_INFINITY && single.is_finite() {
+        faults.push("values pass what fp16 holds, 65504; --layers shows where".to_owned());
+    }
+    faults.extend(report.parameters.filter(|found| !found.others.is_empty()).map(|found| found.to_string()));
+    Ok(faults)
+}
+
+/// Refuses a package whose palettes are not those that the command line names. Those of other converters, which are nobody's
+/// here, are compared by what they compute.
+///
+/// # Errors
+/// [`Usage`], with what to give instead.
+fn check_palettes(package: &Chain, part: Part, form: Option<Form>, checkpoint: bool) -> Result<()> {
+    let first = package.packages().first().context("there is no package")?;
+    let about = &first.metadata().user_defined;
+    let weights = package.weights()?;
+    let found = weights.iter().filter_map(|weight| weight.palettes).map(|palettes| palettes.bits).max();
+    let (Some(bits), true) = (found, about.contains_key(VERSION)) else { return Ok(()) };
+    let made_here = about.contains_key(PALETTES);
+    let wanted = format!("--quantize-nbits {part}={bits}");
+    let message = match (made_here, form) {
+        (true, None) if checkpoint => format!("its palettes are not those of --palettes but of {wanted}: give that"),
+        (true, None) => format!("this package holds palettes: give {wanted}"),
+        (true, Some(form)) if form.bits != bits => {
+            format!("its palettes have {bits} bits, and --quantize-nbits says {}: give {wanted}", form.bits)
+        }
+        (false, None) if !checkpoint => {
+            format!("this package holds palettes: give --palettes FILE or {wanted}, whichever it was exported with")
+        }
+        (false, Some(_)) => "its palettes are those of a checkpoint: give --palettes FILE".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(Usage(format!("{}: {message}", package.path().display())).into())
 }
 
 /// Refuses palettes that none of the packages has.
-fn refuse_unused(args: &Args) -> Result<(), Usage> {
+fn refuse_unused(args: &Args, model: &Model) -> Result<(), Usage> {
     let nbits = args.quantize_nbits.clone().unwrap_or_default();
     if args.palettes.is_some() && nbits.names(Part::Unet) {
         return Err(Usage("--quantize-nbits unet=… and --palettes are both for the UNet: one of them".into()));
@@ -140,12 +199,8 @@ fn refuse_unused(args: &Args) -> Result<(), Usage> {
         return Ok(());
     }
     // What is wrong with a package is told when it is verified.
-    let parts: Result<Vec<Part>> = args.packages.iter().map(|path| part_of(&Chain::open(path)?)).collect();
-    let Ok(mut parts) = parts else { return Ok(()) };
-    if parts.contains(&Part::TextEncoder) {
-        // The inputs do not tell which of two it is.
-        parts.push(Part::TextEncoder2);
-    }
+    let parts: Result<Vec<Part>> = args.packages.iter().map(|path| part_of(&Chain::open(path)?, model)).collect();
+    let Ok(parts) = parts else { return Ok(()) };
     if args.palettes.is_some() && !parts.contains(&Part::Unet) {
         return Err(Usage("--palettes has no effect: none of the packages is a UNet".into()));
     }
@@ -178,16 +233,11 @@ pub fn against(
         ..Settings::default()
     };
     let tensors = |weights| if layers { Tensors::new(weights).watched(&watch) } else { Tensors::new(weights) };
-    let mut part = part_of(&package)?;
-    if part == Part::TextEncoder && model.is_xl() {
-        // Two networks have these inputs and outputs; the first output has as many channels as one of them.
-        let channels = package.outputs().first().and_then(|output| output.kind.shape.last());
-        if channels == Some(&model.text_encoder_config_of(Component::TextEncoder2)?.hidden_size) {
-            part = Part::TextEncoder2;
-        }
-    }
+    let part = part_of(&package, model)?;
     let (form, parameters) = (nbits.of_model(part, model)?, part.parameters(model)?);
-    let palettized = form.is_some() || (part == Part::Unet && palettes.is_some());
+    let checkpoint = part == Part::Unet && palettes.is_some();
+    check_palettes(&package, part, form.filter(|_| !checkpoint), checkpoint)?;
+    let palettized = form.is_some() || checkpoint;
     let held = |weights| Some(Held { weights, parameters: parameters.len(), palettized });
     let own = || match form {
         None => model.weights(part.component(), Kind::Float, Device::Cpu),
@@ -222,11 +272,11 @@ pub fn against(
             let config = model.text_encoder_config_of(part.component())?;
             let weights = own()?;
             settings.held = held(&weights);
-            let end = if config.eos_token_id == 2 { config.vocab_size - 1 } else { config.eos_token_id };
+            let prompt = Prompt::of(model, part)?;
             let mut network = |ids: &Tensor| {
                 named(Attended::of(model).outputs(text_encoder(&mut tensors(&weights), &config, ids)).into())
             };
-            verify_text_encoder(&package, (config.vocab_size, end), &mut network, &settings)
+            verify_text_encoder(&package, &config, &prompt, &mut network, &settings)
         }
         Part::VaeDecoder | Part::VaeEncoder => {
             let config = model.autoencoder_config()?;

@@ -2,11 +2,13 @@
 //!
 //! | package | in | out (fp32) |
 //! |---|---|---|
-//! | `text_encoder` | `input_ids` `[1, 77]`, fp32 | `last_hidden_state` `[1, 77, H]`, `pooled_outputs` `[1, H]` |
+//! | `text_encoder` | `input_ids` `[1, T]`, fp32 | `last_hidden_state` `[1, T, H]`, `pooled_outputs` `[1, H]` |
 //! | SDXL's two, the second being `text_encoder_2` | the same | `hidden_embeds`, of the last layer but one; as above |
 //! | `vae_decoder` | `z` `[1, 4, h, w]`, fp16 | `image` `[1, 3, 8h, 8w]`, −1…1 |
 //! | `vae_encoder` | `x` `[1, 3, 8h, 8w]`, fp16, −1…1 | `latent` `[1, 8, h, w]`: means, then logarithms of variances |
 //! | `safety_checker` | `clip_input` `[1, 3, 224, 224]`, `images` `[1, 8h, 8w, 3]`, `adjustment` `[1]`, fp16 | `filtered_images` `[1, 8h, 8w, 3]`, `has_nsfw_concepts` `[1, 1, 1, 1]`, `concept_scores` `[1, 17]` |
+//!
+//! T, the tokens of a [`Prompt`], is 77 but for encoders that were made for longer texts.
 //!
 //! Stable Diffusion XL's autoencoder overflows in fp16: its halves take fp32 and compute in it, the decoder but for an
 //! autoencoder that was made not to overflow.
@@ -17,8 +19,8 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
 
-use super::export::PROMPT_TOKENS;
 use super::interface::{Destination, Input, InputKind, Interface, Output, Weighted, write};
+use super::prompt::Prompt;
 use crate::networks::autoencoder::{AutoencoderConfig, decode, encode};
 use crate::networks::safety_checker::{SafetyCheckerConfig, safety_checker};
 use crate::networks::text_encoder::{TextEncoderConfig, TextOutput, text_encoder};
@@ -138,13 +140,14 @@ impl Attended {
     }
 }
 
-/// Writes a text encoder, `part` of its model.
+/// Writes a text encoder, `part` of its model, for texts as `prompt` has them.
 ///
 /// # Errors
-/// Those of [`write()`]; an encoder for shorter texts than [`PROMPT_TOKENS`].
+/// Those of [`write()`]; an encoder for shorter texts.
 pub fn export_text_encoder(
     part: Part,
     attended: Attended,
+    prompt: &Prompt,
     config: &TextEncoderConfig,
     weighted: Weighted,
     destination: Destination,
@@ -156,9 +159,9 @@ pub fn export_text_encoder(
             .into(),
         inputs: vec![Input {
             name: "input_ids".into(),
-            about: "The tokens of the prompt by their numbers, padded to 77".into(),
+            about: format!("The tokens of the prompt by their numbers, padded to {}", prompt.tokens),
             kind: InputKind::TokenIds,
-            shape: vec![1, PROMPT_TOKENS],
+            shape: vec![1, prompt.tokens],
         }],
         outputs: vec![
             Output::new(attended.output(), "A vector for each token: what the UNet attends to, before transposing"),
@@ -166,7 +169,8 @@ pub fn export_text_encoder(
         ],
     };
     write(destination, &interface, weighted, |ops, inputs| {
-        let output = text_encoder(ops, config, &inputs[0]);
+        let ids = ops.own_padding(&inputs[0], prompt);
+        let output = text_encoder(ops, config, &ids);
         attended.outputs(output).map(|(_, value)| value).into()
     })
 }

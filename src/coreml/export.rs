@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | in | `sample` | fp16 | `[B, 4, h, w]` |
 //! | in | `timestep` | fp16 | `[B]` |
-//! | in | `encoder_hidden_states` | fp16 | `[B, D, 1, 77]` |
+//! | in | `encoder_hidden_states` | fp16 | `[B, D, 1, T]`, T mostly 77 |
 //! | in, for SDXL | `time_ids` | fp16 | `[B, 6]` |
 //! | in, for SDXL | `text_embeds` | fp16 | `[B, P]` |
 //! | in, for ControlNets | `additional_residual_0` … | fp16 | those of [`UnetConfig::residual_shapes`] |
@@ -22,7 +22,7 @@ use super::velocity::Velocity;
 use super::weights::WeightSource;
 use crate::networks::unet::{Added, Addition, Condition, TIME_IDS, UnetConfig, unet};
 
-/// Tokens of a prompt, as all CLIP text encoders pad it.
+/// Tokens of a prompt, as CLIP's own text encoders pad it.
 pub const PROMPT_TOKENS: i64 = 77;
 
 /// What a UNet's package is made for.
@@ -34,6 +34,8 @@ pub struct UnetOptions {
     pub height: i64,
     /// Of the latents.
     pub width: i64,
+    /// Of the texts that it attends to, see [`prompt_tokens`](super::prompt::prompt_tokens).
+    pub tokens: i64,
     pub target: Target,
     pub attention: AttentionImplementation,
     /// Takes what ControlNets add: inputs `additional_residual_0` and so on.
@@ -45,13 +47,14 @@ pub struct UnetOptions {
 }
 
 impl UnetOptions {
-    /// Batch 2, the size that the model was made for, iOS 16, nothing overwritten.
+    /// Batch 2, the size that the model was made for, CLIP's own length of texts, iOS 16, nothing overwritten.
     pub fn new(config: &UnetConfig) -> Self {
         let size = config.sample_size;
         Self {
             batch: 2,
             height: size,
             width: size,
+            tokens: PROMPT_TOKENS,
             target: Target::default(),
             attention: AttentionImplementation::default(),
             controlnet: false,
@@ -84,7 +87,7 @@ pub fn export_unet(
     folder: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<PathBuf> {
-    let UnetOptions { batch, height, width, target, attention, controlnet, overwrite, ref velocity } = *options;
+    let UnetOptions { batch, height, width, tokens, target, attention, controlnet, overwrite, ref velocity } = *options;
     ensure!(batch > 0, "a package for a batch of {batch} cannot be made: 2 or 1");
     ensure!(height > 0 && width > 0, "a package for latents of {height}×{width} cannot be made");
     let mut interface = Interface {
@@ -106,7 +109,7 @@ pub fn export_unet(
             Input::half(
                 "encoder_hidden_states",
                 "The prompt as the text encoder gives it, transposed: batch, width, 1, tokens",
-                &[batch, PROMPT_TOKENS, config.cross_attention_dim],
+                &[batch, tokens, config.cross_attention_dim],
             ),
         ],
         outputs: vec![Output::new("noise_pred", "The predicted noise, of the same shape as the latents")],

@@ -139,7 +139,7 @@ pub fn write(
                 .zip(&outputs)
                 .map(|(output, var)| feature(&output.name, &output.about, array_type::FLOAT32, &var.shape))
                 .collect(),
-            metadata: Some(metadata.described(&interface.about)),
+            metadata: Some(metadata.described(&interface.component, &interface.about)),
         };
         let model = proto::Model {
             specification_version: target.specification(),

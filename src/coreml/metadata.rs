@@ -11,6 +11,16 @@ use super::proto;
 /// made of all that it holds.
 pub const CUT_FROM: &str = "palettist.cut_from";
 
+/// Which network a package holds, by the name that [`Part`](super::components::Part) has, as its further entries say.
+pub const COMPONENT: &str = "palettist.component";
+
+/// Who wrote a package, as its further entries say.
+pub const VERSION: &str = "palettist.version";
+
+/// How palettes were made on the way into a package, as its further entries say; no entry where they were those of a
+/// checkpoint.
+pub const PALETTES: &str = "palettist.palettes";
+
 /// What names of packages begin with, as Apple's converter has it.
 pub const NAME: &str = "Stable_Diffusion_version_";
 
@@ -58,10 +68,11 @@ impl PackageMetadata {
         format!("{NAME}{}_{component}.mlpackage", self.model.replace(['/', '\\'], "_"))
     }
 
-    /// As it stands in the package; `about` says which network it holds.
-    pub(super) fn described(&self, about: &str) -> proto::Metadata {
+    /// As it stands in the package of a component; `about` says in a sentence what that is.
+    pub(super) fn described(&self, component: &str, about: &str) -> proto::Metadata {
         let mut user_defined = self.user_defined.clone();
-        user_defined.insert("palettist.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        user_defined.insert(VERSION.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        user_defined.insert(COMPONENT.to_owned(), component.to_owned());
         proto::Metadata {
             short_description: about.to_owned(),
             version_string: self.model.clone(),

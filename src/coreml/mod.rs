@@ -20,6 +20,7 @@
 //! | [`export`] | what Apple's programs expect of a UNet |
 //! | [`components`] | and of the text encoder and the autoencoder |
 //! | [`apple`] | what they take for granted of every model |
+//! | [`prompt`] | what a text encoder is fed |
 //! | [`chunk`] | a package in two |
 //! | [`bundle`] | what apps need beside packages |
 //! | [`read`] | reading a package back and running it |
@@ -44,6 +45,7 @@ pub mod package;
 mod palettes;
 pub mod parameters;
 pub mod program;
+pub mod prompt;
 pub mod proto;
 pub mod read;
 mod recipes;

@@ -74,29 +74,44 @@ impl fmt::Display for Parameters {
 /// that are stay out of it.
 ///
 /// # Errors
-/// When a constant has another number of values than the parameter, or cannot be decoded; libtorch's.
+/// When a constant has another number of values than the parameter, or cannot be decoded; when weights are of palettes,
+/// the package holds none, and its values are others; libtorch's.
 pub fn compare(package: &Chain, held: Held<'_>) -> Result<Parameters> {
     let Held { weights, parameters, palettized } = held;
     let names: HashMap<String, &str> = weights.keys().map(|name| (name.replace('.', "_"), name.as_str())).collect();
     let mut found = Parameters { of: parameters, ..Parameters::default() };
+    let mut plain = true;
     for package in package.packages() {
         for constant in package.weights()? {
             let Some(&name) = names.get(parameter_of(&constant.name)) else { continue };
-            let elements = weights[name].numel() as u64;
+            let mut weight = weights[name].shallow_clone();
+            // A text encoder for texts that are shorter than they could be has only their positions.
+            if let ([rows, width], [1, channels, 1, tokens]) = (&weight.size()[..], &constant.shape[..])
+                && (width, tokens < rows) == (channels, true)
+            {
+                weight = weight.f_narrow(0, 0, *tokens)?;
+            }
+            let elements = weight.numel() as u64;
             ensure!(
                 constant.elements == elements,
                 "it is a package of another model: `{name}` has {} values in the package, {elements} in the model",
                 constant.elements
             );
+            plain &= constant.palettes.is_none();
             if constant.palettes.is_some() && !palettized {
                 found.palettized += 1;
                 continue;
             }
             found.compared += 1;
-            let difference = difference(package, &constant.name, constant.data_type, &weights[name])?;
+            let difference = difference(package, &constant.name, constant.data_type, &weight)?;
             found.others.extend((difference != 0.0).then(|| (name.to_owned(), difference)));
         }
     }
+    ensure!(
+        !(palettized && plain) || found.others.is_empty(),
+        "{} holds no palettes: it was exported without --palettes and --quantize-nbits",
+        package.path().display()
+    );
     Ok(found)
 }
 

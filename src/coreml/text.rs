@@ -7,8 +7,9 @@ use std::io::{Seek, Write};
 use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 
-use super::lower::MilOps;
+use super::lower::{MilOps, MilValue};
 use super::program::{Parameter, Target, Var};
+use super::prompt::Prompt;
 use super::proto::data_type::{BOOL, FLOAT16, INT32};
 use super::recipes::half_factors;
 use super::weights::Weight;
@@ -83,9 +84,7 @@ impl<W: Write + Seek> MilOps<'_, W> {
         // Old configs name 2 and mean the largest id.
         let largest;
         let end = if eos == 2 {
-            let parameters =
-                [("x", Parameter::Var(ids)), ("axes", Parameter::Ints(&[1])), ("keep_dims", Parameter::Bool(true))];
-            largest = self.program.op("reduce_max", "largest_id", &parameters, INT32, vec![1, 1]);
+            largest = self.largest("largest_id", ids);
             Parameter::Var(&largest)
         } else {
             Parameter::Int(i32::try_from(eos).context("`eos_token_id`")?)
@@ -103,6 +102,67 @@ impl<W: Write + Seek> MilOps<'_, W> {
         }
         let place = self.program.op("reduce_argmax", "end_of_text", &parameters, INT32, vec![1]);
         Ok(self.gather("pooled", x, &place, 3, out))
+    }
+
+    /// Ids of a text as the model's own tokenizer fills it up, whether it was filled up so or as Apple's Swift package
+    /// does.
+    pub fn own_padding(&mut self, ids: &MilValue, prompt: &Prompt) -> MilValue {
+        if !prompt.differs() {
+            return ids.clone();
+        }
+        self.value(ids.shape.clone(), |ops, _| ops.fill_up(&ids.var, prompt))
+    }
+
+    /// The padding is what stands behind the end of the text: behind the first end-of-text that only end-of-texts and
+    /// padding of either kind follow. A text may hold the tokens that others are filled up with.
+    fn fill_up(&mut self, ids: &Var, prompt: &Prompt) -> Result<Var> {
+        ensure!(ids.shape[0] == 1, "texts are filled up one at a time, and this batch has {}", ids.shape[0]);
+        let id = |id: i64| i32::try_from(id).context("the id of a token");
+        let (end, pad, swift_pad) = (id(prompt.end)?, id(prompt.pad)?, id(prompt.swift_pad)?);
+        let tokens = ids.shape[1] as i32;
+        let (rising, falling): (Vec<i32>, Vec<i32>) = ((1..=tokens).collect(), (1..=tokens).rev().collect());
+        let ends = self.where_equal("text_ends", ids, end);
+        // End-of-texts and padding are 1, words 0.
+        let mut fillers = ends.clone();
+        for (at, filler) in [pad, swift_pad].into_iter().enumerate().filter(|(_, filler)| *filler != end) {
+            let found = self.where_equal(&format!("filler_{at}"), ids, filler);
+            fillers = self.binary("add", "fillers", &fillers, Parameter::Var(&found));
+        }
+        let negated = self.binary("mul", "fillers_negated", &fillers, Parameter::Int(-1));
+        let words = self.binary("add", "words", &negated, Parameter::Int(1));
+        let places = self.binary("mul", "word_places", &words, Parameter::Ints(&rising));
+        let last = self.largest("last_word", &places);
+        let behind = self.compared("less", "behind_words", &last, &rising);
+        // The first of the end-of-texts behind the last word: what is left of the text from there.
+        let closing = self.binary("mul", "closing_ends", &ends, Parameter::Var(&behind));
+        let rests = self.binary("mul", "closing_rests", &closing, Parameter::Ints(&falling));
+        let rest = self.largest("closing_rest", &rests);
+        let filled = self.compared("greater", "filled_up", &rest, &falling);
+        let away = self.binary("mul", "ids_negated", ids, Parameter::Int(-1));
+        let away = self.binary("add", "away_from_padding", &away, Parameter::Int(pad));
+        let change = self.binary("mul", "change_to_padding", &filled, Parameter::Var(&away));
+        Ok(self.binary("add", "own_padding", ids, Parameter::Var(&change)))
+    }
+
+    /// 1 where ids are `id`, else 0.
+    fn where_equal(&mut self, name: &str, ids: &Var, id: i32) -> Var {
+        let parameters = [("x", Parameter::Var(ids)), ("y", Parameter::Int(id))];
+        let found = self.program.op("equal", name, &parameters, BOOL, ids.shape.clone());
+        self.cast(&format!("{name}_to_int32"), &found, INT32)
+    }
+
+    /// The largest of whole numbers `[1, T]`: `[1, 1]`.
+    fn largest(&mut self, name: &str, x: &Var) -> Var {
+        let parameters =
+            [("x", Parameter::Var(x)), ("axes", Parameter::Ints(&[1])), ("keep_dims", Parameter::Bool(true))];
+        self.program.op("reduce_max", name, &parameters, INT32, vec![1, 1])
+    }
+
+    /// 1 where `number` `[1, 1]` is less, or greater, than one of the T `others`, else 0: `[1, T]`.
+    fn compared(&mut self, kind: &str, name: &str, number: &Var, others: &[i32]) -> Var {
+        let parameters = [("x", Parameter::Var(number)), ("y", Parameter::Ints(others))];
+        let found = self.program.op(kind, name, &parameters, BOOL, vec![1, others.len() as i64]);
+        self.cast(&format!("{name}_to_int32"), &found, INT32)
     }
 
     /// Elements of `x` along `axis` at `indices`, which are not negative.

@@ -3,7 +3,7 @@
 
 mod alone;
 pub(crate) mod beside;
-mod clip;
+pub(crate) mod clip;
 mod evidence;
 pub mod files;
 mod folder;

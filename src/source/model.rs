@@ -316,6 +316,15 @@ impl Model {
         self.tokenizer_of(Component::TextEncoder)
     }
 
+    /// [`Model::tokenizer_of`], but none where a folder has no tokenizer for it.
+    pub fn tokenizer_if_there(&self, component: Component) -> Result<Option<Tokenizer>> {
+        let missing = |folder: &Path| !folder.join(tokenizer_folder(component)).is_dir();
+        match &self.form {
+            Form::Folder(folder) if missing(folder) => Ok(None),
+            _ => self.tokenizer_of(component).map(Some),
+        }
+    }
+
     /// The tokenizer of one of the [`Model::text_encoders`], checked against the network that reads its ids.
     pub fn tokenizer_of(&self, component: Component) -> Result<Tokenizer> {
         let (tokenizer, place) = match &self.form {

@@ -163,6 +163,21 @@ impl Tokenizer {
         self.length
     }
 
+    /// The id of the end-of-text.
+    pub fn end(&self) -> i64 {
+        self.end
+    }
+
+    /// What texts are filled up with.
+    pub fn pad(&self) -> i64 {
+        self.pad
+    }
+
+    /// The id of a token.
+    pub fn id(&self, token: &str) -> Option<i64> {
+        self.bpe.token_to_id(token).map(i64::from)
+    }
+
     /// One more than the largest id.
     pub fn vocabulary_size(&self) -> i64 {
         self.bpe.get_vocab(true).into_values().max().map_or(0, |id| i64::from(id) + 1)

@@ -15,6 +15,7 @@ use super::{Resume, state};
 use crate::config::{Config, DeploymentTarget, TrainedComponent};
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
 use crate::coreml::program::Target;
+use crate::coreml::prompt::prompt_tokens;
 use crate::coreml::velocity::Velocity;
 use crate::diffusion::text_to_image;
 use crate::ops::Weights;
@@ -168,6 +169,7 @@ pub fn finish(
         let options = UnetOptions {
             height: config.export.latent_h,
             width: config.export.latent_w,
+            tokens: prompt_tokens(model)?,
             target: target(config.export.min_deployment_target),
             velocity: Velocity::of(&text_to_image::schedule(model)?),
             overwrite: true,

@@ -6,9 +6,10 @@ use anyhow::{Result, bail, ensure};
 
 use crate::coreml::proto;
 
-/// Most elements that a value of a program may have. The largest of Stable Diffusion (attention scores of SDXL at
-/// 1024 pixels) has 2^29; a package that asks for more than this is broken or hostile.
-pub const MAX_ELEMENTS: u64 = 1 << 32;
+/// Most elements that a value of a program may have, so that sizes in bits and bytes do not overflow. The attention scores
+/// of Stable Diffusion 1 at 1152 pixels are 2^33, and those of the largest latents that are exported 2^52. Whether there is
+/// memory for them is another question, asked before a program is run.
+pub const MAX_ELEMENTS: u64 = 1 << 56;
 
 /// Element types that occur in Stable Diffusion packages. Others of the format (64-bit, bfloat16, float8) are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +86,7 @@ impl fmt::Display for DataType {
     }
 }
 
-/// Element type and shape; every dimension is at least 1 and their product at most 2^32.
+/// Element type and shape; every dimension is at least 1 and their product at most [`MAX_ELEMENTS`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorType {
     pub data_type: DataType,

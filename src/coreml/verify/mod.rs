@@ -14,10 +14,14 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use tch::{Device, Kind, Tensor};
 
 pub use self::unet::{UnetInputs, verify_unet};
-use super::components::Part;
+use super::components::{Attended, Part};
 use super::layers::{Layers, Recording};
+use super::metadata::COMPONENT;
 use super::parameters::{self, Held, Parameters};
-use super::read::{Chain, DataType, Precision, TensorType, psnr};
+use super::prompt::Prompt;
+use super::read::{Chain, DataType, Feature, Precision, TensorType, parameter_of, psnr};
+use crate::networks::text_encoder::TextEncoderConfig;
+use crate::source::{Component, Model};
 
 /// What to compare on.
 #[derive(Clone)]
@@ -194,11 +198,49 @@ pub fn compare(
     })
 }
 
-/// Which network a package holds, by its inputs.
+/// Which network of `model` a package holds, by its inputs. Of the two text encoders of Stable Diffusion XL, whose inputs
+/// and outputs are named alike: what the package says that it is; else the second where it projects the pooled text, as
+/// only that one does; else the one that is as wide.
 ///
 /// # Errors
-/// None that Palettist knows, with the inputs it has.
-pub fn part_of(package: &Chain) -> Result<Part> {
+/// None that Palettist knows, with the inputs it has; a network of a model of another kind.
+pub fn part_of(package: &Chain, model: &Model) -> Result<Part> {
+    let part = part_by_inputs(package)?;
+    let has = |features: &[Feature], name: &str| features.iter().any(|feature| feature.name == name);
+    let is_xl = match part {
+        Part::Unet => has(package.inputs(), "time_ids"),
+        Part::TextEncoder => has(package.outputs(), Attended::Penultimate.output()),
+        _ => return Ok(part),
+    };
+    if is_xl != model.is_xl() {
+        let (what, kind) = (part.component().title(), if is_xl { "is one" } else { "is none" });
+        let other = if is_xl { "is not" } else { "is" };
+        bail!(
+            "{} is a package of another model: its {what} {kind} of Stable Diffusion XL, and {} {other}",
+            package.path().display(),
+            model.path().display()
+        );
+    }
+    if part != Part::TextEncoder || !is_xl {
+        return Ok(part);
+    }
+    let first = package.packages().first();
+    if let Some(said) = first.and_then(|package| package.metadata().user_defined.get(COMPONENT)?.parse().ok()) {
+        return Ok(said);
+    }
+    let [own, second] =
+        [Component::TextEncoder, Component::TextEncoder2].map(|component| model.text_encoder_config_of(component));
+    let (own, second) = (own?, second?);
+    let projects = package.weights()?.iter().any(|weight| parameter_of(&weight.name) == "text_projection_weight");
+    let channels = package.outputs().first().and_then(|output| output.kind.shape.last());
+    let is_second = match own.projection.is_some() == second.projection.is_some() {
+        false => projects == second.projection.is_some(),
+        true => own.hidden_size != second.hidden_size && channels == Some(&second.hidden_size),
+    };
+    Ok(if is_second { Part::TextEncoder2 } else { Part::TextEncoder })
+}
+
+fn part_by_inputs(package: &Chain) -> Result<Part> {
     let has = |name: &str| package.inputs().iter().any(|input| input.name == name);
     let parts = [
         ("sample", Part::Unet),
@@ -249,14 +291,16 @@ pub fn verify_one_input(
     compare(package, case, settings)
 }
 
-/// Compares a text encoder of `vocabulary` tokens with `reference(ids [B,T])`, which gives the outputs by name, on a
-/// short text, padded, and on one as long as can be. `end` is the number of the end-of-text.
+/// Compares a text encoder with `reference(ids [B,T])`, which gives the outputs by name, on a short text and on one as
+/// long as can be. The reference is given the model's own padding, and the package that and, where it is another, the one
+/// of Apple's Swift package: it has to answer both alike.
 ///
 /// # Errors
-/// When the package has other inputs than `input_ids`, and what `reference` returns.
+/// When the package has other inputs than `input_ids` or takes longer texts than the network, and what `reference` returns.
 pub fn verify_text_encoder(
     package: &Chain,
-    (vocabulary, end): (i64, i64),
+    config: &TextEncoderConfig,
+    prompt: &Prompt,
     reference: &mut dyn FnMut(&Tensor) -> Result<BTreeMap<String, Tensor>>,
     settings: &Settings<'_>,
 ) -> Result<Report> {
@@ -265,19 +309,33 @@ pub fn verify_text_encoder(
         bail!("{shown} has the inputs {}, one is expected", inputs_of(package));
     };
     let [batch, tokens] = input.kind.shape[..] else { bail!("{shown} takes {}, not [1, 77]", input.kind) };
+    let positions = config.positions;
+    ensure!(
+        tokens <= positions,
+        "{shown} is a package of another model: texts of {tokens} tokens, {positions} in the model's text encoder"
+    );
     let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
     // Below the end-of-text, which is the largest id or one before others that texts do not hold.
-    let words = end.min(vocabulary - 1).max(1) as u64;
-    let lengths = [("short text", 7.min(tokens - 1)), ("long text", tokens - 1)];
-    let cases = lengths.into_iter().map(|(name, length)| {
-        let id = |place: i64| if place < length { (random.next_u64() % words) as i64 } else { end };
-        let ids: Vec<i64> = (0..batch * tokens).map(|at| at % tokens).map(id).collect();
-        let ids = Tensor::f_from_slice(&ids)?.f_view([batch, tokens])?.f_to_device(settings.device)?;
+    let words = prompt.end.min(config.vocab_size - 1).max(1) as u64;
+    let short = 7.min(tokens - 1);
+    let mut texts = vec![("short text", short, prompt.pad), ("long text", tokens - 1, prompt.pad)];
+    if prompt.differs() {
+        texts.insert(1, ("padded as by Swift", short, prompt.swift_pad));
+    }
+    let cases = texts.into_iter().map(|(name, length, pad)| {
+        let mut id = |place: i64| if place < length { (random.next_u64() % words) as i64 } else { prompt.end };
+        let text: Vec<i64> = (0..batch * tokens).map(|at| id(at % tokens)).collect();
+        let filled = |pad: i64| -> Result<Tensor> {
+            let id = |(at, id): (usize, &i64)| if at as i64 % tokens > length { pad } else { *id };
+            let ids: Vec<i64> = text.iter().enumerate().map(id).collect();
+            Ok(Tensor::f_from_slice(&ids)?.f_view([batch, tokens])?.f_to_device(settings.device)?)
+        };
+        let (ids, fed) = (filled(prompt.pad)?, filled(pad)?);
         let expected = {
             let _no_gradients = tch::no_grad_guard();
             reference(&ids).context("the network that the package is compared with")?
         };
-        let fed = if input.kind.data_type.is_float() { ids.f_to_kind(Kind::Float)? } else { ids };
+        let fed = if input.kind.data_type.is_float() { fed.f_to_kind(Kind::Float)? } else { fed };
         Ok(Case { name: name.to_owned(), inputs: [(input.name.clone(), fed)].into(), expected })
     });
     compare(package, cases, settings)

@@ -132,8 +132,7 @@ fn infer_concat(call: &Call) -> Result<TensorType> {
             "concat of {first} and {kind} on axis {axis}"
         );
         ensure!(!interleave || *kind == first, "interleaved concat of {first} and {kind}");
-        // Each size is at most MAX_ELEMENTS and a program has fewer than 2^31 bindings: no overflow.
-        total += kind.shape[axis];
+        total = total.checked_add(kind.shape[axis]).context("too many elements")?;
     }
     let mut shape = first.shape.clone();
     shape[axis] = total;
