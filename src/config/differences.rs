@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use toml::{Table, Value};
+use toml::Value;
 
 use super::keys::{self, Change};
-use super::{Config, read};
+use super::{Config, values};
 
 /// A key whose value is not the same in two configs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Config {
     /// them has included, but not those that have no effect in either. `palettize.recipe` is not among them: its layers are
     /// among the overrides.
     pub fn differences(&self, now: &Config) -> Vec<Difference> {
-        let (old, new) = (values(self), values(now));
+        let (old, new) = (compared(self), compared(now));
         let names = keys::KEYS.iter().map(|key| key.name.to_owned());
         // A key without an entry is treated as those that change what is learned.
         let rest = old.keys().chain(new.keys()).filter(|name| keys::find(name).is_none()).cloned();
@@ -50,12 +50,11 @@ impl Config {
 }
 
 /// The values of all keys that are set.
-fn values(config: &Config) -> BTreeMap<String, Value> {
+fn compared(config: &Config) -> BTreeMap<String, Value> {
     let mut config = config.clone();
     config.palettize.recipe = None;
     config.palettize.overrides = config.palettize.effective_overrides();
-    let table = Table::try_from(config).expect("the schema has a TOML form");
-    read::leaves(&table, "").into_iter().collect()
+    values::leaves(&values::values(&config), "").into_iter().collect()
 }
 
 /// Both values as text. Of lists of tables, which are long when they come from a recipe, only what differs.

@@ -9,6 +9,7 @@
 mod defaults;
 mod differences;
 mod effects;
+mod foreign;
 mod keys;
 mod palettes;
 mod prompts;
@@ -18,6 +19,7 @@ mod rules;
 mod schema;
 mod syntax;
 mod unknown;
+mod values;
 
 use std::fmt;
 use std::path::Path;
@@ -114,7 +116,7 @@ impl Config {
         config.palettize.overrides = config.palettize.effective_overrides();
         let mut table = toml::Table::try_from(config).expect("strings, numbers and tables always have a TOML form");
         for key in keys::KEYS.iter().filter(|key| key.is_idle(self)) {
-            read::remove(&mut table, key.name);
+            values::remove(&mut table, key.name);
         }
         let body = toml::to_string(&table).expect("a table has a TOML form");
         format!(

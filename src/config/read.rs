@@ -13,6 +13,7 @@ use toml::{Spanned, Table, Value};
 
 use super::effects::{self, Finding};
 use super::unknown::{Unknown, nearest, unknown};
+use super::values::{default, find, mistyped, plain, values};
 use super::{Config, Error, Loaded, Mode, Problem, Recipe, defaults, rules, syntax};
 
 /// Whether keys without effect are looked for.
@@ -234,7 +235,7 @@ impl Reader<'_> {
                 Ok(_) => self.leaves.push(leaf),
                 Err(error) => {
                     let key = leaf.path.join(".");
-                    let message = format!("`{key}`: {}", mistyped(&leaf, &error));
+                    let message = format!("`{key}`: {}", mistyped(&key, &leaf.value, &error));
                     self.problem(leaf.place, message);
                     self.dropped.push(key);
                 }
@@ -311,13 +312,13 @@ impl Reader<'_> {
         recipe: Option<&Recipe>,
         is_broken: impl Fn(&str) -> bool,
     ) -> Result<Vec<Problem>, Error> {
-        let (values, defaults) = (values(config), values(&self.deserialise(&[], None)?));
+        let (own, defaults) = (values(config), values(&self.deserialise(&[], None)?));
         // Of the keys that depend on others, the default is the one that follows from these.
         let is_default = |key: &str| {
-            let own: Vec<Leaf> = self.leaves.iter().filter(|leaf| leaf.path.join(".") != key).cloned().collect();
-            let value = find(&values, key);
+            let others: Vec<Leaf> = self.leaves.iter().filter(|leaf| leaf.path.join(".") != key).cloned().collect();
+            let value = find(&own, key);
             let dependent =
-                || self.deserialise(&own, recipe).is_ok_and(|without| find(&self::values(&without), key) == value);
+                || self.deserialise(&others, recipe).is_ok_and(|without| find(&values(&without), key) == value);
             find(&defaults, key) == value || dependent()
         };
         let written = |key: &str| self.leaf(key).is_some();
@@ -389,49 +390,6 @@ fn is_switch(key: &str) -> bool {
     SWITCHES.contains(&key)
 }
 
-fn values(config: &Config) -> Table {
-    Table::try_from(config).expect("the schema has a TOML form")
-}
-
-/// The value at a dotted key.
-fn find<'t>(table: &'t Table, key: &str) -> Option<&'t Value> {
-    match key.split_once('.') {
-        Some((first, rest)) => find(table.get(first)?.as_table()?, rest),
-        None => table.get(key),
-    }
-}
-
-/// Removes the value at a dotted key, if there is one, and tables that are empty then.
-pub(super) fn remove(table: &mut Table, key: &str) {
-    match key.split_once('.') {
-        Some((first, rest)) => {
-            if let Some(Value::Table(inner)) = table.get_mut(first) {
-                remove(inner, rest);
-                if inner.is_empty() {
-                    table.remove(first);
-                }
-            }
-        }
-        None => {
-            table.remove(key);
-        }
-    }
-}
-
-/// Sets a key that is not there.
-fn default(table: &mut Table, key: &str, value: impl Into<Value>) {
-    match key.split_once('.') {
-        Some((first, rest)) => {
-            if let Some(inner) = table.entry(first).or_insert_with(|| Value::Table(Table::new())).as_table_mut() {
-                default(inner, rest, value);
-            }
-        }
-        None => {
-            table.entry(key).or_insert_with(|| value.into());
-        }
-    }
-}
-
 /// The table that holds these leaves.
 fn table_of<'a>(leaves: impl IntoIterator<Item = &'a Leaf>) -> Table {
     let mut root = Table::new();
@@ -439,74 +397,4 @@ fn table_of<'a>(leaves: impl IntoIterator<Item = &'a Leaf>) -> Table {
         default(&mut root, &leaf.path.join("."), leaf.value.clone());
     }
     root
-}
-
-/// All keys under a table, dotted, with their values.
-pub(super) fn leaves(table: &Table, prefix: &str) -> Vec<(String, Value)> {
-    let mut found = Vec::new();
-    for (name, value) in table {
-        match value {
-            Value::Table(inner) => found.extend(leaves(inner, &format!("{prefix}{name}."))),
-            _ => found.push((format!("{prefix}{name}"), value.clone())),
-        }
-    }
-    found
-}
-
-/// What is wrong with the value of a leaf, in a user's words.
-fn mistyped(leaf: &Leaf, error: &toml::de::Error) -> String {
-    // An enum tells its words when it is given another.
-    let probe = Leaf { value: Value::String("\u{0}".into()), ..leaf.clone() };
-    let words = match table_of([&probe]).try_into::<Config>() {
-        Err(error) if error.message().starts_with("unknown variant") => {
-            error.message().split_once("expected ").map(|(_, words)| words.trim_start_matches("one of ").to_owned())
-        }
-        _ => None,
-    };
-    let Some(words) = words else { return plain(error.message()) };
-    match &leaf.value {
-        Value::String(value) => {
-            let known: Vec<&str> = words.split('`').skip(1).step_by(2).collect();
-            format!("is `{value}`, expected {words}{}", nearest(value, known.into_iter()))
-        }
-        value => format!("is {value}, expected {words}, in quotes"),
-    }
-}
-
-/// serde's words in a user's.
-fn plain(message: &str) -> String {
-    let message = message.lines().next().unwrap_or_default().trim();
-    let begins = [
-        ("invalid type: ", "is "),
-        ("invalid value: ", "is "),
-        ("unknown variant ", "is "),
-        ("invalid length ", "has the length "),
-    ];
-    let mut message = begins
-        .into_iter()
-        .find_map(|(theirs, ours)| message.strip_prefix(theirs).map(|rest| format!("{ours}{rest}")))
-        .unwrap_or_else(|| message.to_owned());
-    for (theirs, ours) in [
-        ("expected f64", "expected a number"),
-        ("expected u64", "expected a whole number of at least 0"),
-        ("expected u32", "expected a whole number of at least 0"),
-        ("expected usize", "expected a whole number of at least 0"),
-        ("expected i64", "expected a whole number"),
-        ("expected a boolean", "expected true or false"),
-        ("expected a sequence", "expected a list, as in [\"…\"]"),
-        ("expected an array of length 2", "expected a list of two numbers"),
-        ("expected path string", "expected a path in quotes"),
-        ("expected a string", "expected text in quotes"),
-        ("expected struct PaletteOverride", "expected a table, as in { match = \"conv_in.*\", n_bits = 8 }"),
-        ("missing field ", "a table of the list lacks "),
-        ("is map", "is a table"),
-        ("is sequence", "is a list"),
-        ("is unit variant, expected string only", "has an element that is not text in quotes"),
-        ("wanted string or table", "has an element that is not text in quotes"),
-        ("number too large to fit in target type", "is too large a number"),
-        ("number too small to fit in target type", "is too small a number"),
-    ] {
-        message = message.replace(theirs, ours);
-    }
-    message
 }

@@ -56,6 +56,11 @@ impl Rules {
         self.must(value >= 1, key, "must be at least 1");
     }
 
+    /// Models have a thousand timesteps.
+    fn sampler_steps(&mut self, value: usize, key: &str) {
+        self.must((1..=1000).contains(&value), key, format!("is {value}, but must be from 1 to 1000"));
+    }
+
     fn between(&mut self, value: f64, low: f64, high: f64, key: &str) {
         self.must((low..=high).contains(&value), key, format!("is {value}, but must be between {low} and {high}"));
     }
@@ -153,7 +158,7 @@ fn data(config: &Config, rules: &mut Rules) {
             rules.not_negative(dreambooth.prior_loss_weight, &key("prior_loss_weight"));
             rules.at_least_one(dreambooth.num_class_images, &key("num_class_images"));
             rules.at_least_one(dreambooth.sample_batch_size, &key("sample_batch_size"));
-            rules.at_least_one(dreambooth.prior_sample_steps, &key("prior_sample_steps"));
+            rules.sampler_steps(dreambooth.prior_sample_steps, &key("prior_sample_steps"));
             rules.not_negative(dreambooth.prior_guidance_scale, &key("prior_guidance_scale"));
         }
     }
@@ -265,10 +270,18 @@ fn palettize(config: &Config, rules: &mut Rules) {
 }
 
 fn rest(config: &Config, rules: &mut Rules) {
-    rules.at_least_one(config.sample.sample_steps, "sample.sample_steps");
+    rules.sampler_steps(config.sample.sample_steps, "sample.sample_steps");
     rules.not_negative(config.sample.guidance_scale, "sample.guidance_scale");
     for prompt in &config.sample.prompts {
-        if let Err(message) = SamplePrompt::parse(prompt) {
+        let wrong = match SamplePrompt::parse(prompt) {
+            Err(message) => Some(message),
+            Ok(SamplePrompt { negative_prompt: Some(_), guidance_scale, .. }) => {
+                let scale = guidance_scale.unwrap_or(config.sample.guidance_scale);
+                (scale <= 1.0).then(|| format!("`--n` has no effect: guidance of {scale} is none"))
+            }
+            Ok(_) => None,
+        };
+        if let Some(message) = wrong {
             rules.must(false, "sample.prompts", format!("(\"{prompt}\"): {message}"));
         }
     }

@@ -68,10 +68,12 @@ pub(super) fn problems(text: &str, file: &str, errors: &[toml::de::Error]) -> (V
             let message = format!("is not TOML here: {}", explained(text, error.span(), message));
             problems.push(Problem { place: place(text, file, error.span()), message });
         }
-        if message.starts_with("unclosed array,")
-            || message.starts_with("unclosed inline")
-            || message.contains("multi-line")
-        {
+        // What follows these is in doubt.
+        let line = line_at(text, at);
+        let unclosed = ["unclosed array,", "unclosed inline", "invalid key-value pair"];
+        let begun = message.starts_with("missing comma") && is_entry(line);
+        let open = unclosed.iter().any(|begins| message.starts_with(begins)) || message.contains("multi-line");
+        if open || begun || line.starts_with('{') {
             return (problems, None);
         }
     }
@@ -83,15 +85,28 @@ pub(super) fn problems(text: &str, file: &str, errors: &[toml::de::Error]) -> (V
     (problems, Some(lines))
 }
 
+/// The line that a place in `text` lies on, without spaces around it.
+fn line_at(text: &str, at: usize) -> &str {
+    let begin = text.as_bytes()[..at].iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
+    let end = text.as_bytes()[at..].iter().position(|&byte| byte == b'\n').map_or(text.len(), |newline| at + newline);
+    text.get(begin..end).unwrap_or_default().trim()
+}
+
+/// Whether a line looks like a key with its value or the name of a table, not like an item of a list.
+fn is_entry(line: &str) -> bool {
+    let is_name = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let table = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    line.split_once('=').is_some_and(|(key, _)| is_name(key.trim()))
+        || table.is_some_and(|table| is_name(table.trim_matches(['[', ']'])))
+}
+
 /// The parser's message in a user's words, from the line that it is about.
 fn explained(text: &str, span: Option<Range<usize>>, message: &str) -> String {
     let at = start(text, span.clone());
-    let begin = text.as_bytes()[..at].iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
-    let end = text.as_bytes()[at..].iter().position(|&byte| byte == b'\n').map_or(text.len(), |newline| at + newline);
-    let line = text.get(begin..end).unwrap_or_default().trim();
+    let line = line_at(text, at);
     let found = span.and_then(|span| text.get(span)).unwrap_or_default().trim();
     let value = line.split_once('=').map_or("", |(_, value)| value.trim());
-    let rest = text.get(at..end).unwrap_or_default().trim();
+    let rest = text.get(at..).unwrap_or_default().lines().next().unwrap_or_default().trim();
     if line.contains(['“', '”', '„', '‘', '’', '«', '»']) && !line.starts_with('#') && !value.starts_with(['"', '\''])
     {
         return "it has typographic quotes: write straight ones, as in \"text\"".into();
@@ -124,6 +139,11 @@ fn explained(text: &str, span: Option<Range<usize>>, message: &str) -> String {
         _ if message.contains("multi-line") => "a text in three quotes has no end".into(),
         _ if about("missing opening quote") => "a text lacks its opening quote".into(),
         _ if about("key with no value") || about("invalid unquoted key") => no_value(line),
+        _ if about("missing comma") && is_entry(line) => "a list above lacks its closing `]`".into(),
+        _ if about("missing comma") => "items of a list have commas between them".into(),
+        _ if about("duplicate key") && line.starts_with('[') => {
+            format!("duplicate key `{found}`: the table {line} is there twice; put all its keys under the first")
+        }
         _ if about("duplicate key") => format!("duplicate key `{found}`: it is written twice"),
         _ if about("unclosed table") || about("unclosed array table") => "a [table] lacks its closing `]`".into(),
         _ if about("unclosed array") => "a list lacks its closing `]`".into(),
