@@ -100,7 +100,7 @@ impl Report {
         self.take(crate::train::supports(config, model));
         if let Some(scheduler) = self.take(model.scheduler_config()) {
             self.take(crate::diffusion::NoiseSchedule::from_config(&scheduler));
-            let own = crate::diffusion::Own::of(&crate::diffusion::pipeline::pipeline_config(scheduler));
+            let own = crate::diffusion::Own::of(&scheduler);
             if let Some(warning) = own.warning.filter(|_| draws_with_own_sampler(config)) {
                 self.line("", format!("warning: {warning}"));
             }
