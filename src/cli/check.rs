@@ -117,7 +117,7 @@ impl Report {
         self.tokenizer = self.take(model.tokenizer());
         self.take(crate::train::supports(config, model));
         if let Some(scheduler) = model.scheduler_config().ok().filter(|_| draws_with_own_sampler(config)) {
-            let own = crate::diffusion::Own::of(&crate::diffusion::pipeline::pipeline_config(scheduler));
+            let own = crate::diffusion::Own::of(&scheduler);
             if let Some(warning) = own.warning {
                 self.line("", format!("warning: {warning}"));
             }

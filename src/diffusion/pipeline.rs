@@ -117,16 +117,15 @@ pub struct Output {
     pub images: Tensor,
 }
 
-/// The scheduler's configuration as diffusers' Stable Diffusion pipelines take it: a `steps_offset` that is not 1
-/// and a `clip_sample` that is true are mistakes of early model files, which they correct on loading.
-pub fn pipeline_config(mut config: Value) -> Value {
-    if let Some(offset) = config.get_mut("steps_offset")
-        && !offset.is_null()
-    {
-        *offset = json!(1);
-    }
-    // Where the file has none, as those of many schedulers, DDIM's default would be true.
+/// The scheduler's configuration as diffusers' pipelines take it: a `steps_offset` that is not 1 and a `clip_sample`
+/// that is true are mistakes of early model files of Stable Diffusion 1 and 2, which they correct on loading. `xl`: a
+/// model of Stable Diffusion XL, whose `steps_offset` stays. Latents are never clipped: DDIM's default, where a file has
+/// no key as those of many schedulers, is for pictures.
+pub fn pipeline_config(mut config: Value, xl: bool) -> Value {
     if config.is_object() {
+        if !xl {
+            config["steps_offset"] = json!(1);
+        }
         config["clip_sample"] = json!(false);
     }
     config
@@ -218,9 +217,9 @@ impl Pipeline {
         let TextToImage { unet: unet_config, autoencoder: autoencoder_config, .. } = TextToImage::of(model)?;
         Ok(Self {
             zeros_for_empty_prompt: model.zeros_for_empty_prompt()?,
-            unet_config,
             autoencoder_config,
-            scheduler_config: pipeline_config(model.scheduler_config()?),
+            scheduler_config: pipeline_config(model.scheduler_config()?, unet_config.addition.is_some()),
+            unet_config,
             text_encoders: TextEncoder::all(model, kind, device)?,
             unet: unet_weights(model, palettes, kind, device)?,
             autoencoder: model.weights(Component::Autoencoder, kind, device)?,
@@ -409,5 +408,18 @@ impl Pipeline {
             finished(Output { images: self.decode(&drawn)?, latents: drawn.to_device(Device::Cpu) })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_of_early_scheduler_files_are_corrected() {
+        let config = pipeline_config(json!({"steps_offset": 0}), false);
+        assert_eq!(config, json!({"steps_offset": 1, "clip_sample": false}));
+        let config = pipeline_config(json!({"steps_offset": 0, "clip_sample": true}), true);
+        assert_eq!(config, json!({"steps_offset": 0, "clip_sample": false}));
     }
 }

@@ -19,7 +19,7 @@ pub fn warn_of_sampler(config: &Config, model: &Model) -> Result<()> {
     if sample.sample_every_n_steps == 0 || sample.prompts.is_empty() || sample.sampler.0.is_some() {
         return Ok(());
     }
-    if let Some(warning) = Own::of(&pipeline_config(model.scheduler_config()?)).warning {
+    if let Some(warning) = Own::of(&model.scheduler_config()?).warning {
         eprintln!("warning: {warning}");
     }
     Ok(())
@@ -38,14 +38,15 @@ pub fn sampler(config: &Config, model: &Model, (device, kind): (Device, Kind)) -
                 weights: shared(weights),
             }),
         };
+        let unet_config = model.unet_config()?;
         let pipeline = Pipeline {
             text_encoders: model.text_encoders().map(text_encoder).collect::<Result<_>>()?,
             zeros_for_empty_prompt: model.zeros_for_empty_prompt()?,
-            unet_config: model.unet_config()?,
             unet: shared(networks.get(&Component::Unet).context("the UNet does not train")?),
             autoencoder_config: model.autoencoder_config()?,
             autoencoder: model.weights(Component::Autoencoder, kind, device)?,
-            scheduler_config: pipeline_config(model.scheduler_config()?),
+            scheduler_config: pipeline_config(model.scheduler_config()?, unet_config.addition.is_some()),
+            unet_config,
             kind,
             device,
         };
