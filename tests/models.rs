@@ -209,8 +209,19 @@ fn options_about_the_model_are_honoured() {
     assert_eq!(scheduler("pndm")["_class_name"], "DDIMScheduler");
     assert_eq!(json_of(&work.path("pndm/model_index.json"))["scheduler"], json!(["diffusers", "DDIMScheduler"]));
 
-    let (code, _, error) = work.run(&["verify", "a.mlpackage", "--vae", "x"]);
-    assert!(code == 2 && error.contains("--vae"), "{error}");
+    // Without an effect they are refused.
+    for (arguments, option) in [
+        (&["verify", "a.mlpackage", "--vae", "x"][..], "--vae"),
+        (&["export", "model", "-o", "out", "--vae", "v"], "--vae"),
+        (
+            &["export", "model", "-o", "out", "--component", "vae_decoder", "--prediction-type", "epsilon"],
+            "--prediction-type",
+        ),
+        (&["palettize", "model", "-o", "a.palettes.safetensors", "--bits", "2", "--vae", "v"], "--vae"),
+    ] {
+        let (code, _, error) = work.run(arguments);
+        assert!(code == 2 && error.contains(option), "{arguments:?}: {error}");
+    }
 }
 
 #[test]

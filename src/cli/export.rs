@@ -208,6 +208,12 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(option) = args.given(of_unet).filter(|_| !parts.contains(&Part::Unet)) {
         return Err(Usage(format!("{option} is about the UNet, which --component leaves out")).into());
     }
+    let has_autoencoder = parts.iter().any(|part| matches!(part, Part::VaeDecoder | Part::VaeEncoder));
+    let given = &args.model.options;
+    let idle = given.about_autoencoder().filter(|_| !has_autoencoder);
+    if let Some(option) = idle.or(given.about_noise().filter(|_| !parts.contains(&Part::Unet))) {
+        return Err(Usage(format!("{option} is about a network that --component leaves out")).into());
+    }
     if let Some(part) = Part::of(model).into_iter().find(|part| nbits.names(*part) && !parts.contains(part)) {
         let message = format!("--quantize-nbits {0}=…: --component leaves {0} out", part.name());
         return Err(Usage(message).into());

@@ -46,9 +46,18 @@ pub struct ModelOptionArgs {
 impl ModelOptionArgs {
     /// The first option that was given, for messages.
     pub fn given(&self) -> Option<&'static str> {
+        let revision = self.revision.as_ref().map(|_| "--revision");
+        revision.or(self.about_autoencoder()).or(self.about_noise())
+    }
+
+    /// The option about the autoencoder, if it was given.
+    pub fn about_autoencoder(&self) -> Option<&'static str> {
+        self.vae.as_ref().map(|_| "--vae")
+    }
+
+    /// The first option about the noise schedule that was given.
+    pub fn about_noise(&self) -> Option<&'static str> {
         let options = [
-            ("--vae", self.vae.is_some()),
-            ("--revision", self.revision.is_some()),
             ("--prediction-type", self.prediction_type != PredictionType::Auto),
             ("--rescale-betas-zero-snr", self.rescale_betas_zero_snr.is_some()),
         ];

@@ -170,6 +170,10 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     must_be_new(&args.output)?;
+    let options = &args.model.options;
+    if let Some(option) = options.about_autoencoder().or(options.about_noise()).filter(|_| args.calibrate.is_none()) {
+        return Err(Usage(format!("{option} has no effect on the UNet's weights without --calibrate")).into());
+    }
     let config = args.calibrate.as_deref().map(|path| load_config(path, &[])).transpose()?;
     let model = match &config {
         Some(config) => args.model.clone().open_by(config, None)?.model,
