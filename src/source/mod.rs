@@ -6,6 +6,7 @@ mod clip;
 pub mod files;
 mod folder;
 mod hub;
+mod identity;
 mod inferred;
 mod json;
 mod ldm;
@@ -16,6 +17,7 @@ mod stored;
 mod tokenizer;
 mod write;
 
+pub use identity::identity;
 pub use model::Model;
 pub use stored::Stored;
 pub use tokenizer::Tokenizer;
