@@ -1,71 +1,21 @@
-//! Pictures and captions: on folders made here, on Pillow's results (`tests/oracle/pictures.py`), on the
-//! project's own pictures, and on real edge cases and photographs where those are at hand.
+//! Pictures: made here, Pillow's results (`tests/oracle/pictures.py`), and real edge cases where those are at hand.
 
 mod common;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+use common::pictures::{encoded, folder, picture, unreadable};
 use common::shared;
 use image::{ImageFormat, RgbImage};
-use palettist::data::picture::{decode_picture, read_picture};
-use palettist::data::{
-    CaptionOptions, Crop, Filter, Missing, Problems, Transform, check_pictures, dreambooth, load_picture, read_folder,
-};
+use palettist::data::picture::{decode_picture, is_animated, read_picture};
+use palettist::data::{CaptionOptions, Crop, Filter, Missing, Transform, load_picture, read_folder};
 use tch::{Kind, Tensor};
 
 fn own(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
-
-/// A small picture that no filter flattens.
-fn picture(width: u32, height: u32) -> RgbImage {
-    RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 9) as u8, (y * 13) as u8, (x * y * 5) as u8]))
-}
-
-fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
-    let mut bytes = Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, format).unwrap();
-    bytes.into_inner()
-}
-
-/// A folder with these files; those named as pictures are pictures.
-fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, text) in files {
-        let path = folder.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        match ImageFormat::from_path(name) {
-            Ok(format) if text.is_empty() => fs::write(path, encoded(&picture(20, 16), format)).unwrap(),
-            _ => fs::write(path, text).unwrap(),
-        }
-    }
-    folder
-}
-
-/// The problems of a folder, without its path.
-fn problems(folder: &tempfile::TempDir, options: &CaptionOptions) -> Vec<String> {
-    let Problems(lines) = read_folder(folder.path(), options).unwrap_err();
-    let prefix = format!("{}/", folder.path().display());
-    let lines: Vec<String> = lines.into_iter().map(|line| line.replace(&prefix, "")).collect();
-    assert!(lines.iter().all(|line| !line.contains('\n')), "{lines:#?}");
-    lines
-}
-
-/// (path in the folder, caption) of each sample.
-fn samples(folder: &tempfile::TempDir, options: &CaptionOptions) -> Vec<(String, String)> {
-    let samples = read_folder(folder.path(), options).unwrap();
-    let short = |path: &Path| path.strip_prefix(folder.path()).unwrap().to_string_lossy().into_owned();
-    samples.into_iter().map(|sample| (short(&sample.path), sample.caption)).collect()
-}
-
-fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
-    expected.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
-}
-
-// ---- pictures ----
 
 #[test]
 fn resize_and_crop_are_pillows_to_the_bit() {
@@ -164,9 +114,9 @@ fn unreadable_pictures_are_named_all_of_them() {
     fs::write(folder.path().join("c.png"), &whole[..whole.len() / 2]).unwrap();
     fs::write(folder.path().join("d.jpg"), b"GIF89a\x01\0\x01\0\0\0\0;").unwrap();
     let options = CaptionOptions { missing: Missing::Fill("a thing".into()), ..CaptionOptions::default() };
-    let samples = read_folder(folder.path(), &options).unwrap();
+    let Contents { samples, .. } = read_folder(folder.path(), &options).unwrap();
     fs::remove_file(folder.path().join("gone.png")).unwrap();
-    let Problems(lines) = check_pictures(&samples).unwrap_err();
+    let lines = unreadable(&samples);
     assert_eq!(lines.len(), 4, "{lines:#?}");
     for (line, (name, why)) in lines.iter().zip([
         ("b.png", "its content is not that of a picture"),
@@ -175,6 +125,71 @@ fn unreadable_pictures_are_named_all_of_them() {
         ("gone.png", "cannot read the picture"),
     ]) {
         assert!(line.contains(name) && line.contains(why) && !line.contains('\n'), "{line}");
+    }
+}
+
+#[test]
+fn extreme_shapes_are_refused_by_their_header() {
+    let refused = |bytes: &[u8]| format!("{:#}", decode_picture(bytes).unwrap_err());
+    for (width, height) in [(20_000, 1), (1, 20_000), (3000, 100), (7, 1000)] {
+        let line = refused(&encoded(&RgbImage::new(width, height), ImageFormat::Png));
+        assert!(
+            line.starts_with(&format!("the picture is {width} x {height} px: one side is more than 20 times")),
+            "{line}"
+        );
+    }
+    decode_picture(&encoded(&RgbImage::new(1900, 100), ImageFormat::Png)).unwrap();
+    // The header of a PNG says how large it is; behind it there may be next to nothing.
+    let mut bomb = encoded(&picture(9, 9), ImageFormat::Png);
+    for (at, side) in [(16, 60_000u32), (20, 60_000)] {
+        bomb[at..at + 4].copy_from_slice(&side.to_be_bytes());
+    }
+    let mut checksum = flate2::Crc::new();
+    checksum.update(&bomb[12..29]);
+    bomb[29..33].copy_from_slice(&checksum.sum().to_be_bytes());
+    assert!(
+        refused(&bomb).starts_with("the picture is 60000 x 60000 px, more than 256 million pixels"),
+        "{}",
+        refused(&bomb)
+    );
+}
+
+#[test]
+fn what_comes_under_a_pictures_name_is_named() {
+    for (bytes, what) in [
+        (&b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"[..], "a Git LFS pointer"),
+        (b"\n <!DOCTYPE html><html>", "a web page (HTML)"),
+        (b"<HTML><head>", "a web page (HTML)"),
+        (b"\xef\xbb\xbf<?xml version=\"1.0\"?>\n<svg xmlns", "an SVG file"),
+        (b"<?xml version=\"1.0\"?><Error><Code>AccessDenied", "an XML file"),
+        (b"{\"error\": \"not found\"}", "a JSON file"),
+        (b"%PDF-1.4", "a PDF file"),
+        (b"PK\x03\x04____", "a ZIP file"),
+        (b"\0\0\0\x18ftypheic\0\0", "a HEIC file"),
+        (b"\0\0\0\x18ftypavif\0\0", "an AVIF file"),
+        (b"\0\0\0\x18ftypisom\0\0", "a video"),
+        (b"\xff\x0a\xfa\x7f", "a JPEG XL file"),
+    ] {
+        let line = format!("{:#}", decode_picture(bytes).unwrap_err());
+        assert!(line.starts_with(&format!("it is {what}")), "{line}");
+    }
+}
+
+#[test]
+fn what_moves_is_known_and_its_first_picture_read() {
+    let still = encoded(&picture(9, 9), ImageFormat::Png);
+    assert!(!is_animated(&still) && !is_animated(&encoded(&picture(9, 9), ImageFormat::WebP)));
+    // The control chunk of an animated PNG: one frame, shown for ever (APNG specification).
+    let data = [&b"acTL"[..], &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
+    let mut checksum = flate2::Crc::new();
+    checksum.update(&data);
+    let chunk = [&8u32.to_be_bytes()[..], &data, &checksum.sum().to_be_bytes()].concat();
+    let moving = [&still[..33], &chunk, &still[33..]].concat();
+    assert!(is_animated(&moving));
+    // The extended header of an animated WebP: the second bit of its flags.
+    assert!(is_animated(b"RIFF\x20\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0"));
+    for cut in 0..40 {
+        is_animated(&moving[..cut]);
     }
 }
 
@@ -224,193 +239,4 @@ fn real_edge_cases_are_what_pillow_sees() {
         let message = format!("{:#}", read_picture(&folder.join(name)).unwrap_err());
         assert!(message.contains(name) && !message.contains('\n'), "{message}");
     }
-}
-
-// ---- captions ----
-
-#[test]
-fn sidecar_captions_are_read_in_order() {
-    let folder = folder(&[
-        ("b.png", ""),
-        ("b.txt", "\u{feff} a red\n apple \n"),
-        ("a.JPG", ""),
-        ("a.caption", "a pear"),
-        ("inner/c.webp", ""),
-        ("inner/c.txt", "a plum"),
-        ("inner/c.caption", "of less rank"),
-        (".hidden.png", ""),
-        ("readme.md", "any text"),
-    ]);
-    let expected = pairs(&[("a.JPG", "a pear"), ("b.png", "a red apple"), ("inner/c.webp", "a plum")]);
-    assert_eq!(samples(&folder, &CaptionOptions::default()), expected);
-}
-
-#[test]
-fn metadata_captions_are_read_in_order_of_the_path() {
-    let folder = folder(&[
-        ("b.png", ""),
-        ("inner/a.png", ""),
-        (
-            "metadata.jsonl",
-            "{\"file_name\": \"./inner/a.png\", \"text\": \"two\", \"more\": 3}\n\n{\"file_name\": \"b.png\", \"text\": \"one\"}\n",
-        ),
-        ("b.txt", "not read beside metadata.jsonl"),
-    ]);
-    assert_eq!(samples(&folder, &CaptionOptions::default()), pairs(&[("b.png", "one"), ("inner/a.png", "two")]));
-}
-
-#[test]
-fn columns_may_have_other_names() {
-    let row = "{\"image\": \"a.png\", \"caption\": \"a thing\"}";
-    let folder = folder(&[("a.png", ""), ("metadata.jsonl", row)]);
-    let columns = ["image", "caption"].map(String::from);
-    let [image_column, caption_column] = columns;
-    let options = CaptionOptions { image_column, caption_column, ..CaptionOptions::default() };
-    assert_eq!(samples(&folder, &options), pairs(&[("a.png", "a thing")]));
-    let lines = problems(&folder, &CaptionOptions::default());
-    assert_eq!(lines.len(), 2, "{lines:#?}");
-    assert_eq!(lines[0], "metadata.jsonl:1: there is no `file_name`, only `caption`, `image`");
-}
-
-#[test]
-fn every_sidecar_mistake_is_told() {
-    let mut files = vec![("a.png", ""), ("a.txt", "fine"), ("b.png", ""), ("c.png", ""), ("c.txt", " \n")];
-    files.extend([("lonely.txt", "a caption"), ("photo.heic", "x")]);
-    let folder = folder(&files);
-    fs::write(folder.path().join("d.png"), "").unwrap();
-    fs::write(folder.path().join("d.txt"), b"\xff\xfe").unwrap();
-    assert_eq!(
-        problems(&folder, &CaptionOptions::default()),
-        [
-            "photo.heic: pictures of this kind are not read; convert it to PNG or JPEG",
-            "the caption d.txt is not UTF-8 text",
-            "lonely.txt is a caption without its picture",
-            "b.png has no caption file (.txt or .caption)",
-            "c.png has an empty caption file (.txt or .caption)",
-        ]
-    );
-}
-
-#[test]
-fn every_metadata_mistake_is_told_with_its_line() {
-    let rows = [
-        r#"{"file_name": "a.png", "text": "fine"}"#,
-        r#"{"file_name": "gone.png", "text": "x"}"#,
-        r#"{"file_name": "a.png", "text": "again"}"#,
-        r#"{"file_name": "b.jpg", "text": "x"}"#,
-        r#"{"file_name": "c.png"}"#,
-        "not json",
-        r#"{"file_name": "d.png", "text": 7}"#,
-        r#"{"file_name": "e.png", "text": ""}"#,
-        r#"["list"]"#,
-        r#"{"file_name": "A.PNG", "text": "x"}"#,
-    ]
-    .join("\n");
-    let mut files: Vec<_> = ["a.png", "b.png", "c.png", "d.png", "e.png"].map(|name| (name, "")).into();
-    files.push(("metadata.jsonl", &rows));
-    let folder = folder(&files);
-    let here = folder.path().display().to_string();
-    let lines: Vec<_> =
-        problems(&folder, &CaptionOptions::default()).iter().map(|line| line.replace(&here, "HERE")).collect();
-    assert_eq!(
-        lines,
-        [
-            "metadata.jsonl:2: there is no `gone.png` in HERE",
-            "metadata.jsonl:3: `a.png` is already on line 1",
-            "metadata.jsonl:4: there is no `b.jpg`, but `b.png`",
-            "metadata.jsonl:6: not JSON: expected ident at line 1 column 2",
-            "metadata.jsonl:7: `text` is 7, but must be a string",
-            "metadata.jsonl:9: not an object like {\"file_name\": \"a.png\", \"text\": \"...\"}",
-            "metadata.jsonl:10: there is no `A.PNG`, but `a.png`",
-            "metadata.jsonl:5: there is no `text`, only `file_name`",
-            "b.png has no caption: metadata.jsonl does not name it",
-            "metadata.jsonl:8: the caption is empty",
-        ]
-    );
-}
-
-#[test]
-fn a_missing_caption_may_be_filled() {
-    let options = CaptionOptions { missing: Missing::Fill("a toy".into()), ..CaptionOptions::default() };
-    let sidecars = folder(&[("a.png", ""), ("b.png", ""), ("b.txt", "a duck")]);
-    assert_eq!(samples(&sidecars, &options), pairs(&[("a.png", "a toy"), ("b.png", "a duck")]));
-    let row = "{\"file_name\": \"b.png\", \"text\": \"a duck\"}";
-    let metadata = folder(&[("a.png", ""), ("b.png", ""), ("metadata.jsonl", row)]);
-    assert_eq!(samples(&metadata, &options), pairs(&[("a.png", "a toy"), ("b.png", "a duck")]));
-}
-
-#[test]
-fn near_misses_are_pointed_at() {
-    let options = CaptionOptions { extensions: vec![".caption".into()], ..CaptionOptions::default() };
-    let sidecars = folder(&[("a.png", ""), ("a.txt", "x"), ("b.png", ""), ("b.txt", "x")]);
-    let lines = problems(&sidecars, &options);
-    assert_eq!(lines.len(), 1);
-    assert!(lines[0].ends_with("has a caption; found 2 .txt; you asked for .caption"), "{lines:?}");
-
-    let misnamed = folder(&[("a.png", ""), ("metadata.json1", "x")]);
-    assert!(problems(&misnamed, &options)[0].contains("metadata.json1, which is not read"));
-
-    let above = folder(&[("train/a.png", ""), ("train/metadata.jsonl", "x")]);
-    assert!(problems(&above, &options)[0].ends_with("in train: give that folder"));
-}
-
-#[test]
-fn no_folder_and_no_pictures_are_told() {
-    let empty = folder(&[("a.txt", "x")]);
-    assert!(read_folder(empty.path(), &CaptionOptions::default()).unwrap_err().0[0].contains("holds no pictures"));
-    let gone = read_folder(Path::new("no/such/folder"), &CaptionOptions::default()).unwrap_err();
-    assert_eq!(gone.0, ["the folder of pictures no/such/folder does not exist"]);
-}
-
-#[test]
-fn dreambooth_takes_its_captions_from_the_prompts() {
-    let (instance, class) = (folder(&[("1.png", ""), ("1.txt", "not read")]), folder(&[("x.png", ""), ("y.png", "")]));
-    let read = dreambooth(instance.path(), "a sks toy", Some(class.path()), "a toy").unwrap();
-    assert_eq!(
-        read.instance.iter().map(|s| (s.caption.as_str(), s.is_class)).collect::<Vec<_>>(),
-        [("a sks toy", false)]
-    );
-    assert_eq!(read.class.iter().map(|s| (s.caption.as_str(), s.is_class)).collect::<Vec<_>>(), [("a toy", true); 2]);
-    // The trainer draws the class where it is not there yet; without a subject there is nothing to train.
-    let later = class.path().join("later");
-    assert!(dreambooth(instance.path(), "a", Some(&later), "b").unwrap().class.is_empty());
-    assert!(dreambooth(&later, "a", Some(class.path()), "b").is_err());
-}
-
-#[test]
-fn real_photographs_are_read() {
-    let Some(folder) = shared("dreambooth") else { return };
-    let all = read_folder(&folder.join("instance"), &CaptionOptions::default()).unwrap();
-    assert!(all.len() >= 20 && all.iter().all(|sample| sample.caption.len() > 5), "{}", all.len());
-    let read = dreambooth(&folder.join("instance/dog"), "a photo of sks dog", Some(&folder.join("class_dog")), "a dog");
-    let read = read.unwrap();
-    assert_eq!((read.instance.len(), read.class.len()), (5, 22));
-    check_pictures(&read.instance).unwrap();
-}
-
-#[test]
-fn the_sketchbook_is_whole_and_its_unseen_combinations_are_unseen() {
-    let [train, validation] = ["train", "validation"].map(|part| own("datasets/sketchbook").join(part));
-    let words = |folder: &Path| -> (usize, BTreeSet<String>, BTreeSet<Vec<String>>) {
-        let samples = read_folder(folder, &CaptionOptions::default()).unwrap();
-        let bag = |caption: &str| {
-            let mut words: Vec<String> = caption.replace(',', "").split(' ').map(String::from).collect();
-            words.sort();
-            words
-        };
-        let bags: BTreeSet<_> = samples.iter().map(|sample| bag(&sample.caption)).collect();
-        (samples.len(), bags.iter().flatten().cloned().collect(), bags)
-    };
-    let (count, vocabulary, combinations) = words(&train);
-    assert_eq!(count, 2500);
-    assert_eq!(combinations.len(), 2500, "a combination is there twice");
-    assert!(vocabulary.len() < 100);
-    let (count, more, kept_out) = words(&validation);
-    assert_eq!(count, 96);
-    assert!(more.is_subset(&vocabulary));
-    assert_eq!(kept_out.difference(&combinations).count(), 48);
-    check_pictures(&read_folder(&validation, &CaptionOptions::default()).unwrap()).unwrap();
-    let mascot = dreambooth(&own("datasets/mascot"), "a sks cat", None, "a cat").unwrap();
-    assert_eq!(mascot.instance.len(), 6);
-    check_pictures(&mascot.instance).unwrap();
 }

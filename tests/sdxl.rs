@@ -193,9 +193,9 @@ fn models_that_do_not_fit_together_are_refused() {
 
 /// A config for the tiny model on six of the project's pictures.
 fn config(folder: &Path) -> String {
-    let pictures = folder.join("pictures");
-    fs::create_dir_all(&pictures).unwrap();
-    for i in 0..6 {
+    for i in 0..8 {
+        let pictures = folder.join(if i < 6 { "pictures" } else { "validation" });
+        fs::create_dir_all(&pictures).unwrap();
         let name = format!("{i:04}.png");
         fs::copy(Path::new(ROOT).join("datasets/sketchbook/train").join(&name), pictures.join(&name)).unwrap();
         fs::write(pictures.join(format!("{i:04}.txt")), format!("a red cat {i}")).unwrap();
@@ -208,7 +208,7 @@ pretrained_model_name_or_path = "{ROOT}/tests/fixtures/sdxl/model"
 [data]
 resolution = 64
 train_data_dir = "pictures"
-validation_data_dir = "pictures"
+validation_data_dir = "validation"
 caption_dropout_rate = 0.2
 flip_aug = true
 [train]

@@ -446,3 +446,154 @@ fn mistakes_get_one_line_and_change_nothing() {
     fs::remove_file(&picture).unwrap();
     refused(&["train", config, "output_dir=other2"], 1, "0003");
 }
+
+/// A command line that trains one step on the tiny model with DreamBooth.
+fn drawing(folder: &Path, changes: &[&str]) -> Command {
+    let mut overrides = vec![
+        format!("model.pretrained_model_name_or_path={ROOT}/tests/fixtures/pipeline/model"),
+        format!("data.dreambooth.instance_data_dir={}", pictures(folder).display()),
+        format!("output_dir=runs/{}", fs::read_dir(folder.join("runs")).map_or(0, Iterator::count)),
+        "data.cache_dir=cache".into(),
+    ];
+    overrides.extend(
+        [
+            "data.dreambooth.class_data_dir=class",
+            "data.dreambooth.num_class_images=3",
+            "data.dreambooth.prior_sample_steps=1",
+            "data.resolution=32",
+            "train.max_train_steps=1",
+            "train.device=cpu",
+            "palettize.enabled=false",
+            "sample.sample_every_n_steps=0",
+            "export.coreml=false",
+        ]
+        .map(String::from),
+    );
+    overrides.extend(changes.iter().map(|change| (*change).to_owned()));
+    let config = format!("{ROOT}/configs/dreambooth-2bit.toml");
+    let arguments: Vec<&str> = ["train", &config].into_iter().chain(overrides.iter().map(String::as_str)).collect();
+    program(folder, &arguments)
+}
+
+/// Runs it: what is told, and the class pictures by name.
+fn draw(folder: &Path, changes: &[&str]) -> (String, Vec<(String, Vec<u8>)>) {
+    let output = drawing(folder, changes).output().unwrap();
+    let told = text(&output.stderr);
+    succeed(output);
+    let class = folder.join("class");
+    let entries = fs::read_dir(&class).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    let mut found: Vec<_> = entries.map(|path| (name(&path), fs::read(&path).unwrap())).collect();
+    found.sort();
+    (told, found)
+}
+
+#[test]
+fn class_pictures_are_drawn_again_from_another_prompt_and_the_users_own_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let class = folder.path().join("class");
+    fs::create_dir(&class).unwrap();
+    let own = pictures(folder.path()).join("0004.png");
+    fs::copy(&own, class.join("own.png")).unwrap();
+    fs::remove_dir_all(folder.path().join("pictures")).unwrap();
+    let (told, dogs) = draw(folder.path(), &[]);
+    assert!(told.contains("the float model draws 2 more"), "{told}");
+    let names = |set: &[(String, Vec<u8>)]| set.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&dogs), ["drawn-00000.png", "drawn-00001.png", "own.png"]);
+    // Again: nothing is drawn.
+    let (told, again) = draw(folder.path(), &[]);
+    assert!(!told.contains("draws") && again == dogs, "{told}");
+    // For a cat: both are drawn again, and the user's own is as it was.
+    let cat = "data.dreambooth.class_prompt=a photo of cat";
+    let (told, cats) = draw(folder.path(), &[cat]);
+    assert!(
+        told.contains("2 pictures drawn from something else (prompt \"a photo of dog\", now \"a photo of cat\")"),
+        "{told}"
+    );
+    assert!(told.contains("the float model draws 2 more"), "{told}");
+    assert_eq!(names(&cats), names(&dogs));
+    assert!(cats[0] != dogs[0] && cats[1] != dogs[1] && cats[2] == dogs[2]);
+    // The dogs come back as they were.
+    let (told, back) = draw(folder.path(), &[]);
+    assert!(told.contains("2 pictures that were drawn from the same before are taken back") && back == dogs, "{told}");
+}
+
+#[test]
+fn class_pictures_of_a_run_that_was_killed_are_those_of_one_that_was_not() {
+    let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let changes = [
+        "data.dreambooth.prior_sample_steps=20",
+        "data.dreambooth.num_class_images=6",
+        "data.dreambooth.sample_batch_size=1",
+    ];
+    let (_, expected) = draw(whole.path(), &changes);
+    assert_eq!(expected.len(), 6);
+    let class = broken.path().join("class");
+    for name in ["drawn-00001.png", "drawn-00004.png"] {
+        let mut child = drawing(broken.path(), &changes).stderr(Stdio::null()).spawn().unwrap();
+        wait_for(&mut child, name, || class.join(name).is_file());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // As a kill amid a write leaves it.
+        fs::write(class.join(".drawn-00005.png.999-0.part"), "half").unwrap();
+    }
+    let (told, found) = draw(broken.path(), &changes);
+    assert!(found == expected, "{told}");
+}
+
+#[test]
+fn what_is_wrong_with_the_data_is_told_before_a_class_picture_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = pictures(folder.path());
+    fs::write(set.join("0009.png"), "<html>").unwrap();
+    for (change, expected) in [
+        ("train.max_train_steps=1", "0009.png: it is a web page"),
+        ("data.dreambooth.instance_data_dir=no/such", "no/such does not exist"),
+        ("data.validation_data_dir=no/such", "no/such does not exist"),
+        ("data.dreambooth.class_data_dir=pictures/class", "lies in data.dreambooth.instance_data_dir"),
+    ] {
+        let overrides = [
+            format!("model.pretrained_model_name_or_path={ROOT}/tests/fixtures/pipeline/model"),
+            format!("data.dreambooth.instance_data_dir={}", set.display()),
+            "data.dreambooth.class_data_dir=class".into(),
+            "data.resolution=32".into(),
+            "train.device=cpu".into(),
+            change.into(),
+        ];
+        let config = format!("{ROOT}/configs/dreambooth-2bit.toml");
+        for command in ["check", "train"] {
+            let mut arguments = vec![command, &config];
+            arguments.extend(overrides.iter().map(String::as_str));
+            let output = run(folder.path(), &arguments);
+            let told = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{command} {change}: {told}");
+            assert!(told.contains(expected), "{command} {change}: {told}");
+        }
+        assert!(!folder.path().join("class").exists() && !set.join("class").exists(), "{change}");
+    }
+}
+
+#[test]
+fn the_parts_of_the_loss_add_up_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes = [
+        "data.dreambooth.prior_loss_weight=0.3",
+        "distill.enabled=true",
+        "distill.lambda_sd=0.8",
+        "distill.lambda_kd_output=0.5",
+        "distill.lambda_kd_feat=0.01",
+        "logging.log_every=1",
+        "train.gradient_accumulation_steps=1",
+        // Palettes, so that student and teacher differ.
+        "palettize.enabled=true",
+        "palettize.weight_threshold=100",
+    ];
+    draw(folder.path(), &changes);
+    let metrics = fs::read_to_string(folder.path().join("runs/0/logs/metrics.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+    let parts =
+        ["loss/denoise", "loss/prior", "loss/distill", "loss/features"].map(|name| line[name].as_f64().unwrap());
+    let (sum, loss) = (parts.iter().sum::<f64>(), line["loss"].as_f64().unwrap());
+    assert!((sum / loss - 1.0).abs() < 1e-5, "{parts:?} make {sum}, not {loss}");
+    assert!(parts.iter().all(|part| *part > 0.0), "{parts:?}");
+}

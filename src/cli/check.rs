@@ -9,11 +9,12 @@ use super::cost::Cost;
 use super::doctor::free_disk;
 use super::{Mistakes, grouped, print, size};
 use crate::config::{self, Config, DeviceChoice, Loaded, MixedPrecision, Recipe, SamplePrompt, TrainedComponent};
-use crate::data::{self, CaptionOptions, Problems, Sample, check_pictures, read_folder};
+use crate::data::set::class_folder;
+use crate::data::{DataSet, Problems, Sample};
 use crate::report::{duration, shell_word};
 use crate::source::{Component, Model, Tokenizer};
 use crate::train::estimate::{Pictures, estimate};
-use crate::train::{device_and_kind, is_occupied};
+use crate::train::{device_and_kind, drawing, is_occupied};
 
 /// Reads config, data and model headers and tells what a run would do; trains nothing
 #[derive(clap::Args)]
@@ -39,7 +40,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(model) = &model {
         report.model(&config, model);
     }
-    let pictures = report.data(&config);
+    let pictures = report.data(&config, model.as_ref());
     report.run(&config, pictures);
     if let Some(model) = &model {
         report.weights(&config, model);
@@ -93,10 +94,6 @@ impl Report {
         result.map_err(|error| self.mistakes.push(format!("{error:#}").replace('\n', " "))).ok()
     }
 
-    fn take_all<T>(&mut self, result: Result<T, Problems>) -> Option<T> {
-        result.map_err(|Problems(lines)| self.mistakes.extend(lines)).ok()
-    }
-
     fn model(&mut self, config: &Config, model: &Model) {
         self.line("model", model.path().display().to_string());
         for component in model.components() {
@@ -146,70 +143,71 @@ impl Report {
     }
 
     /// How many pictures an epoch has.
-    fn data(&mut self, config: &Config) -> Option<usize> {
-        let options = CaptionOptions::from(&config.data);
-        let pictures = match &config.data.dreambooth {
-            Some(dreambooth) => {
-                let class_folder = dreambooth.class_data_dir.as_deref().filter(|_| dreambooth.with_prior_preservation);
-                let found = self.take_all(data::dreambooth(
-                    &dreambooth.instance_data_dir,
-                    &dreambooth.instance_prompt,
-                    class_folder,
-                    &dreambooth.class_prompt,
-                ))?;
-                self.samples("data", &dreambooth.instance_data_dir, &found.instance, false);
-                self.line("", format!("every picture: \"{}\"", dreambooth.instance_prompt));
-                self.long(&[("instance_prompt".into(), &dreambooth.instance_prompt)]);
-                if let Some(folder) = class_folder {
-                    let (there, wanted) = (found.class.len(), dreambooth.num_class_images);
-                    self.take_all(check_pictures(&found.class));
-                    let rest = match wanted.saturating_sub(there) {
-                        0 => String::new(),
-                        missing => format!("; {missing} more will be drawn by the model"),
-                    };
-                    let text = format!("{there} pictures of the class in {}{rest}", folder.display());
-                    self.line("", text);
-                    self.line("", format!("every one: \"{}\"", dreambooth.class_prompt));
-                    self.long(&[("class_prompt".into(), &dreambooth.class_prompt)]);
-                }
-                self.encoded = found.instance.len() + class_folder.map_or(0, |_| dreambooth.num_class_images);
-                self.drawn = class_folder.map_or(0, |_| dreambooth.num_class_images.saturating_sub(found.class.len()));
-                found.instance.len()
-            }
-            None => {
-                let folder = config.data.train_data_dir.as_deref()?;
-                let samples = self.take_all(read_folder(folder, &options))?;
-                self.samples("data", folder, &samples, true);
-                self.encoded = samples.len();
-                samples.len()
+    fn data(&mut self, config: &Config, model: Option<&Model>) -> Option<usize> {
+        // A model that cannot be read has had its own message.
+        let drawing = model.and_then(|model| drawing(config, model).ok()).flatten();
+        let set = match DataSet::read(config, drawing.as_ref()) {
+            Ok(set) => set,
+            Err(Problems(lines)) => {
+                self.mistakes.extend(lines);
+                return None;
             }
         };
-        if let Some(folder) = config.data.validation_data_dir.as_deref()
-            && let Some(samples) = self.take_all(read_folder(folder, &options))
-        {
-            self.samples("validation", folder, &samples, false);
+        match &config.data.dreambooth {
+            Some(settings) => {
+                self.samples("data", &settings.instance_data_dir, &set.training, false);
+                self.line("", format!("every picture: \"{}\"", settings.instance_prompt));
+                self.long(&[("instance_prompt".into(), &settings.instance_prompt)]);
+            }
+            None => self.samples("data", config.data.train_data_dir.as_deref()?, &set.training, true),
+        }
+        if let (Some(class), Some((settings, folder))) = (&set.class, class_folder(config)) {
+            let rest = match class.missing {
+                0 => String::new(),
+                missing => format!("; {missing} more will be drawn by the model"),
+            };
+            let there = match class.samples.len() {
+                1 => "1 picture".to_owned(),
+                count => format!("{count} pictures"),
+            };
+            let drawn = match class.samples.len() - class.own {
+                0 => String::new(),
+                drawn => format!(", {drawn} of them drawn by the model"),
+            };
+            self.line("", format!("{there} of the class in {}{drawn}{rest}", folder.display()));
+            self.line("", format!("every one: \"{}\"", settings.class_prompt));
+            self.long(&[("class_prompt".into(), &settings.class_prompt)]);
+            class.remarks.iter().for_each(|remark| self.line("", remark));
+            self.drawn = class.missing;
+            self.encoded += class.samples.len() + class.missing;
+        }
+        if let (Some(folder), Some(samples)) = (config.data.validation_data_dir.as_deref(), &set.validation) {
+            self.samples("validation", folder, samples, true);
             self.validation = samples.len();
         }
-        Some(pictures)
+        set.remarks.iter().for_each(|remark| self.line("", remark));
+        match set.examine(config.data.resolution, &mut |_, _| Ok(())) {
+            Ok(remarks) => remarks.iter().for_each(|remark| self.line("", remark)),
+            Err(error) => match error.downcast::<Problems>() {
+                Ok(Problems(lines)) => self.mistakes.extend(lines),
+                Err(error) => self.mistakes.push(format!("{error:#}")),
+            },
+        }
+        self.encoded += set.training.len();
+        Some(set.training.iter().map(|sample| sample.repeats).sum())
     }
 
-    /// Counts pictures, decodes them all, and shows a few captions.
+    /// Counts pictures and shows a few captions.
     fn samples(&mut self, heading: &str, folder: &Path, samples: &[Sample], captions: bool) {
-        let folder_name = folder.display();
-        self.line(heading, format!("{} pictures in {folder_name}", samples.len()));
-        self.take_all(check_pictures(samples));
+        let count = samples.len();
+        let pictures = if count == 1 { "picture" } else { "pictures" };
+        self.line(heading, format!("{count} {pictures} in {}", folder.display()));
         // From all over the set, not its beginning.
-        for sample in samples.iter().step_by(samples.len().div_ceil(5).max(1)).take_while(|_| captions) {
-            let file = sample.path.strip_prefix(folder).unwrap_or(&sample.path);
-            self.line("", format!("{}: \"{}\"", file.display(), sample.caption));
-        }
-        let empty = samples.iter().filter(|sample| sample.caption.is_empty()).count();
-        if captions && empty > 0 {
-            self.line("", format!("{empty} of them without a caption"));
+        for sample in samples.iter().step_by(count.div_ceil(5).max(1)).take_while(|_| captions) {
+            self.line("", format!("{}: \"{}\"", sample.name, sample.caption));
         }
         if captions {
-            let name = |sample: &Sample| sample.path.strip_prefix(folder).unwrap_or(&sample.path).display().to_string();
-            self.long(&samples.iter().map(|sample| (name(sample), sample.caption.as_str())).collect::<Vec<_>>());
+            self.long(&samples.iter().map(|sample| (sample.name.clone(), sample.caption.as_str())).collect::<Vec<_>>());
         }
     }
 

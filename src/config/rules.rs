@@ -111,9 +111,9 @@ fn data(config: &Config, rules: &mut Rules) {
     );
     rules.between(data.caption_dropout_rate, 0.0, 1.0, "data.caption_dropout_rate");
     rules.must(
-        data.caption_extension.iter().all(|extension| extension.len() > 1 && extension.starts_with('.')),
+        data.caption_extension.iter().all(|own| !own.trim_matches('.').is_empty() && !own.contains(['/', '\\'])),
         "data.caption_extension",
-        "must hold extensions with their dot, as in [\".txt\"]",
+        "must hold extensions, as in [\".txt\"]",
     );
     match (config.train.mode, &data.dreambooth) {
         (Mode::Full, None) => rules.must(
@@ -149,11 +149,6 @@ fn data(config: &Config, rules: &mut Rules) {
                 &key("class_prompt"),
                 "is missing: prior preservation needs it, as in \"a photo of dog\" \
                  (or set with_prior_preservation = false)",
-            );
-            rules.must(
-                !prior || dreambooth.class_data_dir.as_deref() != Some(dreambooth.instance_data_dir.as_path()),
-                &key("class_data_dir"),
-                "is the same folder as instance_data_dir",
             );
             rules.not_negative(dreambooth.prior_loss_weight, &key("prior_loss_weight"));
             rules.at_least_one(dreambooth.num_class_images, &key("num_class_images"));

@@ -78,13 +78,15 @@ impl Model {
 pub struct Data {
     /// Side of the square that pictures are brought to, px; a multiple of 8.
     pub resolution: i64,
-    /// Pictures and captions for `mode = "full"`: `metadata.jsonl` (`file_name`, `text`) or sidecar files.
+    /// Pictures and captions for `mode = "full"`: `metadata.jsonl` or `metadata.csv` (`file_name`, `text`), sidecar files, or
+    /// kohya's folders (`10_sks dog`: repeats an epoch, and the caption of pictures without one).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_data_dir: Option<PathBuf>,
-    /// Pictures and captions that are never trained on, for the validation loss.
+    /// Pictures and captions that are never trained on, for the validation loss. With `mode = "dreambooth"` those without
+    /// a caption have `instance_prompt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_data_dir: Option<PathBuf>,
-    /// Extensions of sidecar caption files, tried in this order.
+    /// Extensions of sidecar caption files, tried in this order, in any case of letters.
     pub caption_extension: Vec<String>,
     /// What a picture without a caption is.
     pub missing_caption: MissingCaption,
@@ -119,16 +121,17 @@ pub struct Dreambooth {
     pub instance_data_dir: PathBuf,
     /// `a photo of sks dog` (required).
     pub instance_prompt: String,
-    /// Pictures of the subject's class; drawn by the model where too few.
+    /// Pictures of the subject's class; drawn by the model where too few, and drawn again when prompt, model, size or
+    /// seed change. Pictures that the user put there are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_data_dir: Option<PathBuf>,
     /// `a photo of dog`
     pub class_prompt: String,
     /// Also trains on pictures of the class, so that the model does not forget it (section 3.3).
     pub with_prior_preservation: bool,
-    /// λ of the prior loss.
+    /// λ of the prior loss: mean loss of the subject's pictures + λ · mean loss of the class.
     pub prior_loss_weight: f64,
-    /// How many pictures of the class to have.
+    /// How many pictures of the class to have; more are not used, as in diffusers.
     pub num_class_images: usize,
     /// How many of them to draw at a time.
     pub sample_batch_size: usize,

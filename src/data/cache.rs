@@ -7,8 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -82,19 +83,45 @@ fn hash_tensor(tensor: &Tensor) -> Result<Key> {
 #[derive(Clone, Debug)]
 pub struct Cache {
     folder: PathBuf,
+    /// Shared by all that use the folder: who holds it alone knows that nobody writes there.
+    _used: Option<Arc<File>>,
+}
+
+/// Removes files that were not written to their end from the folders of a cache.
+fn remove_parts(folder: &Path) {
+    let names_two = |name: &str| name.len() == 2 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    for inner in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !inner.file_name().to_str().is_some_and(names_two) {
+            continue;
+        }
+        for entry in fs::read_dir(inner.path()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".part")) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
 }
 
 /// The name of the one tensor in a cache file.
 const NAME: &str = "value";
 
 impl Cache {
-    /// Opens the cache in `folder`, making the folder where needed.
+    /// Opens the cache in `folder`, making the folder where needed. What killed processes left half written is removed,
+    /// unless another process uses the cache.
     ///
     /// # Errors
     /// The folder cannot be made (named).
     pub fn open(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make the cache folder {}", folder.display()))?;
-        Ok(Self { folder: folder.to_owned() })
+        // Without locks, on some network disks, nothing is removed.
+        let used = File::open(folder).ok().filter(|file| {
+            if file.try_lock().is_ok() {
+                remove_parts(folder);
+            }
+            file.lock_shared().is_ok()
+        });
+        Ok(Self { folder: folder.to_owned(), _used: used.map(Arc::new) })
     }
 
     /// Where the tensor of `key` is or would be kept.
@@ -172,6 +199,20 @@ mod tests {
         }
         assert_eq!(made, 4);
         assert!(cache.get_or_make(&Key::of(&[b"other"]), || anyhow::bail!("no memory")).is_err());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_half_written_is_removed_once_nobody_uses_the_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let user = Cache::open(folder.path()).unwrap();
+        let key = Key::of(&[b"x"]);
+        user.put(&key, &Tensor::from_slice(&[1f32])).unwrap();
+        let part = user.path(&key).with_file_name(".abc.safetensors.123-0.part");
+        fs::write(&part, "half").unwrap();
+        let other = Cache::open(folder.path()).unwrap();
+        assert!(part.exists(), "another process may be writing it");
+        drop((user, other));
+        assert!(Cache::open(folder.path()).unwrap().get(&key).is_some() && !part.exists());
     }
 
     #[test]

@@ -2,26 +2,43 @@
 //!
 //! | file | knows |
 //! |---|---|
-//! | [`folder`] | which pictures a folder holds and what their captions are |
+//! | [`set`] | the data set of a config, and everything that is wrong with its folders |
+//! | [`folder`] | which pictures a folder holds and what their captions are: `listing`, `metadata`, `sidecars`, `near_miss` |
+//! | [`place`] | whether two paths lead to one folder |
 //! | [`picture`] | one picture file → a tensor, as diffusers' training scripts make it |
+//! | [`look`] | what is noticed of pictures before the work: unreadable, small, there twice |
+//! | [`drawn`] | what a picture was drawn from, in the picture |
 //! | [`resample`] | Pillow's resize, to the bit |
 //! | [`cache`] | tensors on the disk under the hash of all they were made from |
+//! | [`manifest`] | what a run learned from, by content |
 //! | [`order`] | which samples a step takes, as a function of its number |
 //!
 //! Data are read before anything is trained: a mistake in the 700th caption is told at once and with all the others
 //! ([`Problems`]), not after an hour.
 
 pub mod cache;
+pub mod drawn;
 pub mod folder;
+mod listing;
+pub mod look;
+pub mod manifest;
+mod metadata;
+mod near_miss;
 pub mod order;
 pub mod picture;
+pub mod place;
 pub mod resample;
+pub mod set;
+mod sidecars;
 
 pub use cache::{Cache, Key, hash_weights};
-pub use folder::{CaptionOptions, Dreambooth, Missing, Sample, check_pictures, dreambooth, is_picture, read_folder};
+pub use folder::{CaptionOptions, Contents, Missing, Sample, read_folder};
+pub use listing::is_picture;
+pub use manifest::Manifest;
 pub use order::{batch_indices, epoch_order};
 pub use picture::{Crop, Transform, load_picture, picture_size};
 pub use resample::Filter;
+pub use set::{Class, DataSet};
 
 /// Everything that is wrong with the data, one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]

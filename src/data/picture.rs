@@ -130,6 +130,9 @@ pub fn decode_picture(bytes: &[u8]) -> Result<RgbImage> {
     if bytes.is_empty() {
         bail!("the file is empty");
     }
+    if let Some(what) = not_a_picture(bytes) {
+        bail!("{what}");
+    }
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     match reader.format() {
         Some(ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp) => {}
@@ -143,11 +146,10 @@ pub fn decode_picture(bytes: &[u8]) -> Result<RgbImage> {
     }
     let damaged = "the picture is damaged or truncated";
     let mut decoder = reader.into_decoder().context(damaged)?;
+    let (width, height) = decoder.dimensions();
+    check_size(width, height)?;
     let orientation = decoder.orientation().context(damaged)?;
     let mut picture = DynamicImage::from_decoder(decoder).context(damaged)?;
-    if picture.width() == 0 || picture.height() == 0 {
-        bail!("the picture is {} x {} px", picture.width(), picture.height());
-    }
     picture.apply_orientation(orientation);
     if !picture.color().has_alpha() {
         return Ok(picture.into_rgb8());
@@ -161,6 +163,88 @@ pub fn decode_picture(bytes: &[u8]) -> Result<RgbImage> {
         }
     }
     Ok(rgb)
+}
+
+/// A picture of more pixels is taken for a damaged or hostile one: those of the largest cameras have 200 million.
+const MOST_PIXELS: u64 = 1 << 28;
+/// A picture whose sides differ more would be cropped to less than a twentieth of it, after it was enlarged to a size that
+/// memory may not hold.
+const LONGEST: u32 = 20;
+
+/// Refuses a picture that cannot become an example, from its header alone.
+fn check_size(width: u32, height: u32) -> Result<()> {
+    let size = format!("the picture is {width} x {height} px");
+    if width == 0 || height == 0 {
+        bail!("{size}");
+    }
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        bail!("{size}, more than {} million pixels; make it smaller", MOST_PIXELS >> 20);
+    }
+    if width.max(height) / width.min(height) >= LONGEST {
+        bail!("{size}: one side is more than {LONGEST} times the other; crop it, or leave it out");
+    }
+    Ok(())
+}
+
+/// What other files that come under a picture's name are, by how they begin.
+fn not_a_picture(bytes: &[u8]) -> Option<&'static str> {
+    let start = bytes.get(..bytes.len().min(1024))?;
+    let text = start.trim_ascii_start();
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text).trim_ascii_start();
+    let begins = |with: &str| text.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with.as_bytes()));
+    let brand = start.get(4..12).filter(|box_| box_.starts_with(b"ftyp")).map(|box_| &box_[4..]);
+    Some(match brand {
+        Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"mif1" | b"msf1") => {
+            "it is a HEIC file; convert it to PNG or JPEG"
+        }
+        Some(b"avif" | b"avis") => "it is an AVIF file; convert it to PNG or JPEG",
+        Some(_) => "it is a video",
+        None if begins("version https://git-lfs.github.com/") => {
+            "it is a Git LFS pointer in place of the picture: run `git lfs pull` where it came from"
+        }
+        None if begins("<!doctype html") || begins("<html") || begins("<head") => {
+            "it is a web page (HTML) saved under a picture's name: download the picture itself"
+        }
+        None if begins("<svg") => "it is an SVG file; convert it to PNG or JPEG",
+        None if begins("<?xml") => match start.windows(4).any(|four| four == b"<svg") {
+            true => "it is an SVG file; convert it to PNG or JPEG",
+            false => "it is an XML file, such as servers answer errors with: download the picture itself",
+        },
+        None if begins("{") => "it is a JSON file, such as servers answer errors with: download the picture itself",
+        None if begins("%pdf") => "it is a PDF file; convert it to PNG or JPEG",
+        None if start.starts_with(b"PK\x03\x04") => "it is a ZIP file; unpack it",
+        None if start.starts_with(b"\x00\x00\x00\x0cJXL ") || start.starts_with(b"\xff\x0a") => {
+            "it is a JPEG XL file; convert it to PNG or JPEG"
+        }
+        _ => return None,
+    })
+}
+
+/// Whether a PNG or WebP file has several pictures to show one after the other; the first one is read.
+pub fn is_animated(bytes: &[u8]) -> bool {
+    match bytes {
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', b'V', b'P', b'8', b'X', _, _, _, _, flags, ..] => {
+            flags & 2 != 0
+        }
+        // Its control chunk stands before the picture.
+        [0x89, b'P', b'N', b'G', ..] => {
+            png_chunks(bytes).take_while(|(kind, _)| kind != b"IDAT").any(|(kind, _)| kind == *b"acTL")
+        }
+        _ => false,
+    }
+}
+
+/// The chunks of a PNG file: their types, and where they lie with their length and checksum.
+pub fn png_chunks(bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], std::ops::Range<usize>)> {
+    let mut at = 8;
+    std::iter::from_fn(move || {
+        let head = bytes.get(at..at + 8)?;
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let range = at..at.checked_add(length)?.checked_add(12)?;
+        bytes.get(range.clone())?;
+        at = range.end;
+        Some(([head[4], head[5], head[6], head[7]], range))
+    })
 }
 
 /// `f32 [3, H, W]` in [-1, 1].

@@ -8,6 +8,7 @@ mod evidence;
 pub mod files;
 mod folder;
 mod hub;
+mod identity;
 mod inferred;
 mod json;
 mod known;
@@ -23,6 +24,7 @@ mod tokenizer;
 mod vae;
 mod write;
 
+pub use identity::identity;
 pub use model::Model;
 pub use options::{ModelOptions, PredictionType};
 pub use stored::Stored;

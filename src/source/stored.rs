@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::files::{TensorFile, is_floating};
@@ -126,6 +127,28 @@ impl Stored {
     /// Their names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
+    }
+
+    /// Names, shapes, and type and first and last values of each as they are stored: enough to tell a model from its
+    /// fine-tunings, which change every tensor, without reading gigabytes.
+    ///
+    /// # Errors
+    /// A file is damaged.
+    pub(super) fn identify(&self, hash: &mut Sha256) -> Result<()> {
+        /// Of each end of a tensor.
+        const BYTES: usize = 2048;
+        let mut names: Vec<&String> = self.places.keys().collect();
+        names.sort();
+        for name in names {
+            let (place, shape) = &self.places[name];
+            let file = &self.files[place.file];
+            let bytes = file.bytes(&place.tensor)?;
+            let kind = file.kind(&place.tensor)?;
+            hash.update(format!("{name} {shape:?} {kind:?} {:?} ", place.part));
+            hash.update(&bytes[..bytes.len().min(BYTES)]);
+            hash.update(&bytes[bytes.len().saturating_sub(BYTES)..]);
+        }
+        Ok(())
     }
 
     /// Reads the parameter `name`, converted to `kind`, to `device`.

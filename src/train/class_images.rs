@@ -1,43 +1,124 @@
 //! DreamBooth's class pictures (Ruiz et al. 2022, 3.3): drawn by the float model where there are too few.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
 use crate::config::{Config, Dreambooth};
-use crate::data::is_picture;
-use crate::diffusion::{Noise, Pipeline, Request};
+use crate::data::Class;
+use crate::data::drawn::{Record, record_of, with_record};
+use crate::data::set::{class_folder, drawn_name};
+use crate::diffusion::{Noise, Own, Pipeline, Request};
 use crate::report::{Progress, pictures};
-use crate::source::Model;
+use crate::source::files::write_bytes;
+use crate::source::{Model, identity};
 
-/// Draws what is missing to `num_class_images`, each from the noise of its number: a run that was killed while drawing
-/// goes on where it stopped. Pictures of the user's own count and are never touched.
+/// Where, in the class folder, pictures are kept that were drawn from something else: hidden, by the key of their record.
+const ASIDE: &str = ".drawn-before";
+
+/// What class pictures would be drawn from; `None` where none are asked for.
 ///
 /// # Errors
-/// The model can't draw; the folder can't be written.
-pub fn draw_missing(
-    config: &Config,
-    settings: &Dreambooth,
-    folder: &Path,
-    model: &Model,
-    device: Device,
-) -> Result<()> {
+/// A part of the model cannot be read.
+pub fn drawing(config: &Config, model: &Model) -> Result<Option<Record>> {
+    let Some((settings, _)) = class_folder(config) else { return Ok(None) };
+    let request = request(settings);
+    let size = config.data.resolution;
+    let sampler = request.sampler.map_or_else(|| anyhow::Ok(Own::of(&model.scheduler_config()?).kind), Ok)?;
+    Ok(Some(Record {
+        prompt: request.prompt,
+        model: identity(model)?,
+        sampler: sampler.to_string(),
+        steps: request.steps,
+        guidance_scale: format!("{:?}", request.guidance_scale),
+        size: [size, size],
+        seed: config.seed,
+    }))
+}
+
+/// What is asked of the model for each picture; noise and number are still to be set.
+fn request(settings: &Dreambooth) -> Request {
+    Request {
+        prompt: settings.class_prompt.clone(),
+        steps: settings.prior_sample_steps,
+        guidance_scale: settings.prior_guidance_scale,
+        ..Request::default()
+    }
+}
+
+/// The class pictures, those that are missing drawn, each from the noise of its number: a run that was killed while drawing
+/// goes on where it stopped. Pictures that were drawn from something else are set aside, and come back when what they were
+/// drawn from does. Pictures of the user's own are never touched.
+///
+/// # Errors
+/// The model can't draw; the folder can't be written; [`super::Stopped`].
+pub fn complete(config: &Config, class: Class, record: &Record, model: &Model, device: Device) -> Result<Class> {
+    let Some((settings, folder)) = class_folder(config).filter(|_| class.missing > 0) else { return Ok(class) };
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let name = |index: usize| format!("drawn-{index:05}.png");
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let there: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_picture(path)).collect();
-    let wanted = settings.num_class_images;
-    if there.len() >= wanted {
+    let _alone = alone(folder)?;
+    // Whoever drew there until now may have left nothing to do.
+    let class = Class::read(settings, folder, Some(record))?;
+    if class.missing > 0 {
+        draw(config, &class, record, model, device)?;
+    }
+    Ok(Class::read(settings, folder, Some(record))?)
+}
+
+/// Waits until no other run draws in `folder`, and removes what killed ones left half written. Where there are no locks
+/// nothing is waited for, nor removed.
+fn alone(folder: &Path) -> Result<Option<File>> {
+    let Ok(file) = File::open(folder) else { return Ok(None) };
+    let mut told = false;
+    loop {
+        super::go_on()?;
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(_)) => return Ok(None),
+            Err(TryLockError::WouldBlock) => {
+                if !told {
+                    eprintln!("another run is drawing class pictures in {}; waiting for it", folder.display());
+                    told = true;
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        }
+    }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(".drawn-") && name.ends_with(".part")) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(Some(file))
+}
+
+fn draw(config: &Config, class: &Class, record: &Record, model: &Model, device: Device) -> Result<()> {
+    let Some((settings, folder)) = class_folder(config) else { return Ok(()) };
+    for outdated in &class.outdated {
+        set_aside(folder, &outdated.sample.path, &outdated.record)?;
+    }
+    let free = |index: &usize| !folder.join(drawn_name(*index)).exists();
+    let places: Vec<usize> = (0..).filter(free).take(class.missing).collect();
+    let mut missing = Vec::new();
+    for index in places {
+        if !bring_back(folder, index, record)? {
+            missing.push(index);
+        }
+    }
+    let shown = folder.display();
+    if missing.len() < class.missing {
+        let back = class.missing - missing.len();
+        eprintln!("{shown}: {back} pictures that were drawn from the same before are taken back");
+    }
+    if missing.is_empty() {
         return Ok(());
     }
-    let missing: Vec<usize> =
-        (0..wanted).filter(|&i| !folder.join(name(i)).exists()).take(wanted - there.len()).collect();
     eprintln!(
-        "{} has {} pictures of \"{}\"; the float model draws {} more",
-        folder.display(),
-        there.len(),
+        "{shown} has {} pictures of \"{}\"; the float model draws {} more",
+        class.samples.len() + class.missing - missing.len(),
         settings.class_prompt,
         missing.len()
     );
@@ -51,22 +132,45 @@ pub fn draw_missing(
     let mut done = 0;
     for batch in missing.chunks(settings.sample_batch_size) {
         let request = Request {
-            prompt: settings.class_prompt.clone(),
-            steps: settings.prior_sample_steps,
-            guidance_scale: settings.prior_guidance_scale,
             noise: Noise::Seeds(batch.iter().map(seed).collect()),
             size: Some((side, side)),
             images: batch.len(),
             batch: batch.len(),
-            ..Request::default()
+            ..request(settings)
         };
         let drawn = pipeline.generate(&request, &mut |_, _| super::go_on())?.images;
         for (&index, picture) in batch.iter().zip(drawn.unbind(0)) {
-            pictures::write_png(&folder.join(name(index)), &pictures::from_tensor(&picture)?)?;
+            let png = pictures::png(&pictures::from_tensor(&picture)?)?;
+            write_bytes(&folder.join(drawn_name(index)), &with_record(&png, record))?;
         }
         done += batch.len() as u64;
         bar.update(done, &[]);
     }
     bar.finish();
     Ok(())
+}
+
+fn aside(folder: &Path, record: &Record) -> PathBuf {
+    folder.join(ASIDE).join(record.key())
+}
+
+fn set_aside(folder: &Path, picture: &Path, record: &Record) -> Result<()> {
+    let to = aside(folder, record);
+    fs::create_dir_all(&to).with_context(|| format!("cannot create {}", to.display()))?;
+    // By its name in the folder; a picture that is there under the same name was drawn from the same.
+    let name: Vec<_> =
+        picture.strip_prefix(folder).unwrap_or(picture).iter().map(|part| part.to_string_lossy()).collect();
+    let target = to.join(name.join("-"));
+    fs::rename(picture, &target).with_context(|| format!("cannot move {} to {}", picture.display(), target.display()))
+}
+
+/// Takes the picture of this number back, if it was drawn from the same before.
+fn bring_back(folder: &Path, index: usize, record: &Record) -> Result<bool> {
+    let from = aside(folder, record).join(drawn_name(index));
+    if record_of(&from).as_ref() != Some(record) {
+        return Ok(false);
+    }
+    let to = folder.join(drawn_name(index));
+    fs::rename(&from, &to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))?;
+    Ok(true)
 }

@@ -40,12 +40,12 @@ pub struct Denoise {
     pub sampler: Sampler,
 }
 
-/// A batch: latents `[B, 4, h, w]`, captions, sizes, weight of each example's loss.
+/// A batch: latents `[B, 4, h, w]`, captions, sizes. B is the size of a batch, twice that with pictures of the class,
+/// which follow the others.
 struct Batch {
     latents: Tensor,
     captions: Vec<String>,
     sizes: Vec<SizeIds>,
-    weights: Vec<f32>,
 }
 
 impl Denoise {
@@ -53,23 +53,23 @@ impl Denoise {
         let seed = self.config.seed;
         let size = self.config.train.train_batch_size;
         let mut random = generator(seed, Purpose::Augment, index);
-        let (mut moments, mut captions, mut sizes, mut weights) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let sets = [Some((&self.examples, 1.0)), self.class.as_ref().map(|(examples, weight)| (examples, *weight))];
-        for (place, (examples, weight)) in sets.into_iter().flatten().enumerate() {
+        let (mut moments, mut captions, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+        let sets = [Some(&self.examples), self.class.as_ref().map(|(examples, _)| examples)];
+        for (place, examples) in sets.into_iter().flatten().enumerate() {
             // The class has an order of its own: a set of another size would otherwise pair the same pictures.
             let order = seed.wrapping_add(place as u64);
-            for chosen in crate::data::order::batch_indices(order, index, size, examples.len()) {
+            for chosen in crate::data::order::batch_indices(order, index, size, examples.epoch.len()) {
+                let chosen = examples.epoch[chosen];
                 let flip = examples.flipped && random.next_u32() & 1 == 1;
                 let place = chosen + if flip { examples.len() } else { 0 };
                 moments.push(examples.moments[place].shallow_clone());
                 sizes.push(examples.sizes[place]);
                 let dropped = uniform(&mut random) < self.config.data.caption_dropout_rate;
                 captions.push(if dropped { String::new() } else { examples.captions[chosen].clone() });
-                weights.push(weight as f32);
             }
         }
         let moments = Tensor::stack(&moments, 0).to_device(self.device);
-        Batch { latents: draw_latents(&moments, self.scaling_factor, seed, index), captions, sizes, weights }
+        Batch { latents: draw_latents(&moments, self.scaling_factor, seed, index), captions, sizes }
     }
 
     /// Weight of each example's loss by min-SNR-γ (Hang et al. 2023, 3.4): min(SNR, γ)/SNR for ε, /(SNR + 1) for v.
@@ -89,6 +89,39 @@ impl Denoise {
     }
 }
 
+/// Mean squares `[B]` of `[B, C, h, w]`.
+fn squares(difference: Tensor) -> Tensor {
+    difference.square().mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float)
+}
+
+/// Means over the pictures, and over those of the class, already times λ.
+struct Means {
+    pictures: Tensor,
+    class: Option<Tensor>,
+}
+
+impl Means {
+    fn sum(self) -> Tensor {
+        match self.class {
+            Some(class) => self.pictures + class,
+            None => self.pictures,
+        }
+    }
+}
+
+/// The loss of each example `[B]`, times its weight, in the mean; with `prior` = λ the second half is of the class and has
+/// a mean of its own, as diffusers' `train_dreambooth.py` adds them: loss = instance + λ · prior.
+fn means(each: &Tensor, weights: Option<&Tensor>, prior: Option<f64>) -> Means {
+    let each = weights.map_or_else(|| each.shallow_clone(), |weights| each * weights);
+    match prior {
+        None => Means { pictures: each.mean(Kind::Float), class: None },
+        Some(lambda) => {
+            let halves = each.chunk(2, 0);
+            Means { pictures: halves[0].mean(Kind::Float), class: Some(halves[1].mean(Kind::Float) * lambda) }
+        }
+    }
+}
+
 /// Timesteps 0…`steps` − 1: evenly, or where Beta(a, b) puts them between the first and the last.
 fn draw_timesteps(random: &mut impl Rng, count: i64, steps: i64, beta: Option<[f64; 2]>) -> Result<Vec<i64>> {
     let beta = beta.map(|[a, b]| Beta::new(a, b)).transpose().context("train.timestep_beta")?;
@@ -101,7 +134,7 @@ fn draw_timesteps(random: &mut impl Rng, count: i64, steps: i64, beta: Option<[f
 
 impl Objective for Denoise {
     fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
-        let Batch { latents, captions, sizes, mut weights } = self.batch(index);
+        let Batch { latents, captions, sizes } = self.batch(index);
         let seed = self.config.seed;
         let size = latents.size();
         let mut random = generator(seed, Purpose::Noise, index);
@@ -113,13 +146,9 @@ impl Objective for Denoise {
         let mut random = generator(seed, Purpose::Timesteps, index);
         let steps = self.schedule.timesteps();
         let timesteps = draw_timesteps(&mut random, size[0], steps, self.config.train.timestep_beta)?;
-        if let Some(gamma) = self.config.train.min_snr_gamma {
-            for (weight, snr) in weights.iter_mut().zip(self.snr_weights(gamma, &timesteps)) {
-                *weight *= snr;
-            }
-        }
+        let weights = self.config.train.min_snr_gamma.map(|gamma| self.snr_weights(gamma, &timesteps));
+        let weights = weights.map(|weights| Tensor::from_slice(&weights).to_device(self.device));
         let timesteps = Tensor::from_slice(&timesteps).to_device(self.device);
-        let weights = Tensor::from_slice(&weights).to_device(self.device);
         let noised = self.schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
         let target = self.schedule.target(&latents, &noise, &timesteps);
         let recomputes = self.config.train.gradient_checkpointing;
@@ -135,13 +164,20 @@ impl Objective for Denoise {
             student = student.keeping_features(&ours);
         }
         let output = unet(&mut student, &self.unet, &noised, &timesteps, told.condition()).to_kind(Kind::Float);
-        let mean = |difference: Tensor| {
-            let each = difference.square().mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
-            (each * &weights).mean(Kind::Float)
-        };
-        let task = mean(&output - target);
-        let mut parts = vec![("loss/denoise", task.detach())];
-        let Some(teacher) = &self.teacher else { return Ok(Loss { total: task, parts }) };
+        let prior = self.class.as_ref().map(|(_, weight)| *weight);
+        // Of squares `[B]`: the mean over the pictures, and that over those of the class times λ.
+        let means = |squares: Tensor| means(&squares, weights.as_ref(), prior);
+        let lambda_sd = if self.teacher.is_some() { lambda_sd } else { 1.0 };
+        let Means { pictures, class } = means(squares(&output - target));
+        let mut total = pictures * lambda_sd;
+        // What is logged adds up to the loss. Sums are new tensors: `+=` would change what is logged, too.
+        let mut parts = vec![("loss/denoise", total.detach())];
+        if let Some(class) = class {
+            let class = class * lambda_sd;
+            parts.push(("loss/prior", class.detach()));
+            total = total + class;
+        }
+        let Some(teacher) = &self.teacher else { return Ok(Loss { total, parts }) };
         let taught = tch::no_grad(|| {
             let mut teacher = Tensors::new(teacher).computing_in(self.kind);
             if features {
@@ -150,14 +186,15 @@ impl Objective for Denoise {
             let told = told.map(Tensor::detach);
             unet(&mut teacher, &self.unet, &noised, &timesteps, told.condition()).to_kind(Kind::Float)
         });
-        let distilled = mean(output - taught);
+        let distilled = means(squares(output - taught)).sum() * lambda_kd_output;
         parts.push(("loss/distill", distilled.detach()));
-        let mut total = task * lambda_sd + distilled * lambda_kd_output;
+        total = total + distilled;
         if features {
             let pairs = ours.into_inner().into_iter().zip(theirs.into_inner());
-            let sum: Tensor = pairs.map(|(a, b)| mean(a.to_kind(Kind::Float) - b.to_kind(Kind::Float))).sum();
+            let sum: Tensor = pairs.map(|(a, b)| squares(a.to_kind(Kind::Float) - b.to_kind(Kind::Float))).sum();
+            let sum = means(sum).sum() * lambda_kd_feat;
             parts.push(("loss/features", sum.detach()));
-            total += sum * lambda_kd_feat;
+            total = total + sum;
         }
         Ok(Loss { total, parts })
     }
@@ -180,6 +217,37 @@ impl Objective for Denoise {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_prior_is_added_as_diffusers_adds_it() {
+        // train_dreambooth.py: model_pred, model_pred_prior = torch.chunk(model_pred, 2, dim=0); likewise the target;
+        // loss = F.mse_loss(model_pred, target); prior_loss = F.mse_loss(model_pred_prior, target_prior);
+        // loss = loss + args.prior_loss_weight * prior_loss
+        let mut random = generator(3, Purpose::Noise, 0);
+        let (output, target) = (normal(&mut random, &[6, 4, 5, 3]), normal(&mut random, &[6, 4, 5, 3]));
+        let mse = |from: i64, count| {
+            output
+                .narrow(0, from, count)
+                .mse_loss(&target.narrow(0, from, count), tch::Reduction::Mean)
+                .double_value(&[])
+        };
+        let each = squares(&output - &target);
+        let close = |tensor: &Tensor, expected: f64| {
+            let found = tensor.double_value(&[]);
+            assert!((found / expected - 1.0).abs() < 1e-5, "{found}, expected {expected}");
+        };
+        let Means { pictures, class } = means(&each, None, Some(0.7));
+        close(&pictures, mse(0, 3));
+        close(&class.unwrap(), 0.7 * mse(3, 3));
+        let Means { pictures, class } = means(&each, None, None);
+        close(&pictures, mse(0, 6));
+        assert!(class.is_none());
+        // min-SNR's weights, on each example: (loss.mean(dim=...) * mse_loss_weights).mean()
+        let weights = Tensor::from_slice(&[0.5f32, 1.0, 2.0, 0.0, 3.0, 1.0]);
+        let Means { pictures, class } = means(&each, Some(&weights), Some(1.0));
+        close(&pictures, (0.5 * mse(0, 1) + mse(1, 1) + 2.0 * mse(2, 1)) / 3.0);
+        close(&class.unwrap(), (3.0 * mse(4, 1) + mse(5, 1)) / 3.0);
+    }
 
     #[test]
     fn timesteps_have_the_mean_of_their_distribution_and_stay_on_the_schedule() {

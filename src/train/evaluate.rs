@@ -1,7 +1,7 @@
 //! Noised pictures outside a run: the validation loss of any weights, by which `evaluate` and `demo` compare models, and
 //! what `analyze` and calibration look at.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use tch::{Device, Kind};
 
 use super::examples::{Encoder, Texts};
@@ -9,7 +9,7 @@ use super::setup::transform;
 use super::validate::{Input, Validation};
 pub use super::validate::{Measured, snr};
 use crate::config::{self, Config};
-use crate::data::{Cache, CaptionOptions, Key, Sample, dreambooth, read_folder};
+use crate::data::{Cache, Contents, Key, set};
 use crate::diffusion::{NoiseSchedule, TextToImage};
 use crate::networks::unet::UnetConfig;
 use crate::ops::Weights;
@@ -30,12 +30,13 @@ impl Evaluation {
     /// # Errors
     /// The config has no validation split; whatever is wrong with the data or the model.
     pub fn open(config: &Config, model: &Model, samples: Option<usize>, device: Device) -> Result<Self> {
-        let Some(folder) = config.data.validation_data_dir.as_ref() else {
+        let Some(pictures) = set::validation(config) else {
             let message = "is missing: set it to a folder with pictures that are not trained on";
             return Err(config::Error::about("data.validation_data_dir", message).into());
         };
+        let pictures = pictures?;
         let samples = samples.unwrap_or(config.train.train_batch_size * config.validation.batches);
-        Self::of(read_folder(folder, &CaptionOptions::from(&config.data))?, config, model, samples, device)
+        Self::of(pictures, config, model, samples, device)
     }
 
     /// The same of the pictures that the config trains on (DreamBooth's: those of the subject).
@@ -43,21 +44,15 @@ impl Evaluation {
     /// # Errors
     /// Whatever is wrong with the data or the model.
     pub fn of_training(config: &Config, model: &Model, samples: usize, device: Device) -> Result<Self> {
-        let pictures = match (&config.data.dreambooth, &config.data.train_data_dir) {
-            (Some(settings), _) => {
-                dreambooth(&settings.instance_data_dir, &settings.instance_prompt, None, &settings.class_prompt)?
-                    .instance
-            }
-            (None, Some(folder)) => read_folder(folder, &CaptionOptions::from(&config.data))?,
-            (None, None) => bail!("the config has no `data.train_data_dir`"),
-        };
-        Self::of(pictures, config, model, samples, device)
+        Self::of(set::training(config)?, config, model, samples, device)
     }
 
-    fn of(mut pictures: Vec<Sample>, config: &Config, model: &Model, samples: usize, device: Device) -> Result<Self> {
+    fn of(pictures: Contents, config: &Config, model: &Model, samples: usize, device: Device) -> Result<Self> {
         // What the model is, before any long work.
         let TextToImage { unet, autoencoder, schedule, .. } = TextToImage::of(model)?;
+        pictures.remarks.iter().for_each(|remark| eprintln!("{remark}"));
         // The others are never looked at.
+        let mut pictures = pictures.samples;
         pictures.truncate(samples);
         let cache = Cache::open(&config.data.cache_dir)?;
         let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;

@@ -23,6 +23,13 @@ pub struct Examples {
     /// One for each picture.
     pub captions: Vec<String>,
     pub flipped: bool,
+    /// Which picture stands at each place of an epoch: each as often as its sample says.
+    pub epoch: Vec<usize>,
+}
+
+/// Which of `samples` stands at each place of an epoch, before it is shuffled.
+pub fn epoch(samples: &[Sample]) -> Vec<usize> {
+    samples.iter().enumerate().flat_map(|(index, sample)| std::iter::repeat_n(index, sample.repeats)).collect()
 }
 
 impl Examples {
@@ -86,7 +93,7 @@ impl<'a> Encoder<'a> {
             }
         }
         let captions = samples.iter().map(|sample| sample.caption.clone()).collect();
-        Ok(Examples { moments, sizes, captions, flipped: flip })
+        Ok(Examples { moments, sizes, captions, flipped: flip, epoch: epoch(samples) })
     }
 }
 

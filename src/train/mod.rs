@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind};
 
+pub use self::class_images::drawing;
 use self::learning_rate::LearningRate;
 use self::objective::Objective;
 use self::optimizer::AdamW;

@@ -19,6 +19,8 @@ pub struct Reconstruct {
     pub settings: AutoencoderLoss,
     /// `[N, 3, H, W]`, bytes.
     pub pictures: Tensor,
+    /// Which of them stands at each place of an epoch.
+    pub epoch: Vec<usize>,
     /// The same for validation.
     pub validation: Option<Tensor>,
     pub batch: usize,
@@ -41,14 +43,13 @@ impl Reconstruct {
 
     /// The batch of micro-step `index`: pictures, mirrored and cropped at random.
     fn batch(&self, index: u64) -> Tensor {
-        let count = self.pictures.size()[0] as usize;
-        let chosen = crate::data::order::batch_indices(self.seed, index, self.batch, count);
+        let chosen = crate::data::order::batch_indices(self.seed, index, self.batch, self.epoch.len());
         let mut random = generator(self.seed, Purpose::Augment, index);
         let (height, width) = (self.pictures.size()[2], self.pictures.size()[3]);
         let pictures: Vec<Tensor> = chosen
             .into_iter()
-            .map(|i| {
-                let mut picture = self.pictures.get(i as i64);
+            .map(|place| {
+                let mut picture = self.pictures.get(self.epoch[place] as i64);
                 if self.flip && random.next_u32() & 1 == 1 {
                     picture = picture.flip([2]);
                 }

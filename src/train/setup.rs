@@ -1,18 +1,19 @@
 //! From a config to what the loop needs: networks, data, teacher.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::denoise::Denoise;
-use super::examples::{Encoder, Examples, Texts};
+use super::examples::{Encoder, Examples, Texts, epoch};
 use super::initialise::initialise;
 use super::objective::Objective;
 use super::reconstruct::Reconstruct;
 use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
-use crate::config::{Config, Mode, Recipe, TrainedComponent};
-use crate::data::{Cache, CaptionOptions, Crop, Sample, Transform, dreambooth, load_picture, read_folder};
+use crate::config::{Config, Recipe, TrainedComponent};
+use crate::data::set::class_folder;
+use crate::data::{Cache, Crop, DataSet, Sample, Transform, load_picture};
 use crate::diffusion::text_to_image::{self, TextToImage};
 use crate::ops::{Parameter, Weights};
 use crate::report::Progress;
@@ -51,6 +52,8 @@ fn initial(config: &Config, model: &Model, component: Component) -> Result<(Weig
 
 fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
     supports(config, &model)?;
+    // Before the long work: what is wrong with the data is told at once.
+    let DataSet { training, validation, .. } = read_data(config, &model, device)?;
     let (mut weights, parameters) = initial(config, &model, Component::Autoencoder)?;
     if config.model.train_from_scratch {
         quiet_posterior(&mut weights, model.autoencoder_config()?.latent_channels);
@@ -62,15 +65,11 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Res
         device,
         &mut |_, _| {},
     )?;
-    let options = CaptionOptions::from(&config.data);
-    let samples =
-        |folder: &Option<std::path::PathBuf>| folder.as_ref().map(|dir| read_folder(dir, &options)).transpose();
-    let pictures = samples(&config.data.train_data_dir)?.context("`data.train_data_dir` is not set")?;
-    let validation = samples(&config.data.validation_data_dir)?;
     let objective = Reconstruct {
         config: model.autoencoder_config()?,
         settings: config.train.autoencoder.clone(),
-        pictures: bytes(config, &pictures)?,
+        pictures: bytes(config, &training)?,
+        epoch: epoch(&training),
         validation: validation.as_deref().map(|samples| bytes(config, samples)).transpose()?,
         batch: config.train.train_batch_size,
         flip: config.data.flip_aug,
@@ -222,7 +221,7 @@ struct Encoded {
     validation: Option<Examples>,
 }
 
-fn encoded(config: &Config, model: &Model, data: &Data, cache: &Cache, device: Device) -> Result<Encoded> {
+fn encoded(config: &Config, model: &Model, data: &DataSet, cache: &Cache, device: Device) -> Result<Encoded> {
     let autoencoder = model.autoencoder_config()?;
     let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;
     let encoder = Encoder::new(&autoencoder, &weights, device, cache)?;
@@ -234,9 +233,11 @@ fn encoded(config: &Config, model: &Model, data: &Data, cache: &Cache, device: D
         anyhow::Ok(examples)
     };
     let flip = config.data.flip_aug;
-    let examples = encode("encoding pictures", &data.instance, flip)?;
-    let class = match &data.class {
-        Some((samples, weight)) => Some((encode("encoding class pictures", samples, flip)?, *weight)),
+    let examples = encode("encoding pictures", &data.training, flip)?;
+    let class = match class_folder(config).zip(data.class.as_ref()) {
+        Some(((settings, _), class)) => {
+            Some((encode("encoding class pictures", &class.samples, flip)?, settings.prior_loss_weight))
+        }
         None => None,
     };
     let validation = match &data.validation {
@@ -246,27 +247,24 @@ fn encoded(config: &Config, model: &Model, data: &Data, cache: &Cache, device: D
     Ok(Encoded { scaling_factor: autoencoder.scaling_factor, examples, class, validation })
 }
 
-/// What a run trains on.
-struct Data {
-    instance: Vec<Sample>,
-    /// DreamBooth's class pictures and the weight of their loss.
-    class: Option<(Vec<Sample>, f64)>,
-    validation: Option<Vec<Sample>>,
-}
-
-fn read_data(config: &Config, model: &Model, device: Device) -> Result<Data> {
-    let options = CaptionOptions::from(&config.data);
-    let validation = config.data.validation_data_dir.as_ref().map(|dir| read_folder(dir, &options)).transpose()?;
-    if config.train.mode == Mode::Full {
-        let folder = config.data.train_data_dir.as_ref().context("`data.train_data_dir` is not set")?;
-        return Ok(Data { instance: read_folder(folder, &options)?, class: None, validation });
+/// Reads and looks at all data before anything long is done, then draws the class pictures that are missing.
+fn read_data(config: &Config, model: &Model, device: Device) -> Result<DataSet> {
+    let drawing = class_images::drawing(config, model)?;
+    let mut set = DataSet::read(config, drawing.as_ref())?;
+    let mut bar = None;
+    let looked = set.examine(config.data.resolution, &mut |done, all| {
+        super::go_on()?;
+        let bar = bar.get_or_insert_with(|| Progress::new("looking at pictures", 0, all as u64).counting("picture"));
+        bar.update(done as u64, &[]);
+        Ok(())
+    })?;
+    if let Some(bar) = bar {
+        bar.finish();
     }
-    let settings = config.data.dreambooth.as_ref().context("`[data.dreambooth]` is not set")?;
-    let class_dir = settings.class_data_dir.as_deref().filter(|_| settings.with_prior_preservation);
-    if let Some(folder) = class_dir {
-        class_images::draw_missing(config, settings, folder, model, device)?;
+    let of_class = set.class.iter().flat_map(|class| &class.remarks);
+    set.remarks.iter().chain(of_class).chain(&looked).for_each(|remark| eprintln!("{remark}"));
+    if let (Some(class), Some(record)) = (set.class.take(), &drawing) {
+        set.class = Some(class_images::complete(config, class, record, model, device)?);
     }
-    let read = dreambooth(&settings.instance_data_dir, &settings.instance_prompt, class_dir, &settings.class_prompt)?;
-    let class = settings.with_prior_preservation.then_some((read.class, settings.prior_loss_weight));
-    Ok(Data { instance: read.instance, class, validation })
+    Ok(set)
 }

@@ -367,8 +367,11 @@ fn the_commands_take_a_single_file() {
         image::RgbImage::new(32, 32).save(folder.join(format!("pictures/{name}.png"))).unwrap();
         fs::write(folder.join(format!("pictures/{name}.txt")), "a fox").unwrap();
     }
+    fs::create_dir(folder.join("validation")).unwrap();
+    image::RgbImage::new(32, 33).save(folder.join("validation/0.png")).unwrap();
+    fs::write(folder.join("validation/0.txt"), "a fox").unwrap();
     let config = "name = \"try\"\n[model]\npretrained_model_name_or_path = \"small.safetensors\"\n[data]\nresolution = 32\n\
-                  train_data_dir = \"pictures\"\nvalidation_data_dir = \"pictures\"\n[train]\nmax_train_steps = 1\n";
+                  train_data_dir = \"pictures\"\nvalidation_data_dir = \"validation\"\n[train]\nmax_train_steps = 1\n";
     fs::write(folder.join("run.toml"), config).unwrap();
     let all: [(&[&str], &str); 8] = [
         (&["check", "run.toml"], "nothing wrong found"),

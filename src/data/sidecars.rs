@@ -1,0 +1,142 @@
+//! Captions from one file beside each picture: that of `a/b.png` is `a/b.txt`.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+
+use super::folder::{Caption, CaptionOptions, Captions, Missing};
+use super::listing::{File, Listing, few};
+use super::manifest::listed;
+
+/// First words of the names of text files that people and data sets put beside pictures, in lower case.
+const DOCUMENTS: &[&str] = &[
+    "readme",
+    "read_me",
+    "read me",
+    "license",
+    "licence",
+    "copying",
+    "copyright",
+    "notice",
+    "attribution",
+    "credits",
+    "reference",
+    "prompts_and_classes",
+    "notes",
+    "source",
+    "citation",
+    "changelog",
+    "classes",
+    "urls",
+];
+
+/// The name without this extension, which has its dot; in any case of letters.
+fn without<'n>(name: &'n str, extension: &str) -> Option<&'n str> {
+    let (stem, end) = name.split_at_checked(name.len().checked_sub(extension.len())?)?;
+    (end.eq_ignore_ascii_case(extension) && !stem.is_empty() && !stem.ends_with('/')).then_some(stem)
+}
+
+/// Reads the caption beside each picture. Where pictures lack theirs and that is a mistake (`strict`: nothing else gives
+/// them one), captions that belong to no picture are problems too; else they are told of in one line.
+pub(super) fn read(
+    listing: &Listing,
+    options: &CaptionOptions,
+    strict: bool,
+    problems: &mut Vec<String>,
+    remarks: &mut Vec<String>,
+) -> Captions {
+    // (place of the extension, stem) → file. Of two files that differ in case alone, the one in the asked case.
+    let mut files: HashMap<(usize, &str), &File> = HashMap::new();
+    for file in &listing.others {
+        for (place, extension) in options.extensions.iter().enumerate() {
+            if let Some(stem) = without(&file.name, extension) {
+                let asked = file.name.ends_with(extension.as_str());
+                files
+                    .entry((place, stem))
+                    .and_modify(|known| *known = if asked { file } else { *known })
+                    .or_insert(file);
+            }
+        }
+    }
+    let mut found = false;
+    let asked = options.extensions.join(" or ");
+    let caption = |picture: &File| {
+        let file = (0..options.extensions.len()).find_map(|place| files.get(&(place, picture.stem())));
+        let Some(file) = file else {
+            return Caption::None(format!("{} has no caption file ({asked})", listing.shown(picture)));
+        };
+        found = true;
+        match read_caption(&listing.folder.join(&file.path)) {
+            Ok(text) if text.is_empty() => {
+                Caption::None(format!("{} has an empty caption file ({asked})", listing.shown(picture)))
+            }
+            Ok(text) => Caption::Text(text),
+            Err(problem) => {
+                problems.push(problem);
+                Caption::Unreadable
+            }
+        }
+    };
+    let captions: Vec<Caption> = listing.pictures.iter().map(caption).collect();
+    let stems: HashSet<&str> = listing.pictures.iter().map(File::stem).collect();
+    let owned = |file: &&File| {
+        options.extensions.iter().filter_map(|own| without(&file.name, own)).all(|stem| !stems.contains(stem))
+    };
+    let is_caption = |file: &&File| options.extensions.iter().any(|own| without(&file.name, own).is_some());
+    let mut orphans: Vec<&File> = listing.others.iter().filter(is_caption).filter(owned).collect();
+    if strict && found && options.missing == Missing::Error {
+        let lacking = captions.iter().any(|caption| matches!(caption, Caption::None(_)));
+        let patterns: HashSet<String> = stems.iter().filter_map(|stem| numbered(stem)).collect();
+        // A caption whose picture was lost; or, where pictures lack their captions, one under a wrong name.
+        let is_meant = |file: &&File| {
+            let pattern = numbered(file.stem());
+            pattern.is_some_and(|pattern| patterns.contains(&pattern)) || lacking && !is_document(file)
+        };
+        let meant = orphans.iter().copied().filter(is_meant);
+        problems.extend(few(meant.map(|file| format!("{} is a caption without its picture", listing.shown(file)))));
+        orphans.retain(|file| !is_meant(file));
+    }
+    if !orphans.is_empty() {
+        let names: Vec<&str> = orphans.iter().map(|file| file.name.as_str()).collect();
+        let (is, belongs) = match names.len() {
+            1 => ("1 text file".to_owned(), "belongs"),
+            count => (format!("{count} text files"), "belong"),
+        };
+        let folder = listing.folder.display();
+        remarks.push(format!("warning: {is} in {folder} {belongs} to no picture, and not read: {}", listed(&names)));
+    }
+    Captions { captions, found }
+}
+
+/// The stem of a numbered file without its numbers: `IMG_#` of `IMG_0003`. `None` without a number.
+fn numbered(stem: &str) -> Option<String> {
+    let pieces: Vec<&str> = stem.split(|c: char| c.is_ascii_digit()).collect();
+    (pieces.len() > 1).then(|| {
+        let mut pattern = String::new();
+        for (place, piece) in pieces.iter().enumerate() {
+            // Digits in a row leave empty pieces between them.
+            if place > 0 && !pattern.ends_with('#') {
+                pattern.push('#');
+            }
+            pattern.push_str(piece);
+        }
+        pattern
+    })
+}
+
+fn is_document(file: &File) -> bool {
+    let name = file.last().to_lowercase();
+    DOCUMENTS.iter().any(|word| name.starts_with(word))
+}
+
+/// The text of a caption file on one line.
+fn read_caption(path: &Path) -> Result<String, String> {
+    let bytes = fs::read(path).map_err(|error| format!("cannot read the caption {}: {error}", path.display()))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("the caption {} is not UTF-8 text", path.display()))?;
+    Ok(one_line(&text))
+}
+
+/// The words of a text, one space between them.
+pub(super) fn one_line(text: &str) -> String {
+    text.trim_start_matches('\u{feff}').split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,58 @@
+//! Which model this is, by its content: the same wherever it lies, another after any training.
+
+use anyhow::Result;
+use sha2::{Digest, Sha256};
+
+use super::{Component, Model};
+
+/// A hash, in hexadecimal, of what the model draws with: the configurations and weights of its networks, and its scheduler.
+/// Of each tensor the two ends are read, which takes a fraction of a second.
+///
+/// # Errors
+/// A part of the model cannot be read.
+pub fn identity(model: &Model) -> Result<String> {
+    let mut hash = Sha256::new();
+    for component in model.components().filter(|component| *component != Component::SafetyChecker) {
+        hash.update(component.folder());
+        hash.update(serde_json::to_string(&model.config_json(component)?)?);
+        model.stored(component)?.identify(&mut hash)?;
+    }
+    hash.update(serde_json::to_string(&model.scheduler_config()?)?);
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::source::write::copy_model;
+
+    #[test]
+    fn a_model_is_known_wherever_it_lies_and_another_after_a_change() {
+        let original = Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pipeline/model")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let copy = |name: &str, change: &dyn Fn(&mut crate::ops::Weights)| {
+            let mut weights = original.weights(Component::Unet, Kind::Float, Device::Cpu).unwrap();
+            change(&mut weights);
+            let to = folder.path().join(name);
+            copy_model(&original, Path::new(&to), &[(Component::Unet, &weights)], Kind::Float).unwrap();
+            identity(&Model::open(to.to_str().unwrap()).unwrap()).unwrap()
+        };
+        let one = copy("one", &|_| {});
+        assert_eq!(copy("two", &|_| {}), one);
+        let changed = copy("three", &|weights| {
+            let bias = weights.get_mut("conv_out.bias").unwrap();
+            *bias = &*bias + 0.01;
+        });
+        assert_ne!(changed, one);
+        let scheduler = folder.path().join("two/scheduler/scheduler_config.json");
+        let text = std::fs::read_to_string(&scheduler).unwrap().replace("epsilon", "v_prediction");
+        let text = text.replacen('{', "{\"rescale_betas_zero_snr\": true,", 1);
+        std::fs::write(&scheduler, text).unwrap();
+        let two = Model::open(folder.path().join("two").to_str().unwrap()).unwrap();
+        assert_ne!(identity(&two).unwrap(), one);
+    }
+}
