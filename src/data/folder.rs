@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
 use serde_json::Value;
+use unicode_normalization::UnicodeNormalization;
 
 use super::Problems;
 use super::picture::read_picture;
@@ -28,9 +29,26 @@ const OTHER_PICTURES: &[&str] = &["gif", "tif", "tiff", "heic", "heif", "avif", 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     pub path: PathBuf,
+    /// The path below the folder that was read, its parts joined by `/`, in composed Unicode: the same on every system.
+    pub name: String,
     pub caption: String,
     /// Of the class rather than of the subject (DreamBooth's prior preservation).
     pub is_class: bool,
+    /// How often an epoch has it.
+    pub repeats: usize,
+}
+
+impl Sample {
+    /// The picture `file` of `folder`, once an epoch, without a caption yet.
+    pub fn new(folder: &Path, file: &Path) -> Self {
+        Self { path: folder.join(file), name: name(file), caption: String::new(), is_class: false, repeats: 1 }
+    }
+}
+
+/// [`Sample::name`] of a relative path.
+fn name(file: &Path) -> String {
+    let parts: Vec<_> = file.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+    parts.join("/").nfc().collect()
 }
 
 /// What a picture without a caption is.
@@ -169,7 +187,7 @@ impl Listing {
     }
 
     fn samples(&self, folder: &Path, caption: impl Fn(&Path) -> Option<String>, is_class: bool) -> Vec<Sample> {
-        let sample = |file: &PathBuf| Some(Sample { path: folder.join(file), caption: caption(file)?, is_class });
+        let sample = |file: &PathBuf| Some(Sample { caption: caption(file)?, is_class, ..Sample::new(folder, file) });
         self.pictures.iter().filter_map(sample).collect()
     }
 
