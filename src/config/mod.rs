@@ -7,6 +7,8 @@
 //! Relative paths are relative to the working directory, as in kohya's and diffusers' trainers (not to the file).
 
 mod defaults;
+mod differences;
+mod keys;
 mod palettes;
 mod read;
 mod recipe;
@@ -16,6 +18,8 @@ mod schema;
 use std::fmt;
 use std::path::Path;
 
+pub use differences::Difference;
+pub use keys::Change;
 pub use palettes::matches_glob;
 pub use recipe::{Recipe, RecipeLayer, recipe_text};
 pub use schema::*;
@@ -64,6 +68,15 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<Config, Error> {
 /// As [`load`].
 pub fn parse(text: &str, file: &str, overrides: &[String]) -> Result<Config, Error> {
     read::read(text, file, overrides)
+}
+
+/// Reads what [`Config::resolved_toml`] wrote, of this version or an earlier one, for comparison with the config of today
+/// ([`Config::differences`]): keys without effect are let pass.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse_resolved(text: &str, file: &str) -> Result<Config, Error> {
+    read::read(text, file, &[])
 }
 
 impl Config {

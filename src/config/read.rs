@@ -126,8 +126,9 @@ impl Reader<'_> {
         let (name, parent) = path.split_last().expect("paths have at least one part");
         let siblings = if parent.is_empty() { Some(&self.known) } else { self.known(parent).and_then(Value::as_table) };
         let section = if parent.is_empty() { String::new() } else { format!(" in [{}]", parent.join(".")) };
-        let elsewhere = all_keys(&self.known, "")
+        let elsewhere = leaves(&self.known, "")
             .into_iter()
+            .map(|(key, _)| key)
             .filter(|key| key.rsplit('.').next() == Some(name))
             .min_by_key(|key| key.matches('.').count());
         let hint = match (SYNONYMS.iter().find(|(theirs, _)| theirs == name), elsewhere) {
@@ -257,16 +258,16 @@ fn table_of<'a>(leaves: impl IntoIterator<Item = &'a Leaf>) -> Table {
     root
 }
 
-/// All keys under a table, dotted.
-fn all_keys(table: &Table, prefix: &str) -> Vec<String> {
-    let mut keys = Vec::new();
+/// All keys under a table, dotted, with their values.
+pub(super) fn leaves(table: &Table, prefix: &str) -> Vec<(String, Value)> {
+    let mut found = Vec::new();
     for (name, value) in table {
         match value {
-            Value::Table(inner) => keys.extend(all_keys(inner, &format!("{prefix}{name}."))),
-            _ => keys.push(format!("{prefix}{name}")),
+            Value::Table(inner) => found.extend(leaves(inner, &format!("{prefix}{name}."))),
+            _ => found.push((format!("{prefix}{name}"), value.clone())),
         }
     }
-    keys
+    found
 }
 
 /// `; did you mean …?`, or nothing if no name is near.

@@ -1,3 +1,5 @@
+use toml::Table;
+
 use super::*;
 
 const SMALL: &str = r#"
@@ -284,4 +286,15 @@ fn every_key_of_the_schema_can_be_written() {
         let name = line.trim().trim_start_matches("pub ").split(':').next().unwrap();
         assert!(every.contains(&format!("\n{name} = ")) || every.contains(&format!(".{name}]")), "{name}");
     }
+}
+
+/// The table of keys has every key of the schema once, and no other.
+#[test]
+fn the_table_of_keys_is_that_of_the_schema() {
+    let every = Table::try_from(defaults::every_key()).unwrap();
+    let mut schema: Vec<String> = read::leaves(&every, "").into_iter().map(|(key, _)| key).collect();
+    let mut listed: Vec<String> = keys::KEYS.iter().map(|key| key.name.to_owned()).collect();
+    schema.sort();
+    listed.sort();
+    assert_eq!(schema, listed);
 }
