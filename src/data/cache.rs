@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
 use crate::ops::Weights;
+use crate::source::beside;
 use crate::source::files::{TensorFile, write_safetensors};
 
 /// What a cached tensor was made from, hashed.
@@ -95,6 +96,12 @@ impl Cache {
     pub fn open(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make the cache folder {}", folder.display()))?;
         Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// Removes what killed processes left half written.
+    pub fn tidy(&self) {
+        let folders = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        folders.filter(|folder| folder.is_dir()).for_each(|folder| beside::tidy(&folder));
     }
 
     /// Where the tensor of `key` is or would be kept.

@@ -10,7 +10,7 @@ use crate::config::{Config, Dreambooth};
 use crate::data::is_picture;
 use crate::diffusion::pipeline::{Noise, Pipeline, Request, initial_noise};
 use crate::report::{Progress, pictures};
-use crate::source::Model;
+use crate::source::{Model, beside};
 
 /// Draws what is missing to `num_class_images`, each from the noise of its number: a run that was killed while drawing
 /// goes on where it stopped. Pictures of the user's own count and are never touched.
@@ -25,6 +25,8 @@ pub fn draw_missing(
     device: Device,
 ) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    // What a run that was killed left half written.
+    beside::tidy(folder);
     let name = |index: usize| format!("drawn-{index:05}.png");
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let there: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_picture(path)).collect();
