@@ -38,6 +38,7 @@ pub fn run(args: Args) -> Result<()> {
     let config = config::load(&args.config, &args.overrides)?;
     let device = generate::device(&args.device)?;
     let opened = args.model.open(args.palettes.as_deref())?;
+    opened.note_values("\"float\" is these in plain fp16");
     let (model, checkpoint) = (&opened.model, opened.checkpoint()?);
     let evaluation = Evaluation::open(&config, model, None, device)?;
     let measure = |palettes| evaluation.measure(&unet_weights(model, palettes, Kind::Float, device)?);

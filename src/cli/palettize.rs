@@ -154,7 +154,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     let form = form(&args)?;
     must_be_new(&args.output)?;
-    let model = args.model.open(None)?.model;
+    let opened = args.model.open(None)?;
+    opened.note_values("palettes are made of these");
+    let model = opened.model;
     let parameters = model.parameters(Component::Unet)?;
     let Chosen { forms, misfits } = match &args.recipe {
         Some(path) => {

@@ -20,6 +20,7 @@
 //! | [`export`] | what Apple's programs expect of a UNet |
 //! | [`components`] | and of the text encoder and the autoencoder |
 //! | [`apple`] | what they take for granted of every model |
+//! | [`cost`] | what palettes take in a package |
 //! | [`chunk`] | a package in two |
 //! | [`bundle`] | what apps need beside packages |
 //! | [`read`] | reading a package back and running it |
@@ -33,6 +34,7 @@ pub mod blob;
 pub mod bundle;
 pub mod chunk;
 pub mod components;
+pub mod cost;
 pub mod export;
 pub mod interface;
 pub mod layers;

@@ -1,18 +1,23 @@
 //! From a config to what the loop needs: networks, data, teacher.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::denoise::Denoise;
 use super::examples::{Encoder, Examples, Texts};
+use super::identity::{Identity, ModelIdentity};
 use super::initialise::initialise;
 use super::objective::Objective;
 use super::reconstruct::Reconstruct;
+use super::run_folder::RunFolder;
 use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
 use crate::config::{Config, Mode, Recipe, TrainedComponent};
-use crate::data::{Cache, CaptionOptions, Crop, Sample, Transform, dreambooth, load_picture, read_folder};
+use crate::coreml::export::{LARGEST_LATENTS, takes_latents};
+use crate::data::{Cache, CaptionOptions, Crop, Manifest, Sample, Transform, dreambooth, load_picture, read_folder};
 use crate::diffusion::NoiseSchedule;
 use crate::diffusion::pipeline::check_texts;
 use crate::ops::{Parameter, Weights};
@@ -25,18 +30,56 @@ pub struct Setup {
     pub objective: Box<dyn Objective>,
     pub trained: Trained,
     pub model: Model,
+    pub learned_from: Identity,
 }
 
-/// Opens the model and the data of `config`.
+/// The model of a config: that of `model.pretrained_model_name_or_path`, which may be a run's folder.
 ///
 /// # Errors
-/// Whatever is wrong with either, one line.
-pub fn open(config: &Config, device: Device, kind: Kind) -> Result<Setup> {
-    let model = Model::open(&config.model.pretrained_model_name_or_path)?;
-    match config.train.component {
-        TrainedComponent::Autoencoder => autoencoder(config, model, device, kind),
-        TrainedComponent::Unet => unet(config, model, device, kind),
+/// As [`Model::open`]; a run that is not finished.
+pub fn open_model(config: &Config) -> Result<Model> {
+    let model = &config.model.pretrained_model_name_or_path;
+    match RunFolder::model_of(Path::new(model))? {
+        Some((run, folder)) => Ok(Model::open(&folder.to_string_lossy())?.named(run.name())),
+        None => Model::open(model),
     }
+}
+
+/// Opens the model and the data of `config`. `same` is asked whether they are what the run to resume learned from, before
+/// any long work.
+///
+/// # Errors
+/// Whatever is wrong with either, one line; those of `same`.
+pub fn open(
+    config: &Config,
+    device: Device,
+    kind: Kind,
+    same: &mut dyn FnMut(&Identity) -> Result<()>,
+) -> Result<Setup> {
+    let model = open_model(config)?;
+    match config.train.component {
+        TrainedComponent::Autoencoder => autoencoder(config, model, device, kind, same),
+        TrainedComponent::Unet => unet(config, model, device, kind, same),
+    }
+}
+
+/// What a config trains on as far as it is there: DreamBooth's class pictures may still have to be drawn.
+///
+/// # Errors
+/// Whatever is wrong with the data.
+pub fn training_data(config: &Config) -> Result<Manifest> {
+    let options = CaptionOptions::from(&config.data);
+    let samples = match (&config.data.dreambooth, &config.data.train_data_dir) {
+        (Some(settings), _) => {
+            let class = settings.class_data_dir.as_deref().filter(|_| settings.with_prior_preservation);
+            let read =
+                dreambooth(&settings.instance_data_dir, &settings.instance_prompt, class, &settings.class_prompt)?;
+            read.instance.into_iter().chain(read.class).collect()
+        }
+        (None, Some(folder)) => read_folder(folder, &options)?,
+        (None, None) => Vec::new(),
+    };
+    Manifest::of(&samples)
 }
 
 /// fp32 weights to start from: the model's, or random ones.
@@ -50,7 +93,15 @@ fn initial(config: &Config, model: &Model, component: Component) -> Result<(Weig
     Ok((weights, parameters))
 }
 
-fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
+fn autoencoder(
+    config: &Config,
+    model: Model,
+    device: Device,
+    kind: Kind,
+    same: &mut dyn FnMut(&Identity) -> Result<()>,
+) -> Result<Setup> {
+    let learned_from = Identity { model: ModelIdentity::of(&model, config)?, data: training_data(config)? };
+    same(&learned_from)?;
     let (mut weights, parameters) = initial(config, &model, Component::Autoencoder)?;
     if config.model.train_from_scratch {
         quiet_posterior(&mut weights, model.autoencoder_config()?.latent_channels);
@@ -79,7 +130,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Res
         kind,
         recomputes: config.train.gradient_checkpointing,
     };
-    Ok(Setup { objective: Box::new(objective), trained, model })
+    Ok(Setup { objective: Box::new(objective), trained, model, learned_from })
 }
 
 /// Lowers the log-variance that a new encoder begins with from about 0 to −5: noise of deviation 1 would drown its means,
@@ -128,6 +179,13 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
             model.path().display()
         );
     }
+    let (height, width) = (config.export.latent_h, config.export.latent_w);
+    if config.export.coreml && !takes_latents(height, width) {
+        bail!(
+            "export.latent_h = {height} and export.latent_w = {width}: a package can be made for 1 to {LARGEST_LATENTS} \
+             each; set them, or export.coreml = false"
+        );
+    }
     match config.train.component {
         TrainedComponent::Unet => check_conditions(model),
         TrainedComponent::Autoencoder => Ok(()),
@@ -141,7 +199,13 @@ pub fn check_conditions(model: &Model) -> Result<()> {
         .with_context(|| model.path().display().to_string())
 }
 
-fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
+fn unet(
+    config: &Config,
+    model: Model,
+    device: Device,
+    kind: Kind,
+    same: &mut dyn FnMut(&Identity) -> Result<()>,
+) -> Result<Setup> {
     supports(config, &model)?;
     if !config.model.train_from_scratch {
         // Before the long work: what is wrong with the file is told at once.
@@ -152,8 +216,14 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
     }
     let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)
         .with_context(|| format!("the scheduler of {}", model.path().display()))?;
+    let identity = ModelIdentity::of(&model, config)?;
     let data = read_data(config, &model, device)?;
+    let class = data.class.iter().flat_map(|(samples, _)| samples);
+    let pictures: Vec<Sample> = data.instance.iter().chain(class).cloned().collect();
+    let learned_from = Identity { model: identity, data: Manifest::of(&pictures)? };
+    same(&learned_from)?;
     let cache = Cache::open(&config.data.cache_dir)?;
+    cache.tidy();
     let Encoded { scaling_factor, examples, class, validation } = encoded(config, &model, &data, &cache, device)?;
 
     // One network at a time is read, used and dropped; what learns, which is the most, comes last.
@@ -205,7 +275,7 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
         kind,
         sampler: prompts::sampler(config, &model, (device, kind)),
     };
-    Ok(Setup { objective: Box::new(objective), trained, model })
+    Ok(Setup { objective: Box::new(objective), trained, model, learned_from })
 }
 
 /// Pictures as the autoencoder's moments.

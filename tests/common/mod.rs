@@ -4,6 +4,8 @@
 // Each test takes what it needs of it.
 #![allow(dead_code)]
 
+pub mod runs;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
