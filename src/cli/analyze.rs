@@ -92,7 +92,9 @@ pub fn run(args: Args) -> Result<()> {
     let candidates = candidates(&args.bits, &config)?;
     let keep = args.keep.iter().map(|text| pin(text, &config)).collect::<Result<Vec<_>>>()?;
     let device = args.device;
-    let model = args.model.clone().open_by(&config, None)?.model;
+    let opened = args.model.clone().open_by(&config, None)?;
+    opened.note_values("what is measured is palettes of these");
+    let model = opened.model;
     let parameters = model.parameters(Component::Unet)?;
     let plan = Plan::new(&config, &keep, &candidates, &parameters)?;
     let budget = plan.budget(args.target_bits, args.target_megabytes)?;

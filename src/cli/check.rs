@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use super::cost::Cost;
 use super::doctor::free_disk;
 use super::{Mistakes, grouped, print, size};
 use crate::config::{self, Config, DeviceChoice, Loaded, MixedPrecision, Recipe, SamplePrompt, TrainedComponent};
+use crate::coreml::apple;
+use crate::coreml::cost::Cost;
 use crate::data::set::class_folder;
 use crate::data::{DataSet, Problems, Sample};
 use crate::report::{duration, shell_word};
 use crate::source::{Component, Model, Tokenizer};
 use crate::train::estimate::{Pictures, estimate};
-use crate::train::{device_and_kind, drawing, is_occupied};
+use crate::train::identity::{Identity, ModelIdentity};
+use crate::train::plan::{self, Action, Plan, plan};
+use crate::train::{self, Resume, device_and_kind, drawing, run_folder};
 
 /// Reads config, data and model headers and tells what a run would do; trains nothing
 #[derive(clap::Args)]
@@ -36,7 +39,7 @@ pub fn run(args: Args) -> Result<()> {
     for (i, warning) in warnings.iter().enumerate() {
         report.line(if i == 0 { "config" } else { "" }, format!("warning: {warning}"));
     }
-    let model = report.take(Model::open_with(&config.model.pretrained_model_name_or_path, &config.model.options()));
+    let model = report.take(train::open_model(&config));
     if let Some(model) = &model {
         report.model(&config, model);
     }
@@ -45,7 +48,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(model) = &model {
         report.weights(&config, model);
     }
-    report.output(&config);
+    report.output(&config, model.as_ref());
     if let Some(model) = model.as_ref().filter(|_| report.mistakes.is_empty() && !args.no_estimate) {
         report.time(&config, model);
     }
@@ -89,9 +92,15 @@ impl Report {
         self.lines.push(format!("{heading:<11}{}", text.as_ref()));
     }
 
-    /// Notes an error, and goes on.
+    /// Notes an error, once, and goes on.
     fn take<T>(&mut self, result: Result<T>) -> Option<T> {
-        result.map_err(|error| self.mistakes.push(format!("{error:#}").replace('\n', " "))).ok()
+        let note = |error: anyhow::Error| {
+            let text = format!("{error:#}").replace('\n', " ");
+            if !self.mistakes.contains(&text) {
+                self.mistakes.push(text);
+            }
+        };
+        result.map_err(note).ok()
     }
 
     fn model(&mut self, config: &Config, model: &Model) {
@@ -112,7 +121,7 @@ impl Report {
             }
         }
         self.tokenizer = self.take(model.tokenizer());
-        self.take(crate::train::supports(config, model));
+        self.take(train::supports(config, model));
         if let Some(scheduler) = model.scheduler_config().ok().filter(|_| draws_with_own_sampler(config)) {
             let own = crate::diffusion::Own::of(&scheduler);
             if let Some(warning) = own.warning {
@@ -308,6 +317,15 @@ impl Report {
             }
         }
         bits += palette_bits;
+        if component == Component::Unet && config.train.train_text_encoder {
+            let parameters = model.parameters(Component::TextEncoder).unwrap_or_default();
+            let sizes = parameters
+                .iter()
+                .map(|p| p.shape.iter().product::<i64>() as u64 * if config.train.is_bf16(&p.shape) { 2 } else { 4 });
+            let text_encoder = sizes.sum::<u64>();
+            masters += text_encoder;
+            held += 4 * text_encoder;
+        }
         if let Some(first) = misfits.first() {
             let more = misfits.len() - 1;
             let others = if more > 0 { format!(" (and {more} more)") } else { String::new() };
@@ -326,6 +344,12 @@ impl Report {
             if config.export.coreml {
                 let cost = Cost::of(palettes);
                 [cost.note(), cost.warning()].into_iter().flatten().for_each(|text| self.line("", text));
+            }
+        }
+        if config.export.coreml && component == Component::Unet {
+            let latents = (config.export.latent_h, config.export.latent_w);
+            for misfit in self.take(apple::misfits(model, &train::parts(config), latents)).unwrap_or_default() {
+                self.line("", format!("warning: {misfit}"));
             }
         }
         self.line("memory", format!("{} for weights, gradients and optimizer; activations come on top", size(held)));
@@ -366,19 +390,38 @@ impl Report {
         }
     }
 
-    fn output(&mut self, config: &Config) {
-        let folder = &config.output_dir;
-        if folder.exists() && !folder.is_dir() {
-            self.mistakes.push(format!("output_dir: {} is a file", folder.display()));
-            return;
-        }
-        match (is_occupied(folder), folder.join("config.resolved.toml").is_file()) {
-            (true, true) => self.line("", "holds a run already, which `train` goes on with if this is the same config"),
-            (true, false) => self.mistakes.push(format!(
-                "output_dir: {} exists and is not a run of palettist; set another output_dir",
-                folder.display()
-            )),
-            (false, _) => {}
+    /// What `train` would do in the output folder, and whether it can.
+    fn output(&mut self, config: &Config, model: Option<&Model>) {
+        self.take(run_folder::check_writable(&config.output_dir).context("output_dir"));
+        self.take(run_folder::check_writable(&config.data.cache_dir).context("data.cache_dir"));
+        // Weights that nothing could be learned from are found on the way.
+        let identity = model.and_then(|model| self.take(ModelIdentity::of(model, config)));
+        let Some(Plan { action, notes }) = self.take(plan(config, &Resume::Auto)) else { return };
+        notes.iter().for_each(|note| self.line("", format!("note: {note}")));
+        let resumed = match action {
+            Action::Start => return,
+            Action::Finished { step, gone, learned_from } => {
+                let told = plan::is_finished(config, step, &gone, learned_from.as_deref());
+                return told.iter().for_each(|line| self.line("", line));
+            }
+            Action::Resume(resumed) => resumed,
+        };
+        self.line(
+            "",
+            match &resumed.only {
+                Some(only) => {
+                    let only: Vec<&str> = only.iter().map(String::as_str).collect();
+                    format!("is finished; `train` writes again what is missing: {}", only.join(", "))
+                }
+                None => format!("holds a run already, which `train` goes on with from step {}", resumed.facts.step),
+            },
+        );
+        // What is wrong with the data has been noted.
+        let data = model.and_then(|model| train::training_data(config, model).ok());
+        if let (Some(model), Some(data)) = (identity, data) {
+            let now = Identity { model, data };
+            let before = resumed.facts.learned_from.as_ref();
+            self.take(plan::same_content_so_far(before, &now, &config.output_dir));
         }
     }
 }

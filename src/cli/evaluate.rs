@@ -38,6 +38,7 @@ pub fn run(args: Args) -> Result<()> {
     warn_of_unused(&args.overrides, "evaluate", |key| MEASURED.contains(&key) || is_of_data(key));
     let device = args.device;
     let opened = args.model.open_by(&config, args.palettes.as_deref())?;
+    opened.note_values("\"float\" is these in plain fp16");
     let (model, checkpoint) = (&opened.model, opened.checkpoint()?);
     let evaluation = Evaluation::open(&config, model, None, device)?;
     let measure = |palettes| evaluation.measure(&unet_weights(model, palettes, Kind::Float, device)?);

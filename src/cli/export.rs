@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use tch::{Device, Kind};
 
-use super::cost::Cost;
 use super::model::ModelArgs;
 use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print};
@@ -17,7 +16,8 @@ use crate::coreml::components::{
     Attended, Part, autoencoder_numbers, export_safety_checker, export_text_encoder, export_vae_decoder,
     export_vae_encoder,
 };
-use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
+use crate::coreml::cost::Cost;
+use crate::coreml::export::{LARGEST_LATENTS, PackageMetadata, UnetOptions, export_unet, takes_latents};
 use crate::coreml::interface::{Destination, Weighted};
 use crate::coreml::metadata::PALETTES;
 use crate::coreml::package::{Occupied, put_in_place, replaces};
@@ -67,7 +67,7 @@ pub struct Args {
     /// iOS16, iOS17, iOS18, or macOS13, macOS14, macOS15; the first that holds the palettes if not given
     #[arg(long, value_name = "TARGET")]
     min_deployment_target: Option<Target>,
-    /// Height of the latents, an eighth of the picture's; the model's own if not given
+    /// Height of the latents, an eighth of the picture's; the model's own if not given, a run's as its config has it
     #[arg(long, allow_negative_numbers = true)]
     latent_h: Option<i64>,
     /// Width of the latents
@@ -174,6 +174,10 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage("--quantize-nbits unet=… and --palettes are both for the UNet: one of them".into()).into());
     }
     let opened = args.model.open(args.palettes.as_deref())?;
+    if nbits.names(Part::Unet) && opened.palettes.is_some() {
+        let message = "--quantize-nbits unet=…: the UNet of this run has palettes already";
+        return Err(Usage(message.into()).into());
+    }
     let model = &opened.model;
     // One network may be exported by itself; those that are there must make one model.
     text_to_image::fit(model)?;
@@ -193,11 +197,10 @@ pub fn run(args: Args) -> Result<()> {
     let checkpoint = opened.palettes.as_deref().map(PalettizedFile::open).transpose()?;
     let config = model.unet_config()?;
     let defaults = UnetOptions::new(&config);
-    let (height, width) = (args.latent_h.unwrap_or(defaults.height), args.latent_w.unwrap_or(defaults.width));
-    // Far beyond what any device draws, and within what a package can declare.
-    const LARGEST: i64 = 4096;
-    if ![height, width].iter().all(|side| (1..=LARGEST).contains(side)) {
-        return Err(Usage(format!("--latent-h and --latent-w are from 1 to {LARGEST}")).into());
+    let own = opened.latents().unwrap_or((defaults.height, defaults.width));
+    let (height, width) = (args.latent_h.unwrap_or(own.0), args.latent_w.unwrap_or(own.1));
+    if !takes_latents(height, width) {
+        return Err(Usage(format!("--latent-h and --latent-w are from 1 to {LARGEST_LATENTS}")).into());
     }
     let parts = parts.map_or_else(|| all(model, height, width), Ok)?;
     let of_text = |part: &Part| matches!(part, Part::TextEncoder | Part::TextEncoder2);
@@ -254,7 +257,7 @@ pub fn run(args: Args) -> Result<()> {
     if name.chars().any(char::is_control) {
         return Err(Usage(format!("{name:?} has control characters: --model-version takes a name without")).into());
     }
-    let metadata = PackageMetadata::of_folder(&name, model.path());
+    let metadata = opened.metadata(Some(&name));
     let path = |part: Part| {
         args.output.join(metadata.package_name(if part == Part::Unet { options.component() } else { part.name() }))
     };

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tch::Kind;
 
-use super::cost::Cost;
 use super::{grouped, print, size};
+use crate::coreml::cost::Cost;
 use crate::coreml::read::{Package, Palettes};
 use crate::palette::{LutDtype, PalettizedCheckpoint};
 use crate::source::files::TensorFile;

@@ -8,7 +8,7 @@
 
 mod analyze;
 mod check;
-mod cost;
+mod clean;
 mod demo;
 mod doctor;
 mod evaluate;
@@ -47,6 +47,7 @@ enum Command {
     Init(init::Args),
     Check(check::Args),
     Train(train::Args),
+    Clean(clean::Args),
     Analyze(analyze::Args),
     Palettize(palettize::Args),
     Generate(Box<generate::Args>),
@@ -71,6 +72,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Init(args) => init::run(args),
         Command::Check(args) => check::run(args),
         Command::Train(args) => train::run(args),
+        Command::Clean(args) => clean::run(args),
         Command::Analyze(args) => analyze::run(args),
         Command::Palettize(args) => palettize::run(args),
         Command::Generate(args) => generate::run(*args),

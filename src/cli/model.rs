@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::config::Config;
+use crate::coreml::export::PackageMetadata;
 use crate::palette::PalettizedCheckpoint;
 use crate::source::{Model, ModelOptions, PredictionType};
 use crate::terminal::note;
+use crate::train::run_folder::RunFolder;
 
 /// `MODEL` and its options, to be flattened into a command's `Args`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ModelArgs {
-    /// A diffusers folder, a single-file checkpoint (.safetensors), or a hub id in the local Hugging Face cache
-    /// (owner/name, or owner/name@revision)
+    /// A diffusers folder, a single-file checkpoint (.safetensors), a hub id in the local Hugging Face cache (owner/name, or
+    /// owner/name@revision), or the folder of a finished run, with its palettes
     #[arg(value_name = "MODEL")]
     pub model: String,
     #[command(flatten)]
@@ -79,6 +81,8 @@ impl ModelOptionArgs {
 pub struct Opened {
     pub model: Model,
     pub palettes: Option<PathBuf>,
+    /// Of a run's folder: the run.
+    pub run: Option<Box<RunFolder>>,
 }
 
 impl ModelArgs {
@@ -110,17 +114,52 @@ impl ModelArgs {
         self.open(palettes)
     }
 
-    /// Opens the model. `palettes` is what `--palettes` gave.
+    /// Opens the model. `palettes` is what `--palettes` gave; of a run's folder its own are taken where it gave none.
     ///
     /// # Errors
-    /// As [`Model::open_with`].
+    /// As [`Model::open_with`]; a run that is not finished.
     pub fn open(&self, palettes: Option<&Path>) -> Result<Opened> {
-        let model = Model::open_with(&self.model, &self.options.options())?;
-        Ok(Opened { model, palettes: palettes.map(Path::to_owned) })
+        let (palettes, options) = (palettes.map(Path::to_owned), self.options.options());
+        let Some((run, folder)) = RunFolder::model_of(Path::new(&self.model))? else {
+            return Ok(Opened { model: Model::open_with(&self.model, &options)?, palettes, run: None });
+        };
+        let model = Model::open_with(&folder.to_string_lossy(), &options)?.named(run.name());
+        if let Some(finished) = run.finished.as_ref().filter(|finished| finished.step < run.step()) {
+            note(format_args!(
+                "the results in {} are those of step {}; the run has gone on to step {}",
+                run.path.display(),
+                finished.step,
+                run.step()
+            ));
+        }
+        Ok(Opened { model, palettes: palettes.or_else(|| run.palettes()), run: Some(run) })
     }
 }
 
 impl Opened {
+    /// What packages of the model say of it, called `name` or else as the model is.
+    pub fn metadata(&self, name: Option<&str>) -> PackageMetadata {
+        let name = name.unwrap_or(self.model.name());
+        match self.run.as_ref().and_then(|run| run.finished.as_ref()) {
+            // The run's own packages were made beside the base model, whose card told it.
+            Some(finished) => PackageMetadata { model: name.to_owned(), ..finished.package.clone() },
+            None => PackageMetadata::of_folder(name, self.model.path()),
+        }
+    }
+
+    /// Says of a run with palettes that its model holds their values, so that `what` is of those.
+    pub fn note_values(&self, what: &str) {
+        if let Some(run) = self.run.as_ref().filter(|run| run.palettes().is_some()) {
+            eprintln!("note: the model of {} holds the values of its palettes: {what}", run.path.display());
+        }
+    }
+
+    /// Height and width of the latents that a run's own packages are for.
+    pub fn latents(&self) -> Option<(i64, i64)> {
+        let export = &self.run.as_ref()?.config.export;
+        Some((export.latent_h, export.latent_w))
+    }
+
     /// Reads the palettes, where there are any.
     ///
     /// # Errors

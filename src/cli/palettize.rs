@@ -175,10 +175,12 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage(format!("{option} has no effect on the UNet's weights without --calibrate")).into());
     }
     let config = args.calibrate.as_deref().map(|path| load_config(path, &[])).transpose()?;
-    let model = match &config {
-        Some(config) => args.model.clone().open_by(config, None)?.model,
-        None => args.model.open(None)?.model,
+    let opened = match &config {
+        Some(config) => args.model.clone().open_by(config, None)?,
+        None => args.model.open(None)?,
     };
+    opened.note_values("palettes are made of these");
+    let model = opened.model;
     let parameters = model.parameters(Component::Unet)?;
     let Chosen { forms, misfits } = match &args.recipe {
         Some(path) => {

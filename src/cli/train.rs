@@ -1,11 +1,11 @@
 //! `palettist train`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 
 use super::{Interrupted, Usage, load_config};
-use crate::train::{self, Ended, Resume};
+use crate::train::{self, Ended, Resume, run_folder, state};
 
 /// Fine-tunes a model as a config says; writes output_dir/
 #[derive(clap::Args)]
@@ -25,17 +25,28 @@ pub fn run(args: Args) -> Result<()> {
     let resume = match args.resume.as_str() {
         "auto" => Resume::Auto,
         "never" => Resume::Never,
-        folder if Path::new(folder).is_dir() => Resume::From(folder.into()),
-        other => {
-            let message = format!("--resume {other}: there is no such folder (auto, never, or a checkpoint's folder)");
-            return Err(Usage(message).into());
-        }
+        folder => Resume::From(checkpoint(folder)?),
     };
     stop_on_interrupt()?;
     match train::run(&config, &resume)? {
         Ended::Done => Ok(()),
         Ended::Stopped => Err(Interrupted("stopped after saving; the same command goes on".into()).into()),
     }
+}
+
+/// The folder of a checkpoint that `--resume` names.
+fn checkpoint(folder: &str) -> Result<PathBuf, Usage> {
+    let path = PathBuf::from(folder);
+    if state::is_checkpoint(&path) {
+        return Ok(path);
+    }
+    let what = if !path.exists() { "does not exist" } else { "is not a checkpoint, a folder with state.json" };
+    let within = [path.clone(), path.join(run_folder::CHECKPOINTS)].iter().flat_map(|path| state::list(path)).last();
+    let hint = match within {
+        Some((_, newest)) => format!("; {} is one", newest.display()),
+        None => "; there are auto, never, and the folders in a run's checkpoints/".to_owned(),
+    };
+    Err(Usage(format!("--resume {folder}: {what}{hint}")))
 }
 
 /// The first Ctrl-C asks the run to save and end, the second ends the program at once.

@@ -36,7 +36,7 @@ pub struct Args {
     /// .mlpackage folders; of a UNet in chunks the first, which takes the others along
     #[arg(required = true, value_name = "PACKAGE")]
     packages: Vec<PathBuf>,
-    /// The model that the packages were made of, a diffusers folder or single file; without it they are only checked
+    /// The model that the packages were made of, a diffusers folder, a single file or a run; without it they are only checked
     #[arg(long, value_name = "MODEL")]
     against: Option<String>,
     #[command(flatten)]

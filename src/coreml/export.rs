@@ -25,6 +25,14 @@ use crate::networks::unet::{Added, Addition, Condition, TIME_IDS, UnetConfig, un
 /// Tokens of a prompt, as CLIP's own text encoders pad it.
 pub const PROMPT_TOKENS: i64 = 77;
 
+/// The longest side of latents in a package: far beyond what any device draws, and within what a package can declare.
+pub const LARGEST_LATENTS: i64 = 4096;
+
+/// Whether a package can be made for latents of these sides.
+pub fn takes_latents(height: i64, width: i64) -> bool {
+    [height, width].iter().all(|side| (1..=LARGEST_LATENTS).contains(side))
+}
+
 /// What a UNet's package is made for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnetOptions {

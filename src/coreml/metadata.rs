@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::proto;
 
 /// What the chunks of one package say among their further entries, and no others: the identifier of that package, which is
@@ -25,7 +27,7 @@ pub const PALETTES: &str = "palettist.palettes";
 pub const NAME: &str = "Stable_Diffusion_version_";
 
 /// What a package says about where it comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackageMetadata {
     /// The model: a hub id (`stabilityai/stable-diffusion-2-1-base`) or any name. Part of the package's name, with
     /// `_` for `/`; also its version.

@@ -21,6 +21,7 @@
 //! | [`components`] | and of the text encoder and the autoencoder |
 //! | [`apple`] | what they take for granted of every model |
 //! | [`prompt`] | what a text encoder is fed |
+//! | [`cost`] | what palettes take in a package |
 //! | [`chunk`] | a package in two |
 //! | [`bundle`] | what apps need beside packages |
 //! | [`read`] | reading a package back and running it |
@@ -34,6 +35,7 @@ pub mod blob;
 pub mod bundle;
 pub mod chunk;
 pub mod components;
+pub mod cost;
 pub mod export;
 pub mod interface;
 pub mod layers;

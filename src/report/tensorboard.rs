@@ -39,6 +39,7 @@ impl TensorBoard {
     /// When the folder cannot be written.
     pub fn open(folder: &Path, step: u64) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
+        remove_half_made(folder);
         // Also at step 0: a run may have been killed before its first checkpoint.
         if step > 0 || newest(folder)?.is_some() {
             let (path, file) = new_file(folder)?;
@@ -111,6 +112,20 @@ impl Drop for TensorBoard {
 /// Whether a panic at this place of the source is one that [`TensorBoard`] catches: nothing to tell users about.
 pub fn is_caught(file: &str) -> bool {
     file.contains("tensorboard-rs")
+}
+
+/// Removes what a run left that was killed as it opened its event file: the writer's own folder, and a name that was only
+/// reserved. A run that lives has its folder to itself.
+fn remove_half_made(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let empty = entry.metadata().is_ok_and(|data| data.is_file() && data.len() == 0);
+        if name.starts_with(".events.out.tfevents.") && name.ends_with(".start") {
+            let _ = fs::remove_dir_all(entry.path());
+        } else if empty && name.starts_with("events.out.tfevents.") && name.contains(".palettist.") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The time in the name of the newest event file in `folder`.

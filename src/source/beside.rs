@@ -1,11 +1,12 @@
 //! Where something is written before it is whole: a hidden sibling of its place, `.NAME.PROCESS-COUNT.KIND`.
 //!
-//! A process that is killed leaves such siblings. While one writes a folder it [holds](hold) it locked, and the system
-//! unlocks it however the process ends: so what can be locked is nobody's any more, and the next process that writes to
-//! the same place [removes](remove_leftovers) it. A process id tells less: on a shared disk or in a container it is
-//! another machine's.
+//! A process that is killed leaves such siblings. While one writes a folder or a file it [holds](hold) it locked, and the
+//! system unlocks it however the process ends: so what can be locked is nobody's any more, and the next process that
+//! writes to the same place [removes](remove_leftovers) it, or [tidies](tidy) the whole folder. A process id tells less:
+//! on a shared disk or in a container it is another machine's.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const PART: &str = "part";
 /// What is being replaced.
 pub const OLD: &str = "old";
+/// What replaces it: whole.
+pub const NEW: &str = "new";
 /// What is about to be cut in pieces.
 pub const WHOLE: &str = "whole";
 
@@ -24,30 +27,79 @@ pub fn beside(path: &Path, kind: &str) -> PathBuf {
     path.with_file_name(format!(".{name}.{}-{count}.{kind}", std::process::id()))
 }
 
-/// Keeps other processes from taking a folder for a leftover until what is returned is dropped. Where there are no locks,
-/// none is returned, and no process takes anything for a leftover.
-pub fn hold(folder: &Path) -> Option<File> {
-    File::open(folder).ok().filter(|folder| folder.try_lock().is_ok())
+/// Keeps other processes from taking a folder or file for a leftover until what is returned is dropped. Where there are no
+/// locks, none is returned, and no process takes anything for a leftover.
+pub fn hold(path: &Path) -> Option<File> {
+    File::open(path).ok().filter(|file| file.try_lock().is_ok())
 }
 
-/// Removes the folders of this kind that killed processes left [beside](beside) `path`. What cannot be removed stays: it is
-/// in nobody's way.
+/// Creates the file `part`, and holds it as [`hold`] does.
+///
+/// # Errors
+/// The system's.
+pub fn create(part: &Path) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(part)?;
+        // Between the two another process may take it for a leftover, and remove it.
+        if !matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && part.exists() {
+            return Ok(file);
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Of a name that [`beside`] gives, the name that it stands beside, and the kind.
+fn parsed(found: &str) -> Option<(&str, &str)> {
+    let (rest, kind) = found.strip_prefix('.')?.rsplit_once('.')?;
+    let (name, process) = rest.rsplit_once('.')?;
+    let ours = !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    (ours && [PART, OLD, NEW, WHOLE].contains(&kind)).then_some((name, kind))
+}
+
+/// What killed processes left in `folder`: each with the path that it stands beside, and its kind. What a process that
+/// lives holds is not among it.
+pub fn leftovers(folder: &Path) -> Vec<(PathBuf, PathBuf, String)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| {
+            let found = entry.file_name();
+            let (name, kind) = parsed(found.to_str()?)?;
+            let is_ours = entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_file());
+            (is_ours && hold(&entry.path()).is_some()).then(|| (entry.path(), folder.join(name), kind.to_owned()))
+        })
+        .collect();
+    // What is new comes first: it is put in place rather than the old.
+    found.sort_by(|(a, _, kind), (b, _, other)| (kind, a).cmp(&(other, b)));
+    found
+}
+
+/// Removes what killed processes left in `folder`, unless it is all that there is of what was being replaced: that is put
+/// back, the new one where it is whole. What cannot be removed stays: it is in nobody's way.
+pub fn tidy(folder: &Path) {
+    for (found, place, kind) in leftovers(folder) {
+        let replacing = kind == OLD || kind == NEW;
+        if replacing && !place.exists() && fs::rename(&found, &place).is_ok() {
+            continue;
+        }
+        remove(&found);
+    }
+}
+
+/// Removes a leftover.
+fn remove(found: &Path) {
+    // Held while it is removed, so that a second process does not begin to.
+    if let Some(held) = hold(found) {
+        let _ = if found.is_dir() { fs::remove_dir_all(found) } else { fs::remove_file(found) };
+        drop(held);
+    }
+}
+
+/// Removes what killed processes left of this kind [beside](beside) `path`. What cannot be removed stays: it is in nobody's
+/// way.
 pub fn remove_leftovers(path: &Path, kind: &str) {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
-    for entry in entries.flatten() {
-        let found = entry.file_name();
-        let process = found.to_str().and_then(|found| {
-            let rest = found.strip_prefix('.')?.strip_prefix(&*name)?.strip_prefix('.')?;
-            rest.strip_suffix(kind)?.strip_suffix('.')
-        });
-        let ours = process.is_some_and(|process| process.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'));
-        if ours && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // Held while it is removed, so that a second process does not begin to.
-            let held = hold(&entry.path());
-            if held.is_some() {
-                let _ = fs::remove_dir_all(entry.path());
-            }
+    for (found, place, of_kind) in leftovers(folder_of(path)) {
+        if of_kind == kind && place.file_name() == path.file_name() {
+            remove(&found);
         }
     }
 }
@@ -110,6 +162,30 @@ mod tests {
         remove_leftovers(&path, PART);
         assert!(!live.exists());
         assert_eq!(left(), expected);
+    }
+
+    #[test]
+    fn a_folder_is_tidied_and_what_was_being_replaced_is_put_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in [".model.1-0.new", ".model.1-1.old", ".a.png.7-3.part", ".coreml.9-9.old", "coreml"] {
+            fs::create_dir(path(name)).unwrap();
+            fs::write(path(name).join("name"), name).unwrap();
+        }
+        fs::write(path(".report.html.1-2.part"), "half").unwrap();
+        let held = create(&path(".live.json.1-2.part")).unwrap();
+        fs::write(path(".mine.part"), "mine").unwrap();
+        tidy(folder.path());
+        let mut names: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, [".live.json.1-2.part", ".mine.part", "coreml", "model"]);
+        assert_eq!(fs::read_to_string(path("model/name")).unwrap(), ".model.1-0.new");
+        drop(held);
+        tidy(folder.path());
+        assert!(!path(".live.json.1-2.part").exists());
     }
 
     #[test]

@@ -15,7 +15,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use safetensors::tensor::Dtype;
 use tch::{Device, Kind, Tensor};
 
-use super::beside::{PART, beside, folder_of, missing_folders, remove_empty};
+use super::beside::{
+    NEW, OLD, PART, beside, create, folder_of, hold, leftovers, missing_folders, remove_empty, remove_leftovers, tidy,
+};
 pub use super::tensor_file::TensorFile;
 
 /// Calls `write` with a temporary path beside `path`, then moves what it wrote (a file or a folder) to `path`.
@@ -49,9 +51,62 @@ pub fn flush_renames(folder: &Path) {
     }
 }
 
-/// Writes `bytes` to `path` through [`write_atomically`].
+/// Writes a file through [`write_atomically`], held while it is written, so that nobody takes it for a leftover.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_file(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    let mut held = None;
+    write_atomically(path, |part| {
+        let file = create(part).with_context(|| format!("cannot write {}", path.display()))?;
+        write(held.insert(file))
+    })
+}
+
+/// Writes `bytes` to `path` through [`write_file`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_atomically(path, |part| fs::write(part, bytes).with_context(|| format!("cannot write {}", path.display())))
+    write_file(path, |mut file| file.write_all(bytes).with_context(|| format!("cannot write {}", path.display())))
+}
+
+/// Writes a new folder through [`write_atomically`], held while it is written. `write` fills the folder that it is given.
+///
+/// # Errors
+/// As [`write_atomically`]; a folder is at `path` already.
+pub fn write_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    remove_leftovers(path, PART);
+    let mut held = None;
+    let written = write_atomically(path, |part| {
+        fs::create_dir(part).with_context(|| format!("cannot create {}", path.display()))?;
+        held = hold(part);
+        write(part)
+    });
+    drop(held);
+    written
+}
+
+/// As [`write_folder`], and replaces a folder that is there: the new one is whole on the disk before two renames put it in
+/// the place of the old. A process that is killed between them leaves both beside, and [`tidy`] puts one back.
+///
+/// # Errors
+/// As [`write_folder`]; the old folder is there then.
+pub fn replace_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let ours = leftovers(folder_of(path)).into_iter().any(|(_, place, _)| place.file_name() == path.file_name());
+    if ours {
+        tidy(folder_of(path));
+    }
+    if !path.exists() {
+        return write_folder(path, write);
+    }
+    let (new, old) = (beside(path, NEW), beside(path, OLD));
+    write_folder(&new, write).map_err(|error| at_place(error, path))?;
+    let context = || format!("cannot replace {}", path.display());
+    fs::rename(path, &old).with_context(context)?;
+    if let Err(error) = fs::rename(&new, path) {
+        fs::rename(&old, path).with_context(|| format!("cannot put back {}", path.display()))?;
+        return Err(error).with_context(context);
+    }
+    flush_renames(folder_of(path));
+    fs::remove_dir_all(&old).with_context(|| format!("cannot remove {}", old.display()))
 }
 
 /// A disk or a quota is full. Of nested writes the outermost names its path: the inner ones are temporary.
@@ -79,6 +134,10 @@ pub fn is_full_disk(error: &anyhow::Error) -> bool {
 
 /// Flushes to the disk and makes readable for everybody, a folder with all that is in it.
 fn settle(path: &Path) -> io::Result<()> {
+    // What a link names is somebody else's.
+    if path.is_symlink() {
+        return Ok(());
+    }
     let folder = path.is_dir();
     if folder {
         for entry in fs::read_dir(path)? {
@@ -132,9 +191,9 @@ pub fn write_safetensors<'t>(
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    write_atomically(path, |part| {
+    write_file(path, |file| {
         let context = || format!("cannot write {}", path.display());
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(part).with_context(context)?);
+        let mut file = BufWriter::with_capacity(1 << 20, file);
         file.write_all(&(header.len() as u64).to_le_bytes()).with_context(context)?;
         file.write_all(&header).with_context(context)?;
         for (name, tensor, stored, _) in &tensors {

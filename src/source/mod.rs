@@ -29,7 +29,7 @@ pub use model::Model;
 pub use options::{ModelOptions, PredictionType};
 pub use stored::Stored;
 pub use tokenizer::Tokenizer;
-pub use write::{copy_model, write_component};
+pub use write::{copy_model, fill_model, write_component};
 
 /// One network of a Stable Diffusion model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -135,6 +135,11 @@ impl Model {
         &self.name
     }
 
+    /// The same model, called `name`.
+    pub fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
     /// The diffusers folder, or the file.
     pub fn path(&self) -> &Path {
         match &self.form {

@@ -1,15 +1,13 @@
 //! Writing diffusers folders that diffusers itself loads.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 
-use super::beside::{PART, hold, remove_leftovers};
-use super::files::{write_atomically, write_bytes, write_safetensors};
+use super::files::{write_bytes, write_folder, write_safetensors};
 use super::{Component, Model, parts};
 use crate::ops::Weights;
 use crate::terminal::note;
@@ -33,9 +31,7 @@ pub fn write_component(
     write_safetensors(&folder.join(component.weight_file()), tensors, Some(kind), &metadata)
 }
 
-/// Writes a whole model to the new folder `to`: configurations, tokenizer and scheduler of `from`, the weights of
-/// `replace` where given, else those of `from`, all as `kind`. Safety checker and feature extractor of a plain pipeline are
-/// not copied: the index says so, and diffusers then runs without. Other parts of other pipelines are, as they are.
+/// Writes a whole model to the new folder `to`: see [`fill_model`].
 ///
 /// # Errors
 /// `to` exists; a component of `from` cannot be read; the disk is full. Nothing is left over.
@@ -43,33 +39,35 @@ pub fn copy_model(from: &Model, to: &Path, replace: &[(Component, &Weights)], ki
     if to.exists() {
         bail!("{} exists already; nothing was written", to.display());
     }
-    remove_leftovers(to, PART);
-    let mut held = None;
-    let written = write_atomically(to, |part| {
-        fs::create_dir(part).with_context(|| format!("cannot create {}", to.display()))?;
-        held = hold(part);
-        for component in from.components() {
-            let read;
-            let weights = match replace.iter().find(|(replaced, _)| *replaced == component) {
-                Some((_, weights)) => *weights,
-                None => {
-                    read = from.weights(component, kind, Device::Cpu)?;
-                    &read
-                }
-            };
-            let config = loaded_as_fp32(component, from.config_json(component)?);
-            write_component(&part.join(component.folder()), component, &config, weights, kind)?;
-        }
-        from.write_small_folders(part)?;
-        let (index, others) = index(from)?;
-        if let Some(folder) = from.folder() {
-            others.iter().try_for_each(|name| parts::copy(folder, name, part))?;
-        }
-        let index = serde_json::to_string_pretty(&index)? + "\n";
-        write_bytes(&part.join("model_index.json"), index.as_bytes())
-    });
-    drop(held);
-    written
+    write_folder(to, |part| fill_model(from, part, replace, kind))
+}
+
+/// Writes a whole model into the folder `part`: configurations, tokenizer and scheduler of `from`, the weights of `replace`
+/// where given, else those of `from`, all as `kind`. Safety checker and feature extractor of a plain pipeline are not
+/// copied: the index says so, and diffusers then runs without. Other parts of other pipelines are, as they are.
+///
+/// # Errors
+/// A component of `from` cannot be read; the disk is full.
+pub fn fill_model(from: &Model, part: &Path, replace: &[(Component, &Weights)], kind: Kind) -> Result<()> {
+    for component in from.components() {
+        let read;
+        let weights = match replace.iter().find(|(replaced, _)| *replaced == component) {
+            Some((_, weights)) => *weights,
+            None => {
+                read = from.weights(component, kind, Device::Cpu)?;
+                &read
+            }
+        };
+        let config = loaded_as_fp32(component, from.config_json(component)?);
+        write_component(&part.join(component.folder()), component, &config, weights, kind)?;
+    }
+    from.write_small_folders(part)?;
+    let (index, others) = index(from)?;
+    if let Some(folder) = from.folder() {
+        others.iter().try_for_each(|name| parts::copy(folder, name, part))?;
+    }
+    let index = serde_json::to_string_pretty(&index)? + "\n";
+    write_bytes(&part.join("model_index.json"), index.as_bytes())
 }
 
 /// transformers 5 loads a text encoder as the type that its config.json names, while diffusers loads everything else as

@@ -7,22 +7,26 @@
 
 mod class_images;
 mod denoise;
+mod divergence;
 pub mod estimate;
 pub mod evaluate;
 mod examples;
 pub mod fisher;
+pub mod identity;
 pub mod initialise;
 mod learning_rate;
 mod objective;
 pub mod optimizer;
 mod output;
 pub mod palettes;
+pub mod plan;
 mod prompts;
 mod reconstruct;
 mod reporter;
+pub mod run_folder;
 pub mod sensitivity;
 mod setup;
-mod state;
+pub mod state;
 pub mod trained;
 mod validate;
 
@@ -34,13 +38,16 @@ use anyhow::{Context, Result, bail};
 use tch::{Device, Kind};
 
 pub use self::class_images::drawing;
+use self::divergence::Diverged;
+use self::identity::Identity;
 use self::learning_rate::LearningRate;
 use self::objective::Objective;
 use self::optimizer::AdamW;
-use self::output::OutputDir;
-pub use self::output::is_occupied;
-use self::reporter::Reporter;
-pub use self::setup::supports;
+pub use self::output::parts;
+use self::output::{Ending, OutputDir};
+use self::plan::Action;
+use self::reporter::{Reporter, SAMPLING, SAVING, VALIDATING};
+pub use self::setup::{open_model, supports, training_data};
 use self::trained::{Slot, Trained};
 use crate::config::{Config, DeviceChoice, MixedPrecision};
 use crate::source::Component;
@@ -120,24 +127,71 @@ pub fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
 /// One line: what, where, what to do. What was saved before stays usable. [`Stopped`] before the first step.
 pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     let (device, kind) = device_and_kind(config)?;
-    let output = OutputDir::claim(config, resume)?;
-    let resumed = output.resumed().map(state::facts).transpose()?;
-    let setup::Setup { mut objective, mut trained, model } = setup::open(config, device, kind)?;
-    if let (Some(facts), Some(checkpoint)) = (&resumed, output.resumed()) {
+    if let Action::Finished { step, gone, learned_from } = plan::plan(config, resume)?.action {
+        for line in plan::is_finished(config, step, &gone, learned_from.as_deref()) {
+            eprintln!("{line}");
+        }
+        return Ok(Ended::Done);
+    }
+    run_folder::check_writable(&config.output_dir).context("output_dir")?;
+    run_folder::check_writable(&config.data.cache_dir).context("data.cache_dir")?;
+    let (output, action) = OutputDir::claim(config, resume)?;
+    let mut resumed = match action {
+        Action::Resume(resumed) => Some(resumed),
+        Action::Start => None,
+        // By another run, just now.
+        Action::Finished { .. } => return Ok(Ended::Done),
+    };
+    let before = resumed.as_ref().and_then(|resumed| resumed.facts.learned_from.clone());
+    let mut same = |now: &Identity| plan::same_content(before.as_ref(), now, &output.folder);
+    let setup::Setup { mut objective, mut trained, model, learned_from } =
+        setup::open(config, device, kind, &mut same)?;
+    if let Some(resumed) = &resumed {
+        let checkpoint = resumed.checkpoint.display();
         trained
-            .restore(&state::tensors(checkpoint)?, facts.frozen)
-            .with_context(|| format!("the checkpoint {} does not fit this model and config", checkpoint.display()))?;
-        eprintln!("resuming from {} (step {} of {})", checkpoint.display(), facts.step, config.train.max_train_steps);
+            .restore(&state::tensors(&resumed.checkpoint)?, resumed.facts.frozen)
+            .with_context(|| format!("the checkpoint {checkpoint} does not fit this model and config"))?;
+        eprintln!("resuming from {checkpoint} (step {} of {})", resumed.facts.step, config.train.max_train_steps);
     }
-    let frozen = resumed.as_ref().is_some_and(|facts| facts.frozen);
-    let start = resumed.map_or(0, |facts| facts.step);
-    let reporter = Reporter::new(config, &output.folder, start)?;
-    let mut run = Run { config, output: &output, schedules: Schedules::new(config), frozen, reporter };
-    if run.steps(start, objective.as_mut(), &mut trained)? == Ended::Stopped {
-        return Ok(Ended::Stopped);
+    let schedules = Schedules::new(config);
+    let facts = resumed.as_ref().map(|resumed| &resumed.facts);
+    let start = facts.map_or(0, |facts| facts.step);
+    let mut frozen = facts.is_some_and(|facts| facts.frozen);
+    let skipped = facts.map(|facts| facts.skipped.clone()).unwrap_or_default();
+    let (thawed, total) = (schedules.freeze_at, config.train.max_train_steps);
+    if frozen && start < thawed {
+        trained.thaw_palettes()?;
+        frozen = false;
+        eprintln!(
+            "note: assignments were fixed and learn again, up to step {thawed} of the longer run; then they are fixed again"
+        );
+    } else if frozen && start < total && facts.is_some_and(|facts| facts.is_last()) {
+        eprintln!(
+            "note: of {total} steps assignments are fixed from step {thawed} on: in those that were added they stay so"
+        );
     }
-    output::finish(config, &output, &model, objective.as_mut(), &trained, &run.reporter)?;
-    Ok(Ended::Done)
+    let only = resumed.as_mut().and_then(|resumed| resumed.only.take());
+    output.begin(config, resumed.as_deref_mut())?;
+    // A run that only writes results again has nothing to log.
+    let reporter = Reporter::new(config, &output.folder, start, only.is_none())?;
+    let mut run =
+        Run { config, output: &output, learned_from: &learned_from, schedules, frozen, done: start, reporter };
+    let ended = run.steps(start, skipped, objective.as_mut(), &mut trained).and_then(|ended| {
+        if ended == Ended::Done {
+            let (reporter, learned_from, only) = (&run.reporter, &learned_from, only.as_ref());
+            let ending =
+                Ending { config, output: &output, model: &model, learned_from, trained: &trained, reporter, only };
+            ending.finish(objective.as_mut())?;
+        }
+        Ok(ended)
+    });
+    let failed = (start, run.done);
+    ended.map_err(|error| divergence::explained(error, config, &trained, &output.checkpoints(), failed))
+}
+
+/// Whether what comes after each `n` steps (0: never) is due after this one.
+fn every(n: u64, step: u64) -> bool {
+    n > 0 && step.is_multiple_of(n)
 }
 
 /// What changes with the step.
@@ -181,17 +235,32 @@ impl Schedules {
 struct Run<'a> {
     config: &'a Config,
     output: &'a OutputDir,
+    learned_from: &'a Identity,
     schedules: Schedules,
     frozen: bool,
+    /// Steps done.
+    done: u64,
     reporter: Reporter,
 }
 
 impl Run<'_> {
-    fn steps(&mut self, start: u64, objective: &mut dyn Objective, trained: &mut Trained) -> Result<Ended> {
+    /// The steps from `start` on; `skipped` is what was due after the one before and was cut short.
+    fn steps(
+        &mut self,
+        start: u64,
+        skipped: Vec<String>,
+        objective: &mut dyn Objective,
+        trained: &mut Trained,
+    ) -> Result<Ended> {
         let config = self.config;
         let total = config.train.max_train_steps;
-        let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
         let minutes = Duration::from_secs(60 * config.checkpoint.checkpoint_every_n_minutes);
+        self.look(start, |what| skipped.iter().any(|skipped| skipped == what), objective, trained)?;
+        let own = || state::list(&self.output.checkpoints()).iter().any(|(step, _)| *step == start);
+        if start == total && start > 0 && !own() {
+            // It came from elsewhere; the run is to go on from its own.
+            self.save(Vec::new(), trained)?;
+        }
         let mut saved = Instant::now();
         for step in start..total {
             if config.palettize.enabled && !self.frozen && step >= self.schedules.freeze_at {
@@ -200,27 +269,13 @@ impl Run<'_> {
             }
             self.step(step, objective, trained)?;
             let done = step + 1;
-            if every(config.validation.every_n_steps, done) || done == total {
-                if let Some(Some(loss)) = unless_stopped(objective.validate(&trained.shipped()?))? {
-                    self.reporter.scalars(done, &[("loss/validation", loss)])?;
-                    self.reporter.say(&format!("step {done}: validation loss {loss:.5}"));
-                }
-                self.reporter.skip_time();
-            }
-            if every(config.sample.sample_every_n_steps, done) {
-                if let Some(pictures) = unless_stopped(objective.pictures(&trained.shipped()?))? {
-                    self.reporter.pictures(done, &pictures)?;
-                }
-                self.reporter.skip_time();
-            }
+            self.done = done;
+            let skipped = self.look(done, |_| true, objective, trained)?;
             let due =
                 every(config.checkpoint.checkpointing_steps, done) || (!minutes.is_zero() && saved.elapsed() > minutes);
             if due || stopped() || done == total {
-                let facts = state::Facts { step: done, frozen: self.frozen, config: config.resolved_toml() };
-                let limit = config.checkpoint.checkpoints_total_limit;
-                let path = state::save(&self.output.checkpoints(), &facts, trained, limit)?;
+                let path = self.save(skipped, trained)?;
                 saved = Instant::now();
-                self.reporter.skip_time();
                 if stopped() && done < total {
                     self.reporter
                         .say(&format!("stopped after step {done}; saved {}; the same command resumes", path.display()));
@@ -230,6 +285,54 @@ impl Run<'_> {
         }
         self.reporter.finish();
         Ok(Ended::Done)
+    }
+
+    /// Validates and draws samples where that is due after the step that ended at `done`, and `asked` for. What of it was
+    /// not done: Ctrl-C cuts it short, because the state is saved next.
+    fn look(
+        &mut self,
+        done: u64,
+        asked: impl Fn(&str) -> bool,
+        objective: &mut dyn Objective,
+        trained: &Trained,
+    ) -> Result<Vec<String>> {
+        let config = self.config;
+        let mut skipped = Vec::new();
+        let last = done == config.train.max_train_steps;
+        if asked(VALIDATING) && (every(config.validation.every_n_steps, done) || last) {
+            let work = || unless_stopped(objective.validate(&trained.shipped()?));
+            let loss = self.reporter.during(VALIDATING, work)?;
+            skipped.extend(loss.is_none().then(|| VALIDATING.to_owned()));
+            if let Some(Some(loss)) = loss {
+                self.reporter.scalars(done, &[("loss/validation", loss)])?;
+                self.reporter.say(&format!("step {done}: validation loss {loss:.5}"));
+            }
+        }
+        if asked(SAMPLING) && every(config.sample.sample_every_n_steps, done) {
+            let work = || unless_stopped(objective.pictures(&trained.shipped()?));
+            let pictures = self.reporter.during(SAMPLING, work)?;
+            skipped.extend(pictures.is_none().then(|| SAMPLING.to_owned()));
+            if let Some(pictures) = pictures {
+                self.reporter.pictures(done, &pictures)?;
+            }
+        }
+        Ok(skipped)
+    }
+
+    /// Saves a checkpoint, unless nothing could go on from it.
+    fn save(&mut self, skipped: Vec<String>, trained: &Trained) -> Result<PathBuf> {
+        if let Some(fault) = trained.fault() {
+            return Err(Diverged(fault).into());
+        }
+        let facts = state::Facts {
+            step: self.done,
+            frozen: self.frozen,
+            skipped,
+            config: self.config.resolved_toml(),
+            learned_from: Some(self.learned_from.clone()),
+        };
+        let (folder, limit) = (self.output.checkpoints(), self.config.checkpoint.checkpoints_total_limit);
+        self.reporter.during(SAVING, || state::save(&folder, &facts, trained, limit))
     }
 
     fn step(&mut self, step: u64, objective: &mut dyn Objective, trained: &mut Trained) -> Result<()> {
@@ -244,19 +347,20 @@ impl Run<'_> {
         let temperature = self.schedules.temperature(step);
         let begun = trained.begin(temperature, learns)?;
         let micro_steps = train.gradient_accumulation_steps as u64;
-        let (mut loss, mut parts) = (0.0, Vec::new());
+        // Means over all of the step.
+        let (mut loss, mut parts) = (0.0, Vec::<(&str, f64)>::new());
         for micro in 0..micro_steps {
             let one = objective.loss(&begun.networks, step * micro_steps + micro)?;
             let scaled = one.total / micro_steps as f64;
             loss += scaled.double_value(&[]);
             scaled.f_backward().map_err(crate::torch::error)?;
-            parts = one.parts;
+            parts.resize(one.parts.len(), ("", 0.0));
+            for (part, (name, value)) in parts.iter_mut().zip(&one.parts) {
+                *part = (name, part.1 + value.double_value(&[]) / micro_steps as f64);
+            }
         }
         if !loss.is_finite() {
-            bail!(
-                "the loss of step {step} is not finite; the last checkpoint is whole: resume from it with a lower \
-                 learning_rate"
-            );
+            return Err(Diverged(format!("the loss is not finite ({loss})")).into());
         }
         let rate = self.schedules.rate.at(step);
         let (text, palette) = (self.schedules.text_encoder_ratio, self.schedules.palette_ratio);
@@ -275,6 +379,12 @@ impl Run<'_> {
         };
         let mut random = generator(config.seed, Purpose::Rounding, step);
         let norm = trained.apply(begun, &adamw, train.max_grad_norm, &mut random, rate_of)?;
+        // Far beyond any rate that learns: a single step may leave what numbers hold, and what comes next would stumble.
+        if rate * text.max(palette).max(1.0) > 1.0
+            && let Some(fault) = trained.fault()
+        {
+            return Err(Diverged(fault).into());
+        }
         if train.use_ema {
             // Young averages follow faster, as diffusers' EMAModel: (1 + step)/(10 + step).
             let young = (1 + step) as f64 / (10 + step) as f64;
@@ -285,7 +395,7 @@ impl Run<'_> {
             return Ok(());
         }
         let mut values = vec![("loss", loss), ("learning_rate", rate), ("gradient_norm", norm)];
-        values.extend(parts.iter().map(|(name, value)| (*name, value.double_value(&[]))));
+        values.extend(parts);
         if config.palettize.enabled {
             values.push(("palette_error", trained.palette_error()));
             if !frozen {

@@ -1,195 +1,314 @@
-//! `output_dir/`: who owns it, and what is written there when a run ends.
+//! `output_dir/`: taking it for a run, and what is written there when one ends.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 use tch::Kind;
 
+use super::Resume;
+use super::identity::Identity;
 use super::objective::Objective;
+use super::plan::{Action, Plan, Resumed, plan};
 use super::reporter::Reporter;
+use super::run_folder::{self, CHECKPOINTS, CONFIG, FINISHED, Finished, MODEL, PACKAGES, REPORT, RunFolder};
 use super::trained::{Networks, Trained};
-use super::{Resume, state};
 use crate::config::{Config, DeploymentTarget, TrainedComponent};
+use crate::coreml::apple::misfits;
+use crate::coreml::components::{Attended, Part, export_text_encoder};
+use crate::coreml::cost::Cost;
 use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
+use crate::coreml::interface::{Destination, Weighted};
 use crate::coreml::program::Target;
-use crate::coreml::prompt::prompt_tokens;
+use crate::coreml::prompt::{Prompt, prompt_tokens};
 use crate::coreml::velocity::Velocity;
 use crate::diffusion::text_to_image;
 use crate::ops::Weights;
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::report::{Progress, write_report};
-use crate::source::{Component, Model, copy_model, files, write_component};
+use crate::source::{Component, Model, files, fill_model, write_component};
 
-/// The file in the folder that a run holds locked while it writes there.
-const LOCK: &str = "train.lock";
-
-/// The folder of a run.
+/// The folder of a run, held.
 pub struct OutputDir {
     pub folder: PathBuf,
-    resumed: Option<PathBuf>,
     /// The system unlocks it however the run ends.
     _lock: File,
 }
 
-/// Whether `folder` holds anything but the lock of a run that wrote nothing.
-pub fn is_occupied(folder: &Path) -> bool {
-    fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name() != LOCK))
-}
-
-/// Keeps other runs out of `folder`, which is made where needed.
-///
-/// # Errors
-/// Another run holds it; it can't be written.
-fn lock(folder: &Path) -> Result<File> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot create the output folder {}", folder.display()))?;
-    let path = folder.join(LOCK);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => {
-            // Who it is, for the other's message; without it that is only less clear.
-            let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-        }
-        Err(TryLockError::WouldBlock) => {
-            let process = fs::read_to_string(&path).unwrap_or_default();
-            bail!(
-                "another run (process {process}) is writing to the output folder {}; wait for its end, or set another \
-                 `output_dir`",
-                folder.display()
-            );
-        }
-        // Some network file systems have no locks: that is no reason not to train.
-        Err(TryLockError::Error(_)) => {}
-    }
-    Ok(file)
-}
-
 impl OutputDir {
-    /// Creates the folder, or takes up the run that is in it.
+    /// Creates the folder and keeps other runs out of it, and decides what is to be done there.
     ///
     /// # Errors
-    /// It holds something else, a run that must not be resumed, or one that is still going on.
-    pub fn claim(config: &Config, resume: &Resume) -> Result<Self> {
+    /// It can't be written, or is being written; those of [`plan`].
+    pub fn claim(config: &Config, resume: &Resume) -> Result<(Self, Action)> {
+        // Before a file is made in a folder of somebody else's.
+        plan(config, resume)?;
         let folder = config.output_dir.clone();
-        let resolved = folder.join("config.resolved.toml");
-        let shown = folder.display();
-        if folder.exists() && !folder.is_dir() {
-            bail!("the output folder {shown} is a file; set another `output_dir`");
+        let lock = run_folder::lock(&folder)?;
+        run_folder::tidy(&folder);
+        // Now that nobody else writes there.
+        let Plan { action, notes } = plan(config, resume)?;
+        for note in notes {
+            eprintln!("note: {note}");
         }
-        if is_occupied(&folder) && !resolved.is_file() {
-            bail!("the output folder {shown} exists and is not a run of this program; set another `output_dir`");
-        }
-        let lock = lock(&folder)?;
-        let occupied = is_occupied(&folder);
-        let resumed = match resume {
-            Resume::From(path) => Some(path.clone()),
-            Resume::Never if occupied => {
-                bail!("the output folder {shown} holds a run already; set another `output_dir`, or resume it")
-            }
-            Resume::Never => None,
-            Resume::Auto => state::list(&folder.join("checkpoints")).pop().map(|(_, path)| path),
-        };
-        if let Some(checkpoint) = &resumed {
-            state::check_same_run(&state::facts(checkpoint)?.config, config)
-                .with_context(|| format!("the output folder {shown}"))?;
-        } else if occupied {
-            // Ended before its first checkpoint: nothing is lost by beginning again, if it was this run.
-            let before =
-                fs::read_to_string(&resolved).with_context(|| format!("cannot read {}", resolved.display()))?;
-            let before = crate::config::parse_resolved(&before, "config.resolved.toml")?;
-            if before.name != config.name {
-                bail!("the output folder {shown} is that of the run `{}`; set another `output_dir`", before.name);
-            }
-        }
-        files::write_bytes(&resolved, config.resolved_toml().as_bytes())?;
-        Ok(Self { folder, resumed, _lock: lock })
+        Ok((Self { folder, _lock: lock }, action))
     }
 
-    /// The checkpoint to resume from.
-    pub fn resumed(&self) -> Option<&Path> {
-        self.resumed.as_deref()
+    /// Writes the first file of the run, or sets aside what a run has beyond the checkpoint that it is resumed from.
+    ///
+    /// # Errors
+    /// The folder can't be written.
+    pub fn begin(&self, config: &Config, resumed: Option<&mut Resumed>) -> Result<()> {
+        if let Some((resumed, beyond)) =
+            resumed.and_then(|resumed| resumed.beyond.take().map(|beyond| (resumed, beyond)))
+        {
+            let aside = run_folder::set_aside(&self.folder, &beyond, resumed.facts.step)?;
+            eprintln!(
+                "note: what the run had beyond {} is in {} now: checkpoints, metrics, samples, results",
+                resumed.checkpoint.display(),
+                aside.display()
+            );
+        }
+        files::write_bytes(&self.folder.join(CONFIG), config.resolved_toml().as_bytes())
     }
 
     pub fn checkpoints(&self) -> PathBuf {
-        self.folder.join("checkpoints")
+        self.folder.join(CHECKPOINTS)
     }
 }
 
-/// Writes what the run was for: the autoencoder; or the palettized checkpoint, the model and its package.
-///
-/// # Errors
-/// The disk is full.
-pub fn finish(
-    config: &Config,
-    output: &OutputDir,
-    model: &Model,
-    objective: &mut dyn Objective,
-    trained: &Trained,
-    reporter: &Reporter,
-) -> Result<()> {
-    let networks = trained.shipped()?;
-    if config.train.component == TrainedComponent::Autoencoder {
-        return autoencoder(output, model, objective, &networks, reporter);
+/// A run that has done its last step.
+pub struct Ending<'a> {
+    pub config: &'a Config,
+    pub output: &'a OutputDir,
+    pub model: &'a Model,
+    pub learned_from: &'a Identity,
+    pub trained: &'a Trained,
+    pub reporter: &'a Reporter,
+    /// Which results to write; all where there is none.
+    pub only: Option<&'a BTreeSet<String>>,
+}
+
+impl Ending<'_> {
+    /// Writes what the run was for: the autoencoder; or the palettized checkpoint, the model and its packages.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn finish(&self, objective: &mut dyn Objective) -> Result<()> {
+        let networks = self.trained.shipped()?;
+        let Self { config, output, model, reporter, .. } = *self;
+        if config.train.component == TrainedComponent::Autoencoder {
+            let written = if self.wants(MODEL) { Some(self.autoencoder(objective, &networks)?) } else { None };
+            return self.finished(&PackageMetadata::default(), written);
+        }
+        let palettized = config.palettize.enabled.then(|| self.palettized(&networks)).transpose()?;
+        let name = run_folder::palettes_file(&config.name);
+        if let Some(palettized) = palettized.as_ref().filter(|_| self.wants(&name)) {
+            let path = output.folder.join(name);
+            palettized.write(&path)?;
+            reporter.wrote("the palettized checkpoint", &path);
+        }
+        let mut written = None;
+        if self.wants(MODEL) {
+            let replaced: Vec<(Component, &Weights)> =
+                networks.iter().map(|(component, weights)| (*component, weights)).collect();
+            let (folder, files) = self.replace_model(|part| fill_model(model, part, &replaced, Kind::Half))?;
+            written = Some(files);
+            reporter.wrote("the model, a diffusers folder", &folder);
+        }
+        let metadata = PackageMetadata::of_folder(&config.name, model.path());
+        if config.export.coreml {
+            self.packages(&networks, palettized.as_ref(), &metadata)?;
+        }
+        if self.wants(REPORT) {
+            let facts = facts(config, self.trained, palettized.as_ref());
+            write_report(&output.folder, &config.name, &facts)?;
+            reporter.wrote("the report", &output.folder.join(REPORT));
+        }
+        self.finished(&metadata, written)
     }
-    let mut checkpoint = None;
-    if config.palettize.enabled {
-        let palettes = trained.palettes()?;
+
+    fn wants(&self, result: &str) -> bool {
+        self.only.is_none_or(|only| only.contains(result))
+    }
+
+    fn palettized(&self, networks: &Networks) -> Result<PalettizedCheckpoint> {
+        let palettes = self.trained.palettes()?;
         let dense: BTreeMap<String, tch::Tensor> = networks[&Component::Unet]
             .iter()
             .filter(|(name, _)| !palettes.contains_key(*name))
             .map(|(name, tensor)| (name.clone(), tensor.to_kind(Kind::Half).to_device(tch::Device::Cpu)))
             .collect();
         let metadata = BTreeMap::from([
-            (SOURCE_MODEL.to_owned(), config.model.pretrained_model_name_or_path.clone()),
-            (RECIPE.to_owned(), config.resolved_toml()),
+            (SOURCE_MODEL.to_owned(), self.config.model.pretrained_model_name_or_path.clone()),
+            (RECIPE.to_owned(), self.config.resolved_toml()),
         ]);
-        let made = PalettizedCheckpoint { palettes, dense, metadata };
-        let path = output.folder.join(format!("{}.palettes.safetensors", config.name));
-        made.write(&path)?;
-        reporter.wrote("the palettized checkpoint", &path);
-        checkpoint = Some(made);
+        Ok(PalettizedCheckpoint { palettes, dense, metadata })
     }
 
-    let folder = output.folder.join("model");
-    if folder.exists() {
-        // This run's own, from an end that was cut off or has been repeated.
-        fs::remove_dir_all(&folder).with_context(|| format!("cannot replace {}", folder.display()))?;
+    /// Puts a new `model/` in the place of one that is there. Files in the old one that this program did not write, or
+    /// that were changed since, are kept in the new one. Its path, and the files that were written.
+    fn replace_model(&self, write: impl FnOnce(&Path) -> Result<()>) -> Result<(PathBuf, Vec<String>)> {
+        let folder = self.output.folder.join(MODEL);
+        let written = self.finished_before()?.and_then(|finished| finished.results.get(MODEL).cloned());
+        let (mut kept, mut files) = (Vec::new(), Vec::new());
+        files::replace_folder(&folder, |part| {
+            write(part)?;
+            files = all_files(part);
+            for file in all_files(&folder) {
+                let (from, mut to) = (folder.join(&file), part.join(&file));
+                if to.exists() {
+                    // Without a record it is taken for what a run wrote that was killed as it ended.
+                    let ours = written.as_ref().and_then(|written| written.get(&file));
+                    if ours.is_none_or(|hash| mark(&from).is_ok_and(|now| now == *hash)) {
+                        continue;
+                    }
+                    let mut name = to.file_name().unwrap_or_default().to_owned();
+                    name.push(".changed");
+                    to.set_file_name(name);
+                } else if written.as_ref().is_some_and(|written| written.contains_key(&file)) {
+                    continue;
+                }
+                if let Some(above) = to.parent() {
+                    fs::create_dir_all(above).with_context(|| format!("cannot create {}", above.display()))?;
+                }
+                keep(&from, &to).with_context(|| format!("cannot keep {}", from.display()))?;
+                kept.push(to.strip_prefix(part).unwrap_or(&to).display().to_string());
+            }
+            Ok(())
+        })?;
+        if !kept.is_empty() {
+            let kept = kept.join(", ");
+            self.reporter.say(&format!("note: kept in {}, not of this run: {kept}", folder.display()));
+        }
+        Ok((folder, files))
     }
-    let replaced: Vec<(Component, &Weights)> =
-        networks.iter().map(|(component, weights)| (*component, weights)).collect();
-    copy_model(model, &folder, &replaced, Kind::Half)?;
-    reporter.wrote("the model, a diffusers folder", &folder);
 
-    if config.export.coreml {
-        let unet = model.unet_config()?;
-        let options = UnetOptions {
-            height: config.export.latent_h,
-            width: config.export.latent_w,
-            tokens: prompt_tokens(model)?,
-            target: target(config.export.min_deployment_target),
-            velocity: Velocity::of(&text_to_image::schedule(model)?),
-            overwrite: true,
-            ..UnetOptions::new(&unet)
-        };
-        let metadata = PackageMetadata::of_folder(&config.name, model.path());
-        let coreml = output.folder.join("coreml");
-        let mut bar = Progress::new("exporting", 0, unet.parameters().len() as u64).counting("tensor");
-        let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
-        let path = match &checkpoint {
-            Some(checkpoint) => export_unet(&unet, checkpoint, &options, &metadata, &coreml, &mut told)?,
-            None => export_unet(&unet, &networks[&Component::Unet], &options, &metadata, &coreml, &mut told)?,
-        };
-        bar.finish();
-        reporter.wrote("the Core ML package", &path);
+    /// What the folder said of an earlier end.
+    fn finished_before(&self) -> Result<Option<Finished>> {
+        Ok(match RunFolder::of(&self.output.folder)? {
+            run_folder::Holds::Run(run) => run.finished,
+            _ => None,
+        })
     }
+
+    fn packages(
+        &self,
+        networks: &Networks,
+        palettized: Option<&PalettizedCheckpoint>,
+        metadata: &PackageMetadata,
+    ) -> Result<()> {
+        let Self { config, output, model, reporter, .. } = *self;
+        let folder = output.folder.join(PACKAGES);
+        let size = (config.export.latent_h, config.export.latent_w);
+        let target = target(config.export.min_deployment_target);
+        let wanted = |part: Part| self.wants(&run_folder::package(&config.name, part.name()));
+        let export = |weights: &dyn crate::coreml::weights::WeightSource, part: Part| {
+            let parameters = part.parameters(model)?.len();
+            let mut bar = Progress::new("exporting", 0, parameters as u64).counting("tensor");
+            let mut progress = |done: usize, _: usize| bar.update(done as u64, &[]);
+            let path = if part == Part::Unet {
+                let unet = model.unet_config()?;
+                let options = UnetOptions {
+                    height: size.0,
+                    width: size.1,
+                    tokens: prompt_tokens(model)?,
+                    target,
+                    velocity: Velocity::of(&text_to_image::schedule(model)?),
+                    overwrite: true,
+                    ..UnetOptions::new(&unet)
+                };
+                export_unet(&unet, weights, &options, metadata, &folder, &mut progress)?
+            } else {
+                let text = model.text_encoder_config_of(part.component())?;
+                let weighted = Weighted { weights, parameters, progress: &mut progress };
+                let destination = Destination { folder: &folder, target, overwrite: true, metadata };
+                let prompt = Prompt::of(model, part)?;
+                export_text_encoder(part, Attended::of(model), &prompt, &text, weighted, destination)?
+            };
+            bar.finish();
+            reporter.wrote("the Core ML package", &path);
+            anyhow::Ok(())
+        };
+        let palettes = palettized.into_iter().flat_map(|palettized| &palettized.palettes);
+        let cost = Cost::of(palettes.map(|(name, palette)| (name.as_str(), palette.form, palette.shape.as_slice())));
+        [cost.note(), cost.warning()].into_iter().flatten().for_each(|line| reporter.say(&line));
+        for misfit in misfits(model, &parts(config), size)? {
+            reporter.say(&format!("warning: {misfit}"));
+        }
+        for part in parts(config).into_iter().filter(|part| wanted(*part)) {
+            match palettized {
+                Some(palettized) if part == Part::Unet => export(palettized, part)?,
+                _ => export(&networks[&part.component()], part)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that were written.
+    fn autoencoder(&self, objective: &mut dyn Objective, networks: &Networks) -> Result<Vec<String>> {
+        let mut json = self.model.config_json(Component::Autoencoder)?;
+        if let Some(deviation) = objective.latent_deviation(networks)? {
+            // So that the UNet meets latents of about unit variance (Rombach et al. 2022, appendix G).
+            json["scaling_factor"] = serde_json::json!((1e5 / deviation).round() / 1e5);
+        }
+        let part = Component::Autoencoder;
+        let (folder, files) = self.replace_model(|folder| {
+            write_component(&folder.join(part.folder()), part, &json, &networks[&part], Kind::Half)
+        })?;
+        self.reporter.wrote("the autoencoder", &folder.join(part.folder()));
+        Ok(files)
+    }
+
+    /// Says in the folder that the run is finished. `model` is what was written of the model, if it was written now.
+    fn finished(&self, package: &PackageMetadata, model: Option<Vec<String>>) -> Result<()> {
+        let folder = &self.output.folder;
+        let before = self.finished_before()?.unwrap_or_default();
+        // A user's files are none of the results.
+        let model = model.or_else(|| Some(before.results.get(MODEL)?.keys().cloned().collect()));
+        let mut results = BTreeMap::new();
+        for result in run_folder::wanted(self.config) {
+            let path = folder.join(&result);
+            let files = match &model {
+                Some(model) if result == MODEL => model.clone(),
+                _ if path.is_dir() => all_files(&path),
+                _ => vec![String::new()],
+            };
+            let marked = files.into_iter().map(|file| Ok((file.clone(), mark(&run_folder::file_of(&path, &file))?)));
+            results.insert(result, marked.collect::<Result<BTreeMap<_, _>>>()?);
+        }
+        let finished = Finished {
+            step: self.config.train.max_train_steps,
+            config: self.config.resolved_toml(),
+            learned_from: self.learned_from.clone(),
+            package: package.clone(),
+            results,
+        };
+        files::write_bytes(&folder.join(FINISHED), &serde_json::to_vec_pretty(&finished)?)?;
+        let shown = crate::report::shell_word(&folder.to_string_lossy());
+        self.reporter.say(&format!(
+            "finished; {CHECKPOINTS}/ is needed for more steps only, and may be deleted: palettist clean {shown}"
+        ));
+        Ok(())
+    }
+}
+
+/// What of the model a run exports: what it trained.
+pub fn parts(config: &Config) -> Vec<Part> {
+    let mut parts = vec![Part::Unet];
+    parts.extend(config.train.train_text_encoder.then_some(Part::TextEncoder));
+    parts
+}
+
+fn facts(config: &Config, trained: &Trained, palettized: Option<&PalettizedCheckpoint>) -> Vec<(&'static str, String)> {
     let mut facts = vec![("model", config.model.pretrained_model_name_or_path.clone())];
-    if let Some(checkpoint) = &checkpoint {
-        facts.push(("palettized weights", checkpoint.palettes.len().to_string()));
-        let (bits, weights) = checkpoint.palettes.values().fold((0, 0), |(bits, weights), palette| {
+    if let Some(palettized) = palettized {
+        facts.push(("palettized weights", palettized.palettes.len().to_string()));
+        let (bits, weights) = palettized.palettes.values().fold((0, 0), |(bits, weights), palette| {
             (bits + palette.stored_bits(), weights + palette.shape.iter().product::<i64>())
         });
         facts.push((
@@ -198,27 +317,50 @@ pub fn finish(
         ));
         facts.push(("palettes' mean relative squared error", format!("{:.5}", trained.palette_error())));
     }
-    write_report(&output.folder, &config.name, &facts)?;
-    reporter.wrote("the report", &output.folder.join("report.html"));
-    Ok(())
+    facts
 }
 
-fn autoencoder(
-    output: &OutputDir,
-    model: &Model,
-    objective: &mut dyn Objective,
-    networks: &Networks,
-    reporter: &Reporter,
-) -> Result<()> {
-    let mut json = model.config_json(Component::Autoencoder)?;
-    if let Some(deviation) = objective.latent_deviation(networks)? {
-        // So that the UNet meets latents of about unit variance (Rombach et al. 2022, appendix G).
-        json["scaling_factor"] = serde_json::json!((1e5 / deviation).round() / 1e5);
+/// All files below a folder, as paths in it, sorted.
+fn all_files(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(all_files(&entry.path()).into_iter().map(|inner| format!("{name}/{inner}")));
+        } else {
+            found.push(name);
+        }
     }
-    let folder = output.folder.join("model").join(Component::Autoencoder.folder());
-    write_component(&folder, Component::Autoencoder, &json, &networks[&Component::Autoencoder], Kind::Half)?;
-    reporter.wrote("the autoencoder", &folder);
-    Ok(())
+    found.sort();
+    found
+}
+
+/// Copies a file, or a link as one.
+fn keep(from: &Path, to: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    if from.is_symlink() {
+        return std::os::unix::fs::symlink(fs::read_link(from)?, to);
+    }
+    fs::copy(from, to).map(drop)
+}
+
+/// A hash of a file's size, its beginning, middle and end: enough to tell whether somebody changed it.
+fn mark(path: &Path) -> Result<String> {
+    const PIECE: u64 = 65536;
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let mut hash = Sha256::new();
+        hash.update(size.to_le_bytes());
+        for start in [0, size.saturating_sub(PIECE) / 2, size.saturating_sub(PIECE)] {
+            file.seek(SeekFrom::Start(start))?;
+            let mut piece = Vec::new();
+            file.by_ref().take(PIECE).read_to_end(&mut piece)?;
+            hash.update(&piece);
+        }
+        Ok(hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    read().with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The config's word for a deployment target, as the package writer's.

@@ -1,8 +1,8 @@
 //! The clustering between a master weight and the weight that the network sees: soft while assignments learn
-//! ([`DkmLayer`]), then fixed ([`Frozen`]).
+//! ([`DkmLayer`]), then fixed ([`Frozen`]), and soft again in a run that is made longer.
 
-use anyhow::Result;
-use tch::{Device, Tensor};
+use anyhow::{Result, ensure};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::Palettize;
 use crate::ops::{Parameter, Weights};
@@ -27,7 +27,15 @@ pub fn layer(settings: &Palettize, parameter: &Parameter, weight: &Tensor) -> Re
 
 enum Phase {
     Soft(DkmLayer),
-    Frozen(Frozen),
+    Frozen(Frozen, Option<Thaw>),
+}
+
+/// What fixed assignments need to become soft again.
+struct Thaw {
+    /// As it was when they were fixed.
+    layer: DkmLayer,
+    /// The master weight then, less the palette's value: in its type and shape.
+    residual: Tensor,
 }
 
 /// One layer's palette during training.
@@ -66,7 +74,7 @@ impl LayerPalette {
                 self.relative_error = soften.hard_error() / layer.power.max(f64::MIN_POSITIVE);
                 Some(soften)
             }
-            Phase::Frozen(frozen) => {
+            Phase::Frozen(frozen, _) => {
                 frozen.dense(&mut self.network)?;
                 None
             }
@@ -80,7 +88,7 @@ impl LayerPalette {
     /// Shapes differ.
     pub fn gradient(&self, seen: Seen, upstream: Tensor) -> Result<Gradient> {
         match (&self.phase, seen.soften) {
-            (Phase::Frozen(frozen), _) => Ok(Gradient::Whole(frozen.gradient(&upstream)?)),
+            (Phase::Frozen(frozen, _), _) => Ok(Gradient::Whole(frozen.gradient(&upstream)?)),
             // In the memory of the gradient itself, which is autograd's own and ours now.
             (Phase::Soft(_), Some(soften)) => soften.gradient(upstream),
             (Phase::Soft(_), None) => Ok(Gradient::Whole(upstream)),
@@ -102,8 +110,34 @@ impl LayerPalette {
         let Phase::Soft(layer) = &self.phase else { return Ok(None) };
         let frozen = layer.freeze(value)?;
         let entries = frozen.entries.shallow_clone();
-        self.phase = Phase::Frozen(frozen);
+        let _guard = tch::no_grad_guard();
+        let mut dense = value.f_empty_like()?;
+        frozen.dense(&mut dense)?;
+        let thaw = Thaw { layer: layer.clone(), residual: value.f_detach()?.f_sub(&dense)? };
+        self.phase = Phase::Frozen(frozen, Some(thaw));
         Ok(Some(entries))
+    }
+
+    /// Lets assignments learn again; gives the master weight, which the optimizer then moves: what the palette has become,
+    /// and each weight as far from it as it was when assignments were fixed. `None` when they were not fixed.
+    ///
+    /// # Errors
+    /// The state does not hold what that takes: it is of an older version.
+    pub fn thaw(&mut self) -> Result<Option<Tensor>> {
+        let Phase::Frozen(frozen, thaw) = &mut self.phase else { return Ok(None) };
+        let Some(Thaw { mut layer, residual }) = thaw.take() else {
+            anyhow::bail!(
+                "parameter {}: the checkpoint is of an older version, which kept nothing to let fixed assignments learn \
+                 again with; resume from one before they were fixed, or set another `output_dir`",
+                frozen.name
+            );
+        };
+        let _guard = tch::no_grad_guard();
+        let mut dense = residual.f_empty_like()?;
+        frozen.dense(&mut dense)?;
+        layer.centroids = Vec::try_from(frozen.entries.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
+        self.phase = Phase::Soft(layer);
+        Ok(Some(dense.f_add(&residual)?))
     }
 
     /// The palette as it would ship now.
@@ -113,16 +147,28 @@ impl LayerPalette {
     pub fn hard(&self, value: &Tensor) -> Result<Palette> {
         match &self.phase {
             Phase::Soft(layer) => layer.hard(value),
-            Phase::Frozen(frozen) => frozen.palette(),
+            Phase::Frozen(frozen, _) => frozen.palette(),
         }
     }
 
     /// The state beside the slot's own value.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
-        match &self.phase {
-            Phase::Soft(layer) => layer.tensors(),
-            Phase::Frozen(frozen) => frozen.tensors(),
-        }
+        let (name, mut tensors) = match &self.phase {
+            Phase::Soft(layer) => (&layer.name, layer.tensors()),
+            Phase::Frozen(frozen, thaw) => {
+                let mut tensors = frozen.tensors();
+                if let Some(Thaw { layer, residual }) = thaw {
+                    // Scales are the same in both.
+                    let soft = layer.tensors().into_iter();
+                    let scales = format!("{}.scales", layer.name);
+                    tensors.extend(soft.filter(|(name, _)| *name != scales));
+                    tensors.push((format!("{}.residual", layer.name), residual.shallow_clone()));
+                }
+                (&frozen.name, tensors)
+            }
+        };
+        tensors.push((format!("{name}.error"), Tensor::from_slice(&[self.relative_error])));
+        tensors
     }
 
     /// Puts back what [`LayerPalette::tensors`] gave. With fixed assignments it gives the entries, as
@@ -133,16 +179,32 @@ impl LayerPalette {
     pub fn restore(&mut self, tensors: &Weights, frozen: bool, device: Device) -> Result<Option<Tensor>> {
         let (name, form) = match &self.phase {
             Phase::Soft(layer) => (layer.name.clone(), layer.form),
-            Phase::Frozen(frozen) => (frozen.name.clone(), frozen.form),
+            Phase::Frozen(frozen, _) => (frozen.name.clone(), frozen.form),
         };
         let shape = self.network.size();
+        // Older versions kept none.
+        if let Some(error) = tensors.get(&format!("{name}.error")) {
+            ensure!(error.size() == [1], "`{name}.error` in the saved state is not one number");
+            self.relative_error = error.f_double_value(&[0])?;
+        }
         if !frozen {
             self.phase = Phase::Soft(DkmLayer::restore(&name, form, &shape, tensors, device)?);
             return Ok(None);
         }
+        let thaw = match tensors.get(&format!("{name}.residual")) {
+            None => None,
+            Some(residual) => {
+                ensure!(
+                    residual.size() == shape && residual.f_kind()? == self.network.f_kind()?,
+                    "`{name}.residual` in the saved state is not of the weight's shape and type"
+                );
+                let layer = DkmLayer::restore(&name, form, &shape, tensors, device)?;
+                Some(Thaw { layer, residual: residual.f_to_device(device)? })
+            }
+        };
         let frozen = Frozen::restore(&name, form, &shape, tensors, device)?;
         let entries = frozen.entries.shallow_clone();
-        self.phase = Phase::Frozen(frozen);
+        self.phase = Phase::Frozen(frozen, thaw);
         Ok(Some(entries))
     }
 }

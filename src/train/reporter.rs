@@ -5,8 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use tch::Tensor;
 
+use super::run_folder::{LOGS, METRICS, SAMPLES};
 use crate::config::{Config, Tracker};
 use crate::report::{Metrics, Progress, TensorBoard, pictures};
+
+/// What a run does between steps.
+pub const VALIDATING: &str = "validating";
+pub const SAMPLING: &str = "sampling";
+pub const SAVING: &str = "saving";
 
 /// All of a run's reports.
 pub struct Reporter {
@@ -18,18 +24,24 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Reports of a run in `folder` that has done `start` steps.
+    /// Reports of a run in `folder` that has done `start` steps, and whether it logs any.
     ///
     /// # Errors
     /// `logs/` can't be written.
-    pub fn new(config: &Config, folder: &Path, start: u64) -> Result<Self> {
-        let logs = folder.join("logs");
-        let reports = |tracker| config.logging.report_to.contains(&tracker);
+    pub fn new(config: &Config, folder: &Path, start: u64, logs_any: bool) -> Result<Self> {
+        let logs = folder.join(LOGS);
+        let validates = config.data.validation_data_dir.is_some();
+        let reports = |tracker| logs_any && config.logging.report_to.contains(&tracker);
         Ok(Self {
-            samples: folder.join("samples"),
+            samples: folder.join(SAMPLES),
             every: config.logging.log_every.max(1),
-            bar: Some(Progress::new("training", start, config.train.max_train_steps)),
-            metrics: reports(Tracker::Jsonl).then(|| Metrics::open(&logs.join("metrics.jsonl"), start)).transpose()?,
+            bar: Some(
+                Progress::new("training", start, config.train.max_train_steps)
+                    .with(VALIDATING, if validates { config.validation.every_n_steps } else { 0 }, validates)
+                    .with(SAMPLING, config.sample.sample_every_n_steps, false)
+                    .with(SAVING, config.checkpoint.checkpointing_steps, true),
+            ),
+            metrics: reports(Tracker::Jsonl).then(|| Metrics::open(&logs.join(METRICS), start)).transpose()?,
             board: reports(Tracker::Tensorboard).then(|| TensorBoard::open(&logs, start)).transpose()?,
         })
     }
@@ -81,11 +93,16 @@ impl Reporter {
         Ok(())
     }
 
-    /// The time since the last step went elsewhere.
-    pub fn skip_time(&mut self) {
+    /// Does work between steps, one of the three above, which is shown while it goes on.
+    pub fn during<T>(&mut self, what: &'static str, work: impl FnOnce() -> T) -> T {
         if let Some(bar) = &mut self.bar {
-            bar.skip_time();
+            bar.begin(what);
         }
+        let done = work();
+        if let Some(bar) = &mut self.bar {
+            bar.end();
+        }
+        done
     }
 
     /// A line that stays.

@@ -1,19 +1,24 @@
 //! From a config to what the loop needs: networks, data, teacher.
 
+use std::path::Path;
+
 use anyhow::{Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::denoise::Denoise;
 use super::examples::{Encoder, Examples, Texts, epoch};
+use super::identity::{Identity, ModelIdentity};
 use super::initialise::initialise;
 use super::objective::Objective;
 use super::reconstruct::Reconstruct;
+use super::run_folder::RunFolder;
 use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
 use crate::config::{Config, Recipe, TrainedComponent};
+use crate::coreml::export::{LARGEST_LATENTS, takes_latents};
 use crate::data::set::class_folder;
-use crate::data::{Cache, Crop, DataSet, Sample, Transform, load_picture};
+use crate::data::{Cache, Crop, DataSet, Manifest, Sample, Transform, load_picture};
 use crate::diffusion::text_to_image::{self, TextToImage};
 use crate::ops::{Parameter, Weights};
 use crate::report::Progress;
@@ -25,18 +30,51 @@ pub struct Setup {
     pub objective: Box<dyn Objective>,
     pub trained: Trained,
     pub model: Model,
+    pub learned_from: Identity,
 }
 
-/// Opens the model and the data of `config`.
+/// The model of a config: that of `model.pretrained_model_name_or_path`, which may be a run's folder.
 ///
 /// # Errors
-/// Whatever is wrong with either, one line.
-pub fn open(config: &Config, device: Device, kind: Kind) -> Result<Setup> {
-    let model = Model::open_with(&config.model.pretrained_model_name_or_path, &config.model.options())?;
-    match config.train.component {
-        TrainedComponent::Autoencoder => autoencoder(config, model, device, kind),
-        TrainedComponent::Unet => unet(config, model, device, kind),
+/// As [`Model::open_with`]; a run that is not finished.
+pub fn open_model(config: &Config) -> Result<Model> {
+    let (model, options) = (&config.model.pretrained_model_name_or_path, config.model.options());
+    match RunFolder::model_of(Path::new(model))? {
+        Some((run, folder)) => Ok(Model::open_with(&folder.to_string_lossy(), &options)?.named(run.name())),
+        None => Model::open_with(model, &options),
     }
+}
+
+/// Opens the model and the data of `config`. `same` is asked whether they are what the run to resume learned from, before
+/// any long work.
+///
+/// # Errors
+/// Whatever is wrong with either, one line; those of `same`.
+pub fn open(
+    config: &Config,
+    device: Device,
+    kind: Kind,
+    same: &mut dyn FnMut(&Identity) -> Result<()>,
+) -> Result<Setup> {
+    let model = open_model(config)?;
+    match config.train.component {
+        TrainedComponent::Autoencoder => autoencoder(config, model, device, kind, same),
+        TrainedComponent::Unet => unet(config, model, device, kind, same),
+    }
+}
+
+/// What a config trains on as far as it is there: DreamBooth's class pictures may still have to be drawn.
+///
+/// # Errors
+/// Whatever is wrong with the data.
+pub fn training_data(config: &Config, model: &Model) -> Result<Manifest> {
+    manifest(&DataSet::read(config, class_images::drawing(config, model)?.as_ref())?)
+}
+
+/// What is trained on; validation is not.
+fn manifest(data: &DataSet) -> Result<Manifest> {
+    let class = data.class.iter().flat_map(|class| &class.samples);
+    Manifest::of(&data.training.iter().chain(class).cloned().collect::<Vec<_>>())
 }
 
 /// fp32 weights to start from: the model's, or random ones.
@@ -50,10 +88,19 @@ fn initial(config: &Config, model: &Model, component: Component) -> Result<(Weig
     Ok((weights, parameters))
 }
 
-fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
+fn autoencoder(
+    config: &Config,
+    model: Model,
+    device: Device,
+    kind: Kind,
+    same: &mut dyn FnMut(&Identity) -> Result<()>,
+) -> Result<Setup> {
     supports(config, &model)?;
     // Before the long work: what is wrong with the data is told at once.
-    let DataSet { training, validation, .. } = read_data(config, &model, device)?;
+    let data = read_data(config, &model, device)?;
+    let learned_from = Identity { model: ModelIdentity::of(&model, config)?, data: manifest(&data)? };
+    same(&learned_from)?;
+    let DataSet { training, validation, .. } = data;
     let (mut weights, parameters) = initial(config, &model, Component::Autoencoder)?;
     if config.model.train_from_scratch {
         quiet_posterior(&mut weights, model.autoencoder_config()?.latent_channels);
@@ -78,7 +125,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind) -> Res
         kind,
         recomputes: config.train.gradient_checkpointing,
     };
-    Ok(Setup { objective: Box::new(objective), trained, model })
+    Ok(Setup { objective: Box::new(objective), trained, model, learned_from })
 }
 
 /// Lowers the log-variance that a new encoder begins with from about 0 to −5: noise of deviation 1 would drown its means,
@@ -127,6 +174,12 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
             model.path().display()
         );
     }
+    let (height, width) = (config.export.latent_h, config.export.latent_w);
+    ensure!(
+        !config.export.coreml || takes_latents(height, width),
+        "export.latent_h = {height} and export.latent_w = {width}: a package can be made for 1 to {LARGEST_LATENTS} each; \
+         set them, or export.coreml = false"
+    );
     let factor = match config.train.component {
         TrainedComponent::Unet => {
             let factor = TextToImage::of(model)?.autoencoder.factor();
@@ -145,7 +198,13 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
     Ok(())
 }
 
-fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Setup> {
+fn unet(
+    config: &Config,
+    model: Model,
+    device: Device,
+    kind: Kind,
+    same: &mut dyn FnMut(&Identity) -> Result<()>,
+) -> Result<Setup> {
     supports(config, &model)?;
     if !config.model.train_from_scratch {
         // Before the long work: what is wrong with the file is told at once.
@@ -155,7 +214,10 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
         Recipe::read(path)?.check(&model.parameters(Component::Unet)?)?;
     }
     let schedule = text_to_image::schedule(&model)?;
+    let identity = ModelIdentity::of(&model, config)?;
     let data = read_data(config, &model, device)?;
+    let learned_from = Identity { model: identity, data: manifest(&data)? };
+    same(&learned_from)?;
     let cache = Cache::open(&config.data.cache_dir)?;
     let Encoded { scaling_factor, examples, class, validation } = encoded(config, &model, &data, &cache, device)?;
 
@@ -209,7 +271,7 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind) -> Result<Set
         kind,
         sampler: prompts::sampler(config, &model, (device, kind)),
     };
-    Ok(Setup { objective: Box::new(objective), trained, model })
+    Ok(Setup { objective: Box::new(objective), trained, model, learned_from })
 }
 
 /// Pictures as the autoencoder's moments.

@@ -150,7 +150,7 @@ impl Trained {
         }
         let norm = norm(&whole).hypot(square.sqrt());
         if !norm.is_finite() {
-            bail!("the gradient is not finite (norm {norm})");
+            return Err(super::divergence::Diverged(format!("the gradient is not finite (its norm is {norm})")).into());
         }
         let factor = clip_factor(norm, max_norm);
         let rates: Vec<f64> = self.slots.iter().map(rate).collect();
@@ -235,6 +235,53 @@ impl Trained {
             }
         }
         Ok(())
+    }
+
+    /// Lets assignments learn again, with fresh moments.
+    ///
+    /// # Errors
+    /// The state is of a version that kept nothing to do that with.
+    pub fn thaw_palettes(&mut self) -> Result<()> {
+        for slot in &mut self.slots {
+            if let Some(palette) = &mut slot.palette
+                && let Some(value) = palette.thaw()?
+            {
+                slot.moments = Moments::zeros_like(&value);
+                slot.value = value;
+            }
+        }
+        Ok(())
+    }
+
+    /// What of the state no run can continue from and no file can hold: values that are not finite, weights beyond fp16.
+    pub fn fault(&self) -> Option<String> {
+        let _guard = tch::no_grad_guard();
+        let largest = |tensor: &Tensor| {
+            let extremes = [tensor.f_max(), tensor.f_min()];
+            // Not a number if one of them is not; nothing in a tensor without elements.
+            extremes
+                .into_iter()
+                .flatten()
+                .map(|x| x.double_value(&[]).abs())
+                .fold(0.0, |a, b| if a > b { a } else { b })
+        };
+        self.slots.iter().find_map(|slot| {
+            let (size, title) = (largest(&slot.value), slot.component.title());
+            if !size.is_finite() {
+                return Some(format!("the {title}'s `{}` is not finite any more", slot.name));
+            }
+            if size > f64::from(super::identity::LARGEST) {
+                let most = super::identity::LARGEST;
+                return Some(format!(
+                    "the {title}'s `{}` has grown to {size:.3e}, beyond {most}, the most that fp16 holds",
+                    slot.name
+                ));
+            }
+            let moments = [&slot.moments.exp_avg, &slot.moments.exp_avg_sq];
+            let finite = moments.into_iter().all(|moment| largest(moment).is_finite());
+            (!finite)
+                .then(|| format!("the optimizer's moments of the {title}'s `{}` are not finite any more", slot.name))
+        })
     }
 
     /// The weights as they would ship now, fp16: palettes hard, the average where there is one.

@@ -1,0 +1,61 @@
+//! `palettist clean`: what a finished run no longer needs.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use super::{Usage, print, size};
+use crate::report::shell_word;
+use crate::train::run_folder::{self, Holds, RunFolder};
+
+/// Deletes the checkpoints of a finished run, and what killed runs left half written; results stay
+#[derive(clap::Args)]
+pub struct Args {
+    /// The run's folder, the config's output_dir
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Only lists what would be deleted
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let path = &args.run;
+    let shown = path.display();
+    let look = || match RunFolder::of(path) {
+        Ok(Holds::Run(run)) => Ok(run),
+        Ok(_) if path.exists() => Err(Usage(format!("{shown} is not a run of palettist; nothing was deleted"))),
+        Ok(_) => Err(Usage(format!("{shown} does not exist"))),
+        Err(error) => Err(Usage(format!("{error:#}; nothing was deleted"))),
+    };
+    look()?;
+    // A run that goes on holds it.
+    let _lock = run_folder::lock(path)?;
+    let run = look()?;
+    if run.finished.is_none() {
+        let (step, total) = (run.step(), run.config.train.max_train_steps);
+        bail!(
+            "{shown} is not finished (step {step} of {total}): it resumes from its checkpoints; nothing was deleted. To end \
+             it: palettist train {} train.max_train_steps={}",
+            shell_word(&path.join(run_folder::CONFIG).to_string_lossy()),
+            step.max(1)
+        );
+    }
+    if run.step() > run.finished.as_ref().map_or(0, |finished| finished.step) {
+        bail!("{shown} goes on beyond the steps of its results: it resumes from its checkpoints; nothing was deleted");
+    }
+    let found = run.removable();
+    let mut total = 0;
+    for (path, bytes) in &found {
+        if !args.dry_run {
+            run_folder::remove(path)?;
+        }
+        print(format_args!("{}  {}", path.display(), size(*bytes)))?;
+        total += bytes;
+    }
+    match (found.len(), args.dry_run) {
+        (0, _) => print("nothing to delete"),
+        (_, true) => print(format_args!("{} would be free; nothing was deleted", size(total))),
+        (_, false) => print(format_args!("deleted: {}; results stay", size(total))),
+    }
+}

@@ -1,0 +1,180 @@
+//! What a run learns from, by content: the values of the model's weights and the pictures of the data set. Both are kept in
+//! its checkpoints, so that a resumed run does not mind that a folder moved, and notices that its content changed.
+//!
+//! Weights are read once before any work, which also finds those that nothing could be learned from: values that are not
+//! finite, or beyond what fp16 holds.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind};
+
+use crate::config::{Config, TrainedComponent};
+use crate::data::Manifest;
+use crate::source::{Component, Model};
+use crate::torch::slices;
+
+/// The largest number of fp16, in which models and packages are written.
+pub const LARGEST: f32 = 65504.0;
+
+/// What a run learns from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub model: ModelIdentity,
+    /// What is trained on; validation is not.
+    pub data: Manifest,
+}
+
+impl Identity {
+    /// What is different in `now`, one line each.
+    pub fn changes(&self, now: &Self) -> Vec<String> {
+        let mut lines = self.model.changes(&now.model);
+        lines.extend(self.data.changes(&now.data));
+        lines
+    }
+}
+
+/// A model by its content: a hash for each of its parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModelIdentity(BTreeMap<String, String>);
+
+impl ModelIdentity {
+    /// Reads all weights that training begins with, and checks them.
+    ///
+    /// # Errors
+    /// A weight is not finite or beyond fp16: names the tensor. The model can't be read.
+    pub fn of(model: &Model, config: &Config) -> Result<Self> {
+        let mut parts = BTreeMap::new();
+        for component in model.components().filter(|&component| is_used(config, component)) {
+            // Two models of one shape may differ in how their weights are used.
+            let mut hash = Sha256::new();
+            hash.update(described(&model.config_json(component)?));
+            if !starts_from_random(config, component) {
+                hash.update(weights(model, component)?.to_le_bytes());
+            }
+            parts.insert(component.title().to_owned(), hex(&hash.finalize()));
+        }
+        if config.train.component == TrainedComponent::Unet {
+            parts.insert("scheduler".into(), hex(&Sha256::digest(described(&model.scheduler_config()?))));
+            let vocabulary = model.vocabulary_and_merges()?.map(|(_, text)| text).concat();
+            parts.insert("tokenizer".into(), hex(&Sha256::digest(vocabulary)));
+        }
+        Ok(Self(parts))
+    }
+
+    fn changes(&self, now: &Self) -> Vec<String> {
+        let differs = |name: &&String| self.0.get(*name) != now.0.get(*name);
+        let mut names: Vec<&str> = self.0.keys().chain(now.0.keys()).filter(differs).map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        match names[..] {
+            [] => Vec::new(),
+            _ => vec![format!("the model is another: its {} changed", names.join(", "))],
+        }
+    }
+}
+
+/// Whether a run reads the weights of this network.
+fn is_used(config: &Config, component: Component) -> bool {
+    match config.train.component {
+        TrainedComponent::Unet => true,
+        TrainedComponent::Autoencoder => component == Component::Autoencoder,
+    }
+}
+
+fn starts_from_random(config: &Config, component: Component) -> bool {
+    let learns = match config.train.component {
+        TrainedComponent::Unet => {
+            component == Component::Unet || (component == Component::TextEncoder && config.train.train_text_encoder)
+        }
+        TrainedComponent::Autoencoder => component == Component::Autoencoder,
+    };
+    config.model.train_from_scratch && learns
+}
+
+/// A configuration as text, without what says who wrote it and where it came from.
+fn described(json: &serde_json::Value) -> String {
+    let mut json = json.clone();
+    if let Some(object) = json.as_object_mut() {
+        for key in ["_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype"] {
+            object.remove(key);
+        }
+    }
+    json.to_string()
+}
+
+/// A checksum of all weights of a network by name and value, whatever type they are stored in.
+fn weights(model: &Model, component: Component) -> Result<u64> {
+    let stored = model.stored(component)?;
+    let mut names: Vec<&str> = stored.names().collect();
+    names.sort_unstable();
+    let sums: Vec<u64> = names
+        .par_iter()
+        .map(|name| {
+            super::go_on()?;
+            let tensor = stored.tensor(name, Kind::Float, Device::Cpu)?.f_contiguous()?;
+            let (sum, largest) = checksum(slices::elements::<f32>(&tensor)?);
+            let place = || format!("{}: the {}'s `{name}`", model.path().display(), component.title());
+            if !largest.is_finite() {
+                bail!(
+                    "{} holds values that are not finite (NaN or infinite): the model is damaged; fetch it again, or \
+                     take another",
+                    place()
+                );
+            }
+            if largest > LARGEST {
+                bail!("{} holds {largest}, beyond {LARGEST}, the largest number of fp16", place());
+            }
+            Ok(sum)
+        })
+        .collect::<Result<_>>()
+        .with_context(|| format!("the {} cannot be trained with", component.title()))?;
+    let mut hash = Sha256::new();
+    for (name, sum) in names.iter().zip(sums) {
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name);
+        hash.update(sum.to_le_bytes());
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finalize()[..8]);
+    Ok(u64::from_le_bytes(first))
+}
+
+/// A sum over the bits of all values, each times an odd number of its place; and the largest magnitude, which is not
+/// finite when one of them is not.
+fn checksum(values: &[f32]) -> (u64, f32) {
+    let (mut sum, mut largest) = (0u64, 0u32);
+    for (place, value) in values.iter().enumerate() {
+        let bits = value.to_bits();
+        let factor = (place as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        sum = sum.wrapping_add(u64::from(bits).wrapping_add(1).wrapping_mul(factor));
+        // Of bits without their sign the order is that of magnitudes; infinities and NaN come last.
+        largest = largest.max(bits & 0x7FFF_FFFF);
+    }
+    (sum, f32::from_bits(largest))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_sees_values_places_and_what_is_not_finite() {
+        let (sum, largest) = checksum(&[1.0, -3.0, 2.0]);
+        assert_eq!(largest, 3.0);
+        for other in [&[1.0, -3.0][..], &[-3.0, 1.0, 2.0], &[1.0, -3.0, 2.000_000_2], &[1.0, -3.0, 2.0, 0.0]] {
+            assert_ne!(checksum(other).0, sum, "{other:?}");
+        }
+        assert!(checksum(&[1.0, f32::NAN]).1.is_nan());
+        assert_eq!(checksum(&[1.0, f32::NEG_INFINITY]).1, f32::INFINITY);
+        assert_eq!(checksum(&[-0.0]).1, 0.0);
+    }
+}

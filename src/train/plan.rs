@@ -1,0 +1,267 @@
+//! What a config would do in its `output_dir`: decided once, for `train` and for `check`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::identity::Identity;
+use super::run_folder::{FINISHED, Finished, Holds, PACKAGES, REPORT, RunFolder, file_of, wanted};
+use super::{Resume, state};
+use crate::config::{self, Change, Config, Difference};
+
+/// What a config would do in its `output_dir`.
+pub struct Plan {
+    pub action: Action,
+    /// To be told, a line each: what changed and is accepted.
+    pub notes: Vec<String>,
+}
+
+pub enum Action {
+    /// Trains from the beginning.
+    Start,
+    /// Nothing is left to do; these results are gone, and there is no checkpoint to write them from.
+    Finished { step: u64, gone: Vec<String>, learned_from: Option<Box<Identity>> },
+    /// Goes on from a checkpoint.
+    Resume(Box<Resumed>),
+}
+
+pub struct Resumed {
+    pub checkpoint: PathBuf,
+    pub facts: state::Facts,
+    /// Only these results are to be written: nothing is left to train. All of them where there is none.
+    pub only: Option<BTreeSet<String>>,
+    /// Where it begins a new branch: the checkpoints beyond it, which are set aside first, with metrics, samples and
+    /// results.
+    pub beyond: Option<Vec<PathBuf>>,
+}
+
+/// Decides what a config would do in its `output_dir`; writes nothing.
+///
+/// # Errors
+/// The folder holds something else, another run, or results that would be overwritten: says what, and what to do.
+pub fn plan(config: &Config, resume: &Resume) -> Result<Plan> {
+    let folder = &config.output_dir;
+    let shown = folder.display();
+    let run = match RunFolder::of(folder).context("output_dir")? {
+        Holds::Other(entry) => bail!(
+            "the output folder {shown} exists and is not a run of this program (it holds {entry}); set another `output_dir`"
+        ),
+        Holds::Nothing => None,
+        Holds::Run(run) => Some(run),
+    };
+    let start = |notes| Ok(Plan { action: Action::Start, notes });
+    let checkpoint = match (resume, &run) {
+        (Resume::From(path), _) => Some(path.clone()),
+        (Resume::Never, Some(_)) => {
+            bail!("the output folder {shown} holds a run already; set another `output_dir`, or resume it")
+        }
+        (_, None) => return start(Vec::new()),
+        (_, Some(run)) => run.checkpoints.last().map(|(_, path)| path.clone()),
+    };
+    if let (Resume::Auto, Some(run)) = (resume, &run)
+        && let Some(finished) = &run.finished
+        && (finished.step >= config.train.max_train_steps || checkpoint.is_none())
+    {
+        return finished_plan(config, run, finished, checkpoint);
+    }
+    let Some(checkpoint) = checkpoint else {
+        let run = run.context("a folder without a run has been started above")?;
+        return without_checkpoint(config, &run);
+    };
+    let facts = state::facts(&checkpoint)?;
+    let before = config::parse_resolved(&facts.config, "its config.resolved.toml")
+        .with_context(|| format!("the checkpoint {}", checkpoint.display()))?;
+    let notes = accepted(&before, config).with_context(|| format!("the output folder {shown}"))?;
+    let total = config.train.max_train_steps;
+    if facts.step > total {
+        bail!(
+            "the checkpoint {} has done {} steps, and max_train_steps is {total}: set it to at least {}, or resume from an \
+             earlier checkpoint with --resume",
+            checkpoint.display(),
+            facts.step,
+            facts.step
+        );
+    }
+    let beyond = match (resume, run) {
+        (Resume::From(_), Some(run)) => run.beyond(&checkpoint, facts.step),
+        _ => None,
+    };
+    Ok(Plan { action: Action::Resume(Box::new(Resumed { checkpoint, facts, only: None, beyond })), notes })
+}
+
+/// The plan for a run that is finished, or whose config asks for no more steps.
+fn finished_plan(config: &Config, run: &RunFolder, finished: &Finished, checkpoint: Option<PathBuf>) -> Result<Plan> {
+    let (shown, total) = (run.path.display(), config.train.max_train_steps);
+    let before = config::parse_resolved(&finished.config, FINISHED)
+        .with_context(|| format!("{}", run.path.join(FINISHED).display()))?;
+    let differences = before.differences(config);
+    refuse(&differences).with_context(|| format!("the output folder {shown}"))?;
+    if finished.step < total {
+        bail!(
+            "the run in {shown} is finished ({} steps) and its checkpoints are gone, so that it cannot go on to \
+             max_train_steps = {total}; set another `output_dir`",
+            finished.step
+        );
+    }
+    if finished.step > total {
+        bail!(
+            "the run in {shown} is finished, with {} steps, and max_train_steps is {total}; set it back, or set another \
+             `output_dir`",
+            finished.step
+        );
+    }
+    // Packages made for something else are to be made again.
+    let export = differences.iter().any(|difference| difference.key.starts_with("export."));
+    let is_there = |result: &String| {
+        let files = finished.results.get(result);
+        let stale = export && result.starts_with(PACKAGES);
+        !stale && files.is_some_and(|files| files.keys().all(|file| file_of(&run.path.join(result), file).exists()))
+    };
+    let missing: BTreeSet<String> = wanted(config).into_iter().filter(|result| !is_there(result)).collect();
+    let step = finished.step;
+    let last = checkpoint.filter(|_| run.checkpoints.last().is_some_and(|(saved, _)| *saved == step));
+    let action = match last {
+        Some(checkpoint) if !missing.is_empty() => {
+            let facts = state::facts(&checkpoint)?;
+            Action::Resume(Box::new(Resumed { checkpoint, facts, only: Some(missing), beyond: None }))
+        }
+        _ => {
+            let learned_from = Some(Box::new(finished.learned_from.clone()));
+            Action::Finished { step, gone: missing.into_iter().collect(), learned_from }
+        }
+    };
+    Ok(Plan { action, notes: Vec::new() })
+}
+
+/// The plan for a run that has no checkpoint and is not known to be finished.
+fn without_checkpoint(config: &Config, run: &RunFolder) -> Result<Plan> {
+    let shown = run.path.display();
+    let results = run.results();
+    if !results.is_empty() {
+        // An older version did not write that it is finished; its report came last.
+        let differences = run.config.differences(config);
+        if results.iter().any(|result| result == REPORT)
+            && refuse(&differences).is_ok()
+            && run.config.train.max_train_steps == config.train.max_train_steps
+        {
+            let step = config.train.max_train_steps;
+            let action = Action::Finished { step, gone: Vec::new(), learned_from: None };
+            return Ok(Plan { action, notes: Vec::new() });
+        }
+        bail!(
+            "the output folder {shown} holds results ({}) and no checkpoint to go on from: they would be overwritten; set \
+             another `output_dir`, or move them away",
+            results.join(", ")
+        );
+    }
+    // Ended before its first checkpoint: nothing is lost by beginning again, if it was this run.
+    if run.name() != config.name {
+        bail!("the output folder {shown} is that of the run `{}`; set another `output_dir`", run.name());
+    }
+    let note = format!("{shown} holds no checkpoint: this run starts from the beginning");
+    Ok(Plan { action: Action::Start, notes: vec![note] })
+}
+
+/// What a resumed run says of a config that changed; `Err` where it would be another run.
+///
+/// # Errors
+/// Each key that may not change, with both values.
+pub fn accepted(before: &Config, now: &Config) -> Result<Vec<String>> {
+    let differences = before.differences(now);
+    refuse(&differences)?;
+    let noticed: Vec<String> = differences
+        .iter()
+        .filter(|difference| difference.change == Change::Notice)
+        .map(|difference| {
+            let key = difference.key.strip_prefix("train.").unwrap_or(&difference.key);
+            let [was, is] = [&difference.before, &difference.now].map(|v| v.as_deref().unwrap_or("not set"));
+            format!("{key} = {is} (was {was})")
+        })
+        .collect();
+    Ok(if noticed.is_empty() { Vec::new() } else { vec![format!("continuing with {}", noticed.join(", "))] })
+}
+
+fn refuse(differences: &[Difference]) -> Result<()> {
+    let refused: Vec<String> =
+        differences.iter().filter(|difference| difference.change == Change::Refused).map(ToString::to_string).collect();
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let (it, these) = if refused.len() == 1 { ("it", "a key") } else { ("them", "keys") };
+    bail!(
+        "{}: {these} that may not change when a run is resumed; change {it} back, or set another `output_dir`",
+        refused.join("; ")
+    )
+}
+
+/// As [`same_content`], before class pictures are drawn: those that are gone may come again.
+///
+/// # Errors
+/// What changed.
+pub fn same_content_so_far(before: Option<&Identity>, now: &Identity, folder: &Path) -> Result<()> {
+    let class = |identity: &Identity| identity.data.pictures.iter().filter(|picture| picture.is_class).count();
+    let mut both = (before.cloned(), now.clone());
+    if before.is_some_and(|before| class(now) < class(before)) {
+        let sides = [both.0.as_mut(), Some(&mut both.1)];
+        sides.into_iter().flatten().for_each(|side| side.data.pictures.retain(|picture| !picture.is_class));
+    }
+    same_content(both.0.as_ref(), &both.1, folder)
+}
+
+/// What is told of a run that is finished: results that are gone and can't be written again, and data that changed since.
+pub fn is_finished(config: &Config, step: u64, gone: &[String], learned_from: Option<&Identity>) -> Vec<String> {
+    let folder = config.output_dir.display();
+    let mut lines = vec![format!(
+        "{folder} is finished ({step} steps); nothing was written. A larger max_train_steps trains longer"
+    )];
+    if !gone.is_empty() {
+        lines.push(format!(
+            "note: missing in it: {}; without its last checkpoint they cannot be written again (`palettist export \
+             {folder}` makes packages of what is there)",
+            gone.join(", ")
+        ));
+    }
+    // Data that are gone were needed for training only.
+    let now = || super::training_data(config, &super::open_model(config)?);
+    if let Some(before) = learned_from
+        && let Ok(data) = now()
+    {
+        let changes = before.data.changes(&data);
+        if !changes.is_empty() {
+            let changes = changes.join("; ");
+            lines.push(format!("note: since it was trained, {changes}; to train on that, set another `output_dir`"));
+        }
+    }
+    lines
+}
+
+/// Refuses to go on where what a run learns from is not what it was.
+///
+/// # Errors
+/// What changed.
+pub fn same_content(before: Option<&Identity>, now: &Identity, folder: &Path) -> Result<()> {
+    // Older versions kept none.
+    let changes = before.map(|before| before.changes(now)).unwrap_or_default();
+    if changes.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "the run in {} learned from something else: {}; change it back, or set another `output_dir`",
+        folder.display(),
+        changes.join("; ")
+    )
+}
+
+impl RunFolder {
+    /// The checkpoints that a run that starts again from `checkpoint`, of this step, leaves behind; `None` where it leaves
+    /// nothing behind.
+    fn beyond(&self, checkpoint: &Path, step: u64) -> Option<Vec<PathBuf>> {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let own = self.checkpoints.iter().any(|(_, path)| real(path) == real(checkpoint));
+        // Those of another branch are no history of this one.
+        let left = self.checkpoints.iter().filter(|(saved, _)| !own || *saved > step);
+        let left: Vec<PathBuf> = left.map(|(_, path)| path.clone()).collect();
+        (!left.is_empty() || self.step() > step).then_some(left)
+    }
+}

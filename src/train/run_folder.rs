@@ -1,0 +1,366 @@
+//! A run's folder, `output_dir`: what everything in it is called, what state the run is in.
+//! `train` and `check` ask what a config would do there (`plan`), `clean` and whatever takes a model ask
+//! [`RunFolder::of`].
+//!
+//! | name | is |
+//! |---|---|
+//! | `config.resolved.toml` | the config with every default written out; makes the folder a run's |
+//! | `checkpoints/step-000800/` | what a run resumes from (`state`) |
+//! | `checkpoints/set-aside-1/` | what a run had beyond an older checkpoint that it was resumed from |
+//! | `logs/`, `samples/` | what it told on the way |
+//! | `NAME.palettes.safetensors`, `model/`, `coreml/`, `report.html` | its results |
+//! | `finished.json` | that it is finished: steps, what it learned from, the results' files |
+//! | `train.lock` | locked while a run writes here |
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::identity::Identity;
+use super::state;
+use crate::config::{self, Config, TrainedComponent};
+use crate::coreml::export::PackageMetadata;
+use crate::source::beside;
+
+pub const CONFIG: &str = "config.resolved.toml";
+pub const CHECKPOINTS: &str = "checkpoints";
+pub const LOGS: &str = "logs";
+pub const METRICS: &str = "metrics.jsonl";
+pub const SAMPLES: &str = "samples";
+pub const MODEL: &str = "model";
+pub const PACKAGES: &str = "coreml";
+pub const REPORT: &str = "report.html";
+pub const FINISHED: &str = "finished.json";
+const LOCK: &str = "train.lock";
+const SET_ASIDE: &str = "set-aside-";
+
+/// The palettized checkpoint of a run of this name.
+pub fn palettes_file(name: &str) -> String {
+    format!("{name}.palettes.safetensors")
+}
+
+/// A file of a result; without a name, the result itself.
+pub fn file_of(result: &Path, file: &str) -> PathBuf {
+    // Joining nothing would make a folder of it.
+    if file.is_empty() { result.to_owned() } else { result.join(file) }
+}
+
+/// What results a config asks for, as paths in the run's folder.
+pub fn wanted(config: &Config) -> Vec<String> {
+    let mut wanted = vec![MODEL.to_owned()];
+    if config.train.component == TrainedComponent::Autoencoder {
+        return wanted;
+    }
+    if config.palettize.enabled {
+        wanted.push(palettes_file(&config.name));
+    }
+    if config.export.coreml {
+        wanted.push(package(&config.name, "unet"));
+        if config.train.train_text_encoder {
+            wanted.push(package(&config.name, "text_encoder"));
+        }
+    }
+    wanted.push(REPORT.to_owned());
+    wanted
+}
+
+/// Where the package of a component lies in a run's folder.
+pub fn package(run: &str, component: &str) -> String {
+    let metadata = PackageMetadata { model: run.to_owned(), ..PackageMetadata::default() };
+    format!("{PACKAGES}/{}", metadata.package_name(component))
+}
+
+/// What `finished.json` says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Finished {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// `config.resolved.toml` of the run when its results were written.
+    pub config: String,
+    pub learned_from: Identity,
+    /// Author, licence and base model of the packages.
+    #[serde(default)]
+    pub package: PackageMetadata,
+    /// Of each result (a path in the folder) its files, with a hash of some of their bytes.
+    pub results: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// A run on the disk.
+pub struct RunFolder {
+    pub path: PathBuf,
+    /// As it was run last.
+    pub config: Config,
+    pub finished: Option<Finished>,
+    /// The whole ones, oldest first.
+    pub checkpoints: Vec<(u64, PathBuf)>,
+}
+
+/// What a folder holds.
+pub enum Holds {
+    /// Nothing, or no folder is there.
+    Nothing,
+    /// Something that is not a run; one of its entries.
+    Other(String),
+    Run(Box<RunFolder>),
+}
+
+impl RunFolder {
+    /// Looks at what `path` holds; reads no tensor.
+    ///
+    /// # Errors
+    /// It is a file; the run's own files can't be read.
+    pub fn of(path: &Path) -> Result<Holds> {
+        let shown = path.display();
+        if path.exists() && !path.is_dir() {
+            bail!("{shown} is a file, not a folder");
+        }
+        let resolved = path.join(CONFIG);
+        let text = match fs::read_to_string(&resolved) {
+            Ok(text) => text,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                // A run that wrote nothing yet, and what file managers leave.
+                let ours = |name: &str| {
+                    [LOCK, ".DS_Store", "Thumbs.db", "desktop.ini"].contains(&name)
+                        || (name.starts_with('.') && name.contains(CONFIG))
+                };
+                let entries = fs::read_dir(path).into_iter().flatten().flatten();
+                let mut names: Vec<String> =
+                    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+                names.retain(|name| !ours(name));
+                names.sort();
+                return Ok(names.into_iter().next().map_or(Holds::Nothing, Holds::Other));
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", resolved.display())),
+        };
+        let config = config::parse_resolved(&text, &resolved.display().to_string())
+            .with_context(|| format!("{shown} is a run whose config cannot be read"))?;
+        let finished = path.join(FINISHED);
+        let finished = match fs::read(&finished) {
+            Err(_) => None,
+            Ok(bytes) => Some(serde_json::from_slice(&bytes).with_context(|| {
+                format!("{} is damaged; delete it to have the results written again", finished.display())
+            })?),
+        };
+        let checkpoints = state::list(&path.join(CHECKPOINTS));
+        Ok(Holds::Run(Box::new(Self { path: path.to_owned(), config, finished, checkpoints })))
+    }
+
+    /// The run's name.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Results that are there.
+    pub fn results(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut found: Vec<String> = names
+            .filter(|name| {
+                name.ends_with(".palettes.safetensors") && !name.starts_with('.')
+                    || [MODEL, PACKAGES, REPORT].contains(&name.as_str())
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    /// Where `path` is a run's folder: the run, and the folder of the model that it made.
+    ///
+    /// # Errors
+    /// It is one that has no model, because it is not finished, or trained an autoencoder alone: says so.
+    pub fn model_of(path: &Path) -> Result<Option<(Box<Self>, PathBuf)>> {
+        if !path.join(CONFIG).is_file() {
+            return Ok(None);
+        }
+        let Holds::Run(run) = Self::of(path)? else { return Ok(None) };
+        let (shown, model) = (path.display(), path.join(MODEL));
+        if run.config.train.component == TrainedComponent::Autoencoder {
+            bail!(
+                "{shown} is the run of an autoencoder: it has made {} and no whole model",
+                model.join("vae").display()
+            );
+        }
+        if model.is_dir() {
+            return Ok(Some((run, model)));
+        }
+        let (step, total) = (run.step(), run.config.train.max_train_steps);
+        match run.finished {
+            Some(_) => {
+                bail!("{shown} is a run whose {MODEL}/ is gone: `palettist train` with its config writes it again")
+            }
+            None => bail!(
+                "{shown} is a run that is not finished (step {step} of {total}): `palettist train` with its config goes \
+                 on; its results come at its end"
+            ),
+        }
+    }
+
+    /// The palettized checkpoint that the run made, where it made one and it is there.
+    pub fn palettes(&self) -> Option<PathBuf> {
+        let path = self.path.join(palettes_file(self.name()));
+        (self.config.palettize.enabled && path.is_file()).then_some(path)
+    }
+
+    /// The step that the run has reached.
+    pub fn step(&self) -> u64 {
+        let saved = self.checkpoints.last().map_or(0, |(step, _)| *step);
+        self.finished.as_ref().map_or(saved, |finished| finished.step.max(saved))
+    }
+
+    /// The files that `clean` removes, with their sizes: checkpoints, those set aside too, and what killed processes left.
+    pub fn removable(&self) -> Vec<(PathBuf, u64)> {
+        let mut found: Vec<PathBuf> = self.checkpoints.iter().map(|(_, path)| path.clone()).collect();
+        for (_, aside) in asides(&self.path.join(CHECKPOINTS)) {
+            found.extend(state::list(&aside).into_iter().map(|(_, path)| path));
+        }
+        for folder in folders(&self.path) {
+            found.extend(beside::leftovers(&folder).into_iter().filter_map(|(found, place, kind)| {
+                let only_copy = [beside::OLD, beside::NEW].contains(&kind.as_str()) && !place.exists();
+                (!only_copy).then_some(found)
+            }));
+        }
+        found.into_iter().map(|path| (path.clone(), size(&path))).collect()
+    }
+}
+
+/// The folders of a run in which this program writes.
+fn folders(run: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![run.to_owned()];
+    folders.extend([CHECKPOINTS, LOGS, SAMPLES, PACKAGES].map(|name| run.join(name)));
+    folders
+}
+
+/// Bytes of a file, or of all files of a folder.
+fn size(path: &Path) -> u64 {
+    match fs::symlink_metadata(path) {
+        Ok(data) if data.is_dir() => fs::read_dir(path).into_iter().flatten().flatten().map(|e| size(&e.path())).sum(),
+        Ok(data) => data.len(),
+        Err(_) => 0,
+    }
+}
+
+/// Removes a checkpoint or leftover: out of sight first, so that half of one is never taken for a whole.
+///
+/// # Errors
+/// It can't be moved or removed.
+pub fn remove(path: &Path) -> Result<()> {
+    let context = || format!("cannot remove {}", path.display());
+    if !path.is_dir() {
+        return fs::remove_file(path).with_context(context);
+    }
+    let aside = beside::beside(path, beside::PART);
+    fs::rename(path, &aside).with_context(context)?;
+    fs::remove_dir_all(&aside).with_context(context)
+}
+
+/// Keeps other runs out of `folder`, which is made where needed, until what is returned is dropped.
+///
+/// # Errors
+/// Another run holds it; it can't be written.
+pub fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create the output folder {}", folder.display()))?;
+    let path = folder.join(LOCK);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {
+            // Who it is, for the other's message; without it that is only less clear.
+            let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        }
+        Err(TryLockError::WouldBlock) => {
+            let process = fs::read_to_string(&path).unwrap_or_default();
+            bail!(
+                "another run (process {process}) is writing to the output folder {}; wait for its end, or set another \
+                 `output_dir`",
+                folder.display()
+            );
+        }
+        // Some network file systems have no locks: that is no reason not to train.
+        Err(TryLockError::Error(_)) => {}
+    }
+    Ok(file)
+}
+
+/// Removes what killed runs left in the folder of one, which is held.
+pub fn tidy(run: &Path) {
+    folders(run).iter().for_each(|folder| beside::tidy(folder));
+}
+
+/// The folders that hold what was set aside, by number.
+fn asides(checkpoints: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(checkpoints).into_iter().flatten().flatten();
+    let number = |name: &str| name.strip_prefix(SET_ASIDE)?.parse::<u64>().ok();
+    let mut found: Vec<_> = entries.filter_map(|e| Some((number(e.file_name().to_str()?)?, e.path()))).collect();
+    found.sort();
+    found
+}
+
+/// Moves what a run had beyond the checkpoint that it starts again from (of `step`) to `checkpoints/set-aside-N/`: later
+/// checkpoints, its metrics, later samples and its results. Returns that folder.
+///
+/// # Errors
+/// Something can't be moved.
+pub fn set_aside(run: &Path, beyond: &[PathBuf], step: u64) -> Result<PathBuf> {
+    let checkpoints = run.join(CHECKPOINTS);
+    let number = asides(&checkpoints).last().map_or(1, |(number, _)| number + 1);
+    let aside = checkpoints.join(format!("{SET_ASIDE}{number}"));
+    fs::create_dir_all(&aside).with_context(|| format!("cannot create {}", aside.display()))?;
+    let shift = |from: &Path, to: PathBuf| {
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        fs::rename(from, &to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+    };
+    // Copied, because the lines up to the step are kept.
+    let metrics = run.join(LOGS).join(METRICS);
+    if metrics.is_file() {
+        let to = aside.join(METRICS);
+        fs::copy(&metrics, &to).with_context(|| format!("cannot copy {} to {}", metrics.display(), to.display()))?;
+    }
+    for entry in fs::read_dir(run.join(SAMPLES)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let of = name.to_str().and_then(|name| name.strip_prefix("step-")?.strip_suffix(".png")?.parse::<u64>().ok());
+        if of.is_some_and(|of| of > step) {
+            shift(&entry.path(), aside.join(SAMPLES).join(&name))?;
+        }
+    }
+    if let Holds::Run(found) = RunFolder::of(run)? {
+        // That it is finished goes first: a run that is killed here is then not taken for it.
+        let results = found.results();
+        for name in std::iter::once(FINISHED).chain(results.iter().map(String::as_str)) {
+            if run.join(name).exists() {
+                shift(&run.join(name), aside.join(name))?;
+            }
+        }
+    }
+    // The newest last: until then the run is seen to be where it was.
+    for path in beyond {
+        if let Some(name) = path.file_name() {
+            shift(path, aside.join(name))?;
+        }
+    }
+    Ok(aside)
+}
+
+/// Whether a folder can be written, by a file that is made in it, or where it is not there in the nearest folder above it,
+/// and removed again.
+///
+/// # Errors
+/// It can't: says why.
+pub fn check_writable(folder: &Path) -> Result<()> {
+    let shown = folder.display();
+    let above = folder.ancestors().find(|folder| folder.as_os_str().is_empty() || folder.symlink_metadata().is_ok());
+    let above = above.filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !above.is_dir() {
+        let what = if above.exists() { "is a file" } else { "is a link to nothing" };
+        bail!("{shown} cannot be written: {} {what}", above.display());
+    }
+    let probe = beside::beside(&above.join("palettist"), beside::PART);
+    let made = beside::create(&probe).map(drop);
+    let _ = fs::remove_file(&probe);
+    made.with_context(|| format!("{shown} cannot be written"))
+}
