@@ -40,8 +40,12 @@ pub struct Problem {
 }
 
 impl fmt::Display for Problem {
+    /// One line: what a user wrote may have line breaks, or codes that steer a terminal.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)
+        for c in self.place.chars().chain(": ".chars()).chain(self.message.chars()) {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        Ok(())
     }
 }
 
@@ -114,11 +118,28 @@ impl Config {
         let mut config = self.clone();
         config.palettize.recipe = None;
         config.palettize.overrides = config.palettize.effective_overrides();
-        let mut table = toml::Table::try_from(config).expect("strings, numbers and tables always have a TOML form");
-        for key in keys::KEYS.iter().filter(|key| key.is_idle(self)) {
-            values::remove(&mut table, key.name);
+        let table = values::values(&config);
+        // In the order of the schema, which is that of the table of keys.
+        let (mut body, mut section) = (String::new(), "");
+        for key in keys::KEYS.iter().filter(|key| !key.is_idle(self)) {
+            let Some(value) = values::find(&table, key.name) else { continue };
+            let (parent, name) = key.name.rsplit_once('.').unwrap_or(("", key.name));
+            match value.as_array().filter(|items| items.iter().any(toml::Value::is_table)) {
+                Some(items) => {
+                    for item in items {
+                        let item = toml::to_string(item).expect("a table has a TOML form");
+                        body += &format!("\n[[{}]]\n{item}", key.name);
+                    }
+                }
+                None => {
+                    if parent != section {
+                        body += &format!("\n[{parent}]\n");
+                        section = parent;
+                    }
+                    body += &format!("{name} = {value}\n");
+                }
+            }
         }
-        let body = toml::to_string(&table).expect("a table has a TOML form");
         format!(
             "# The config as it was run: every default that has an effect written out, `key=value` changes included.\n{body}"
         )

@@ -266,7 +266,9 @@ impl Reader<'_> {
     fn finish(mut self, effects: Effects) -> Result<Loaded, Error> {
         let mut recipe = None;
         let first = self.deserialise(&self.leaves, None)?;
-        if let Some(path) = &first.palettize.recipe {
+        // A path that has been refused is not opened.
+        let path = first.palettize.recipe.as_deref().filter(|path| !path.to_string_lossy().contains(char::is_control));
+        if let Some(path) = path {
             match Recipe::read(path) {
                 Ok(read) => recipe = Some(read),
                 Err(Error { problems }) => self.problems.extend(problems),

@@ -91,10 +91,10 @@ pub(super) fn squeezed(name: &str) -> String {
     name.trim_start_matches('-').to_lowercase().replace(['_', '-'], "")
 }
 
-/// The item whose name is a misspelling of `name`: one slip, and one more for each four letters beyond four.
+/// The item whose name is a misspelling of `name`: a slip for each four letters, up to three.
 fn closest<T>(name: &str, items: impl Iterator<Item = (String, T)>) -> Option<T> {
     let name = name.to_lowercase();
-    let allowed = (name.chars().count() / 4).clamp(1, 3);
+    let allowed = (name.chars().count() / 4).min(3);
     items
         .map(|(known, item)| (strsim::damerau_levenshtein(&name, &known.to_lowercase()), known.len(), item))
         // Not another word of the same length.

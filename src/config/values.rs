@@ -18,23 +18,6 @@ pub(super) fn find<'t>(table: &'t Table, key: &str) -> Option<&'t Value> {
     }
 }
 
-/// Removes the value at a dotted key, if there is one, and tables that are empty then.
-pub(super) fn remove(table: &mut Table, key: &str) {
-    match key.split_once('.') {
-        Some((first, rest)) => {
-            if let Some(Value::Table(inner)) = table.get_mut(first) {
-                remove(inner, rest);
-                if inner.is_empty() {
-                    table.remove(first);
-                }
-            }
-        }
-        None => {
-            table.remove(key);
-        }
-    }
-}
-
 /// Sets a key that is not there.
 pub(super) fn default(table: &mut Table, key: &str, value: impl Into<Value>) {
     match key.split_once('.') {

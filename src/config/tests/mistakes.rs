@@ -33,6 +33,7 @@ fn an_unknown_key_hides_nothing() {
 fn values_of_another_type_are_told_in_plain_words() {
     for (lines, expected) in [
         ("[train]\nmixed_precision = 1", "`train.mixed_precision`: is 1, expected \"no\" or \"bf16\""),
+        ("[train]\ndevice = \"gpu\"", "is \"gpu\", expected \"auto\", \"cpu\", \"cuda\""),
         ("[train]\nmixed_precision = true", "is true, expected \"no\" or \"bf16\""),
         ("[train]\nmixed_precision = \"fp16\"", "is \"fp16\", expected \"no\" or \"bf16\""),
         (
@@ -135,6 +136,16 @@ fn files_that_are_no_utf8_text_are_named_for_what_they_are() {
     assert!(load(folder.path(), &[]).unwrap_err().to_string().contains("is a folder"));
     std::fs::write(&path, format!("\u{feff}{SMALL}")).unwrap();
     assert!(load(&path, &[]).is_ok());
+}
+
+/// A prompt with an escape code, and a recipe whose path has a line break, are told on a line each.
+#[test]
+fn a_mistake_has_one_line() {
+    let text =
+        format!("{SMALL}[sample]\nprompts = [\"a\\u001b[2J\\nb --x\"]\n[palettize]\nrecipe = \"C:\\new.toml\"\n");
+    let error = parse(&text, "dog.toml", &[]).unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 2, "{error}");
+    assert!(!error.contains('\u{1b}') && error.contains("\\u{1b}[2J\\nb --x"), "{error}");
 }
 
 #[test]
