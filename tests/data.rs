@@ -10,7 +10,7 @@ use common::pictures::{encoded, folder, picture, unreadable};
 use common::shared;
 use image::{ImageFormat, RgbImage};
 use palettist::data::picture::{decode_picture, is_animated, read_picture};
-use palettist::data::{CaptionOptions, Crop, Filter, Missing, Transform, load_picture, read_folder};
+use palettist::data::{CaptionOptions, Contents, Crop, Filter, Missing, Transform, load_picture, read_folder};
 use tch::{Kind, Tensor};
 
 fn own(path: &str) -> PathBuf {

@@ -100,6 +100,14 @@ fn draw(config: &Config, class: &Class, record: &Record, model: &Model, device: 
     for outdated in &class.outdated {
         set_aside(folder, &outdated.sample.path, &outdated.record)?;
     }
+    if !class.outdated.is_empty() {
+        let shown = folder.join(ASIDE);
+        eprintln!(
+            "{} pictures that were drawn from something else are kept in {}",
+            class.outdated.len(),
+            shown.display()
+        );
+    }
     let free = |index: &usize| !folder.join(drawn_name(*index)).exists();
     let places: Vec<usize> = (0..).filter(free).take(class.missing).collect();
     let mut missing = Vec::new();

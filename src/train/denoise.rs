@@ -175,7 +175,7 @@ impl Objective for Denoise {
         if let Some(class) = class {
             let class = class * lambda_sd;
             parts.push(("loss/prior", class.detach()));
-            total = total + class;
+            total = &total + class;
         }
         let Some(teacher) = &self.teacher else { return Ok(Loss { total, parts }) };
         let taught = tch::no_grad(|| {
@@ -188,13 +188,13 @@ impl Objective for Denoise {
         });
         let distilled = means(squares(output - taught)).sum() * lambda_kd_output;
         parts.push(("loss/distill", distilled.detach()));
-        total = total + distilled;
+        total = &total + distilled;
         if features {
             let pairs = ours.into_inner().into_iter().zip(theirs.into_inner());
             let sum: Tensor = pairs.map(|(a, b)| squares(a.to_kind(Kind::Float) - b.to_kind(Kind::Float))).sum();
             let sum = means(sum).sum() * lambda_kd_feat;
             parts.push(("loss/features", sum.detach()));
-            total = total + sum;
+            total = &total + sum;
         }
         Ok(Loss { total, parts })
     }
