@@ -39,7 +39,7 @@ fn dreambooth(root: &Path, changes: &[&str]) -> Config {
     );
     let changes: Vec<String> =
         changes.iter().map(|change| change.replace("ROOT", &root.display().to_string())).collect();
-    config::parse(&text, "dog.toml", &changes).unwrap()
+    config::parse(&text, "dog.toml", &changes).unwrap().config
 }
 
 fn full(root: &Path, changes: &[&str]) -> Config {
@@ -51,7 +51,7 @@ fn full(root: &Path, changes: &[&str]) -> Config {
     );
     let changes: Vec<String> =
         changes.iter().map(|change| change.replace("ROOT", &root.display().to_string())).collect();
-    config::parse(&text, "all.toml", &changes).unwrap()
+    config::parse(&text, "all.toml", &changes).unwrap().config
 }
 
 fn problems(root: &Path, config: &Config) -> Vec<String> {

@@ -274,11 +274,12 @@ fn overrides_win_over_the_file_and_need_no_second_quotes() {
 
 #[test]
 fn the_sampler_is_the_models_own_unless_named() {
-    let config = parse(SMALL, "dog.toml", &[]).unwrap();
+    let prompts = "sample.prompts=[\"a dog\"]".to_string();
+    let config = parse(SMALL, "dog.toml", std::slice::from_ref(&prompts)).unwrap().config;
     assert_eq!(config.sample.sampler.0, None);
     assert!(config.resolved_toml().contains("sampler = \"auto\""));
-    let named = ["sample.sampler=\"DPM++ 2M Karras\"".to_string()];
-    let config = parse(SMALL, "dog.toml", &named).unwrap();
+    let named = [prompts, "sample.sampler=\"DPM++ 2M Karras\"".to_string()];
+    let config = parse(SMALL, "dog.toml", &named).unwrap().config;
     assert!(config.resolved_toml().contains("sampler = \"dpmpp_2m_karras\""));
     let problems = problems(SMALL, &["sample.sampler=deis"]);
     assert!(problems[0].contains("`deis` is not a sampler; the samplers are ddim, "), "{problems:?}");

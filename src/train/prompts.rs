@@ -84,6 +84,7 @@ fn shared(weights: &Weights) -> Weights {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::SamplerKind;
 
     #[test]
     fn flags_of_a_prompt_win_over_the_config() {
@@ -92,7 +93,7 @@ mod tests {
         let requests = requests(&Sample { prompts, seed: 40, ..Sample::default() }, 64).unwrap();
         let [plain, told] = requests.as_slice() else { panic!("two prompts") };
         assert_eq!((plain.prompt.as_str(), plain.negative_prompt.as_str(), plain.steps), ("a cat", "", 25));
-        assert_eq!((plain.size, plain.guidance_scale, plain.sampler), (Some((64, 64)), 7.5, Some(SamplerKind::Ddim)));
+        assert_eq!((plain.size, plain.guidance_scale, plain.sampler), (Some((64, 64)), 7.5, None));
         assert!(matches!(plain.noise, Noise::Seed(40)));
         assert_eq!((told.prompt.as_str(), told.negative_prompt.as_str(), told.steps), ("a dog", "blurry", 9));
         assert_eq!((told.size, told.guidance_scale, told.sampler), (Some((768, 512)), 5.0, Some(SamplerKind::Euler)));
