@@ -164,7 +164,7 @@ fn names_set_the_options_that_they_name() {
     };
     let (karras, sde) = (("use_karras_sigmas", Value::Bool(true)), ("algorithm_type", Value::from("sde-dpmsolver++")));
     for (kind, wanted) in [
-        (SamplerKind::DpmppTwoMKarras, with(&[karras.clone()])),
+        (SamplerKind::DpmppTwoMKarras, with(std::slice::from_ref(&karras))),
         (SamplerKind::DpmppTwoMSdeKarras, with(&[karras, sde.clone()])),
     ] {
         let got = run(Sampler::named(kind, &config, 8).expect("a sampler"));

@@ -369,6 +369,30 @@ fn schedulers_that_are_there_draw_and_others_are_named() {
 }
 
 #[test]
+fn check_names_the_sampler_that_a_runs_pictures_get() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    copy(&fixture("model"), &path("model"));
+    let config = scheduler("TCDScheduler", json!({})).to_string();
+    std::fs::write(path("model/scheduler/scheduler_config.json"), config).expect("a file");
+    std::fs::create_dir(path("pictures")).expect("a folder");
+    image::RgbImage::new(64, 64).save(path("pictures/a.png")).expect("a picture");
+    std::fs::write(path("pictures/a.txt"), "a fox").expect("a caption");
+    let config = "name = \"try\"\nmodel.pretrained_model_name_or_path = \"model\"\ndata.train_data_dir = \"pictures\"\n\
+                  data.resolution = 64\nsample.prompts = [\"a fox\"]\n";
+    std::fs::write(path("run.toml"), config).expect("a config");
+    for (added, warns) in [("sample.sample_every_n_steps=5", true), ("sample.sampler=euler_a", false)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_palettist"))
+            .args(["check", "run.toml", added])
+            .current_dir(folder.path())
+            .output()
+            .expect("the program");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(text.contains("TCDScheduler, is not in this version"), warns, "{text}");
+    }
+}
+
+#[test]
 fn every_scheduler_of_the_file_draws() {
     let mut pipeline = pipeline();
     for class in [

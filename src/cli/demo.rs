@@ -10,7 +10,7 @@ use super::nbits::Nbits;
 use super::{Interrupted, Usage, load_config, print, train, verify};
 use crate::config::Config;
 use crate::coreml::read::Precision;
-use crate::diffusion::pipeline::{Noise, Pipeline, Request};
+use crate::diffusion::{Noise, Pipeline, Request};
 use crate::ops::Weights;
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::SOURCE_MODEL;

@@ -20,6 +20,7 @@ mod k_diffusion;
 mod kinds;
 mod lcm;
 mod lms;
+mod noise;
 pub mod pipeline;
 mod pndm;
 mod sampler;
@@ -32,7 +33,8 @@ mod walk;
 
 pub use condition::{Conditioning, TextEncoder};
 pub use kinds::{SamplerChoice, SamplerKind};
-pub use pipeline::{Noise, Output, Pipeline, Request};
+pub use noise::Noise;
+pub use pipeline::{Output, Pipeline, Request};
 pub use sampler::{Own, Sampler};
 pub use schedule::{MOST_TIMESTEPS, NoiseSchedule, Prediction};
 pub use settings::{Settings, parse_config};

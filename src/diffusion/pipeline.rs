@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::condition::{Conditioning, TextEncoder, encode_texts, uncropped};
 use super::kinds::SamplerKind;
+use super::noise::Noise;
 use super::sampler::{Own, Sampler};
 use super::text_to_image::TextToImage;
 use super::walk::Draws;
@@ -21,7 +22,6 @@ use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::{Parameter, Tensors, Weights};
 use crate::palette::PalettizedCheckpoint;
 use crate::source::{Component, Model};
-use crate::torch::random::{Purpose, generator, normal};
 
 /// A model that is ready to draw.
 pub struct Pipeline {
@@ -39,37 +39,6 @@ pub struct Pipeline {
     pub kind: Kind,
     /// Where all weights are.
     pub device: Device,
-}
-
-/// Where the noise comes from: what a picture begins with, and what some samplers add at each step.
-#[derive(Debug)]
-pub enum Noise {
-    /// Picture i is drawn from the i-th stream of this seed: the same on every device, however many are drawn.
-    Seed(u64),
-    /// Picture i is the first of the i-th seed.
-    Seeds(Vec<u64>),
-    /// Initial noise of unit variance `[N, C, h, w]`; what is added later comes from the seed, as for [`Self::Seed`].
-    Latents(Tensor, u64),
-}
-
-impl Noise {
-    /// Seed and number of a picture.
-    fn source(&self, picture: usize) -> (u64, u64) {
-        match self {
-            Self::Seed(seed) | Self::Latents(_, seed) => (*seed, picture as u64),
-            Self::Seeds(seeds) => (seeds.get(picture).copied().unwrap_or_default(), 0),
-        }
-    }
-
-    /// The noise number `draw` that a sampler adds to these pictures: `[pictures, …]`, shaped like `like` and where it is.
-    fn added(&self, pictures: std::ops::Range<usize>, draw: usize, like: &Tensor) -> Tensor {
-        let shape = &like.size()[1..];
-        let one = |picture: usize| {
-            let (seed, picture) = self.source(picture);
-            normal(&mut generator(seed, Purpose::Sampler, picture << 20 | draw as u64), shape)
-        };
-        Tensor::stack(&pictures.map(one).collect::<Vec<_>>(), 0).to_device(like.device())
-    }
 }
 
 /// What to draw.
@@ -319,12 +288,11 @@ impl Pipeline {
                 for (name, side) in [("height", height), ("width", width)] {
                     ensure!(side > 0 && side % factor == 0, "{name} {side} is no multiple of {factor}");
                 }
-                let shape = [channels, height / factor, width / factor];
-                let one = |picture: usize| {
-                    let (seed, picture) = request.noise.source(picture);
-                    normal(&mut generator(seed, Purpose::Picture, picture), &shape)
-                };
-                Ok(Tensor::stack(&(0..request.images).map(one).collect::<Vec<_>>(), 0))
+                if let Noise::Seeds(seeds) = &request.noise {
+                    let (seeds, images) = (seeds.len(), request.images);
+                    ensure!(seeds == images, "{images} pictures are asked for with {seeds} seeds");
+                }
+                Ok(request.noise.initial(request.images, &[channels, height / factor, width / factor]))
             }
             Noise::Latents(latents, _) => {
                 let size = latents.size();

@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::trained::Networks;
 use crate::config::{Config, Sample, SamplePrompt};
-use crate::diffusion::pipeline::{Noise, Pipeline, Request, pipeline_config};
-use crate::diffusion::{Own, TextEncoder};
+use crate::diffusion::pipeline::pipeline_config;
+use crate::diffusion::{Noise, Own, Pipeline, Request, TextEncoder};
 use crate::ops::Weights;
 use crate::source::{Component, Model};
 
