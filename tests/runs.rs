@@ -471,6 +471,21 @@ fn check_refuses_what_train_could_not_write() {
     assert_eq!(hidden(run.path()), Vec::<PathBuf>::new());
 }
 
+/// What learns is counted, the text encoder too: weights and two moments of four bytes each.
+#[test]
+fn check_counts_a_text_encoder_that_learns() {
+    let run = Run::new();
+    let told = |change: &str| {
+        let told = succeed(common::runs::run(run.path(), &run.arguments("check", &[change])));
+        let size =
+            told.split("checkpoints of about ").nth(1).and_then(|rest| rest.split(" kB").next()).unwrap().to_owned();
+        size.parse::<f64>().unwrap()
+    };
+    let more = told("train.train_text_encoder=true") - told("train.train_text_encoder=false");
+    // 14 096 weights.
+    assert!((more - 169.2).abs() < 0.2, "{more}");
+}
+
 /// What runs that were killed left half written goes when the next one begins.
 #[test]
 fn leftovers_of_killed_runs_go() {
