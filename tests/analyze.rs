@@ -1,11 +1,14 @@
 //! `analyze` by the real program: what is measured, what is kept, the recipe that comes out, and who takes it.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use common::runs::pictures;
 use serde_json::Value;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -20,9 +23,10 @@ impl Work {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = format!("{ROOT}/tests/fixtures/pipeline/model");
+        pictures(folder.path());
         let text = format!(
             "name = \"tiny\"\noutput_dir = \"run\"\n[model]\npretrained_model_name_or_path = \"{model}\"\n[data]\n\
-             resolution = 32\ntrain_data_dir = \"{ROOT}/datasets/sketchbook/validation\"\n\
+             resolution = 32\ntrain_data_dir = \"pictures\"\n\
              validation_data_dir = \"{ROOT}/datasets/sketchbook/validation\"\ncache_dir = \"cache\"\n[train]\n\
              max_train_steps = 1\ntrain_batch_size = 3\ndevice = \"cpu\"\n[palettize]\nweight_threshold = 200\n\
              [validation]\nbatches = 2\n[sample]\nsample_every_n_steps = 0\n"

@@ -176,7 +176,7 @@ fn stray_text_files_are_told_and_do_no_harm() {
     assert_eq!(samples(&folder, &CaptionOptions::default()).len(), 2);
     assert_eq!(
         remarks(&folder, &CaptionOptions::default()),
-        ["warning: 4 text files in HERE belong to no picture, and not read: README.txt, license.TXT, \
+        ["warning: HERE: 4 text files belong to no picture and are not read: README.txt, license.TXT, \
           references_and_licenses.txt and 1 more"]
     );
     // Where a picture lacks its caption, what could be one is named as that, and the others still are not.

@@ -16,7 +16,7 @@ use crate::report::{duration, shell_word};
 use crate::source::{Component, Model, Tokenizer};
 use crate::train::estimate::{Pictures, estimate};
 use crate::train::identity::{Identity, ModelIdentity};
-use crate::train::plan::{self, Action, Plan, plan};
+use crate::train::plan::{self, Action, Before, Plan, plan};
 use crate::train::{self, Resume, device_and_kind, drawing, run_folder};
 
 /// Reads config, data and model headers and tells what a run would do; trains nothing
@@ -253,7 +253,8 @@ impl Report {
         );
         if let Some(pictures) = pictures.filter(|&pictures| pictures > 0) {
             let epochs = seen as f64 / pictures as f64;
-            self.line("", format!("{pictures} pictures an epoch: {epochs:.1} epochs"));
+            let each = if pictures == 1 { "1 picture".to_owned() } else { format!("{pictures} pictures") };
+            self.line("", format!("{each} per epoch: {epochs:.1} epochs"));
         }
         let cuda = tch::Cuda::is_available();
         if train.device == DeviceChoice::Cuda && !cuda {
@@ -420,8 +421,8 @@ impl Report {
         let data = model.and_then(|model| train::training_data(config, model).ok());
         if let (Some(model), Some(data)) = (identity, data) {
             let now = Identity { model, data };
-            let before = resumed.facts.learned_from.as_ref();
-            self.take(plan::same_content_so_far(before, &now, &config.output_dir));
+            let before = Before { learned_from: resumed.facts.learned_from.as_ref(), folder: &config.output_dir };
+            self.take(before.check_so_far(&now));
         }
     }
 }

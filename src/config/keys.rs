@@ -53,6 +53,11 @@ pub(super) static KEYS: &[Key] = &[
     key("output_dir", Free, always),
     key("seed", Refused, always),
     key("model.pretrained_model_name_or_path", Free, always),
+    // Another autoencoder, and another revision, are known by their content.
+    key("model.vae", Free, always),
+    key("model.revision", Free, always),
+    key("model.prediction_type", Refused, unet),
+    key("model.rescale_betas_zero_snr", Refused, unet),
     key("model.train_from_scratch", Refused, always),
     key("data.resolution", Refused, always),
     key("data.train_data_dir", Free, instead_of_captions_folder),

@@ -12,7 +12,7 @@ use super::listing::{Listing, few};
 use super::look::{Look, Looked, animated, look_at, shared, small, twice};
 use super::manifest::listed;
 use super::place::{Place, writable};
-use super::{CaptionOptions, Contents, Missing, Problems, Sample, near_miss, read_folder};
+use super::{CaptionOptions, Contents, Missing, Problems, Sample, near_miss, read_folder, sidecars};
 use crate::config::{Config, Dreambooth, Mode};
 
 /// What a run learns from.
@@ -228,6 +228,13 @@ fn instance(settings: &Dreambooth) -> Result<Contents, Problems> {
             "note: captions like {file} in {shown} are not read with mode = \"dreambooth\": every picture has the instance \
              prompt"
         ));
+    }
+    let of_a_picture =
+        |name: &str| listing.pictures.iter().any(|picture| name.strip_suffix(".txt") == Some(picture.stem()));
+    let texts = listing.others.iter().map(|file| file.name.as_str()).filter(|name| name.ends_with(".txt"));
+    let stray: Vec<&str> = texts.filter(|name| !of_a_picture(name)).collect();
+    if !stray.is_empty() {
+        remarks.push(sidecars::stray(&listing, &stray));
     }
     let sample = |file: &super::listing::File| Sample {
         caption: settings.instance_prompt.clone(),

@@ -97,15 +97,18 @@ pub(super) fn read(
         orphans.retain(|file| !is_meant(file));
     }
     if !orphans.is_empty() {
-        let names: Vec<&str> = orphans.iter().map(|file| file.name.as_str()).collect();
-        let (is, belongs) = match names.len() {
-            1 => ("1 text file".to_owned(), "belongs"),
-            count => (format!("{count} text files"), "belong"),
-        };
-        let folder = listing.folder.display();
-        remarks.push(format!("warning: {is} in {folder} {belongs} to no picture, and not read: {}", listed(&names)));
+        remarks.push(stray(listing, &orphans.iter().map(|file| file.name.as_str()).collect::<Vec<_>>()));
     }
     Captions { captions, found }
+}
+
+/// Tells of text files that no picture has.
+pub(super) fn stray(listing: &Listing, names: &[&str]) -> String {
+    let what = match names.len() {
+        1 => "1 text file belongs to no picture and is not read".to_owned(),
+        count => format!("{count} text files belong to no picture and are not read"),
+    };
+    format!("warning: {}: {what}: {}", listing.folder.display(), listed(names))
 }
 
 /// The stem of a numbered file without its numbers: `IMG_#` of `IMG_0003`. `None` without a number.

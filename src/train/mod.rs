@@ -46,6 +46,7 @@ use self::optimizer::AdamW;
 pub use self::output::parts;
 use self::output::{Ending, OutputDir};
 use self::plan::Action;
+use self::plan::Before;
 use self::reporter::{Reporter, SAMPLING, SAVING, VALIDATING};
 pub use self::setup::{open_model, supports, training_data};
 use self::trained::{Slot, Trained};
@@ -142,10 +143,9 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
         // By another run, just now.
         Action::Finished { .. } => return Ok(Ended::Done),
     };
-    let before = resumed.as_ref().and_then(|resumed| resumed.facts.learned_from.clone());
-    let mut same = |now: &Identity| plan::same_content(before.as_ref(), now, &output.folder);
-    let setup::Setup { mut objective, mut trained, model, learned_from } =
-        setup::open(config, device, kind, &mut same)?;
+    let learned_from = resumed.as_ref().and_then(|resumed| resumed.facts.learned_from.as_ref());
+    let before = Before { learned_from, folder: &output.folder };
+    let setup::Setup { mut objective, mut trained, model, learned_from } = setup::open(config, device, kind, before)?;
     if let Some(resumed) = &resumed {
         let checkpoint = resumed.checkpoint.display();
         trained

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::identity::Identity;
-use super::run_folder::{FINISHED, Finished, Holds, PACKAGES, REPORT, RunFolder, file_of, wanted};
+use super::run_folder::{CHECKPOINTS, FINISHED, Finished, Holds, PACKAGES, REPORT, RunFolder, file_of, wanted};
 use super::{Resume, state};
 use crate::config::{self, Change, Config, Difference};
 
@@ -195,26 +195,58 @@ fn refuse(differences: &[Difference]) -> Result<()> {
     )
 }
 
-/// As [`same_content`], before class pictures are drawn: those that are gone may come again.
-///
-/// # Errors
-/// What changed.
-pub fn same_content_so_far(before: Option<&Identity>, now: &Identity, folder: &Path) -> Result<()> {
-    let class = |identity: &Identity| identity.data.pictures.iter().filter(|picture| picture.is_class).count();
-    let mut both = (before.cloned(), now.clone());
-    if before.is_some_and(|before| class(now) < class(before)) {
-        let sides = [both.0.as_mut(), Some(&mut both.1)];
-        sides.into_iter().flatten().for_each(|side| side.data.pictures.retain(|picture| !picture.is_class));
+/// What a run that is resumed learned from.
+#[derive(Clone, Copy)]
+pub struct Before<'a> {
+    /// `None` where nothing is resumed, and of runs of older versions, which kept none.
+    pub learned_from: Option<&'a Identity>,
+    /// The run's.
+    pub folder: &'a Path,
+}
+
+impl Before<'_> {
+    /// Refuses to resume where what the run learns from is not what it was.
+    ///
+    /// # Errors
+    /// What changed.
+    pub fn check(self, now: &Identity) -> Result<()> {
+        let changes = self.learned_from.map(|before| before.changes(now)).unwrap_or_default();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "the run in {} learned from something else: {}; change it back, or set another `output_dir`",
+            self.folder.display(),
+            changes.join("; ")
+        )
     }
-    same_content(both.0.as_ref(), &both.1, folder)
+
+    /// The same before class pictures are drawn: those that are gone may come again.
+    ///
+    /// # Errors
+    /// What changed.
+    pub fn check_so_far(self, now: &Identity) -> Result<()> {
+        let class = |identity: &Identity| identity.data.pictures.iter().filter(|picture| picture.is_class).count();
+        let Some(before) = self.learned_from.filter(|before| class(now) < class(before)) else {
+            return self.check(now);
+        };
+        let without_class = |identity: &Identity| {
+            let mut identity = identity.clone();
+            identity.data.pictures.retain(|picture| !picture.is_class);
+            identity
+        };
+        Before { learned_from: Some(&without_class(before)), ..self }.check(&without_class(now))
+    }
 }
 
 /// What is told of a run that is finished: results that are gone and can't be written again, and data that changed since.
 pub fn is_finished(config: &Config, step: u64, gone: &[String], learned_from: Option<&Identity>) -> Vec<String> {
     let folder = config.output_dir.display();
-    let mut lines = vec![format!(
-        "{folder} is finished ({step} steps); nothing was written. A larger max_train_steps trains longer"
-    )];
+    let more = match state::list(&config.output_dir.join(CHECKPOINTS)).is_empty() {
+        true => "Its checkpoints are gone: to train longer, set another `output_dir`",
+        false => "A larger max_train_steps trains longer",
+    };
+    let mut lines = vec![format!("{folder} is finished ({step} steps); nothing was written. {more}")];
     if !gone.is_empty() {
         lines.push(format!(
             "note: missing in it: {}; without its last checkpoint they cannot be written again (`palettist export \
@@ -234,23 +266,6 @@ pub fn is_finished(config: &Config, step: u64, gone: &[String], learned_from: Op
         }
     }
     lines
-}
-
-/// Refuses to go on where what a run learns from is not what it was.
-///
-/// # Errors
-/// What changed.
-pub fn same_content(before: Option<&Identity>, now: &Identity, folder: &Path) -> Result<()> {
-    // Older versions kept none.
-    let changes = before.map(|before| before.changes(now)).unwrap_or_default();
-    if changes.is_empty() {
-        return Ok(());
-    }
-    bail!(
-        "the run in {} learned from something else: {}; change it back, or set another `output_dir`",
-        folder.display(),
-        changes.join("; ")
-    )
 }
 
 impl RunFolder {

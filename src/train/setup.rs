@@ -10,6 +10,7 @@ use super::examples::{Encoder, Examples, Texts, epoch};
 use super::identity::{Identity, ModelIdentity};
 use super::initialise::initialise;
 use super::objective::Objective;
+use super::plan::Before;
 use super::reconstruct::Reconstruct;
 use super::run_folder::RunFolder;
 use super::trained::Trained;
@@ -45,21 +46,16 @@ pub fn open_model(config: &Config) -> Result<Model> {
     }
 }
 
-/// Opens the model and the data of `config`. `same` is asked whether they are what the run to resume learned from, before
-/// any long work.
+/// Opens the model and the data of `config`. What the run to resume learned from is compared with them before any long
+/// work.
 ///
 /// # Errors
-/// Whatever is wrong with either, one line; those of `same`.
-pub fn open(
-    config: &Config,
-    device: Device,
-    kind: Kind,
-    same: &mut dyn FnMut(&Identity) -> Result<()>,
-) -> Result<Setup> {
+/// Whatever is wrong with either, one line; what changed since the run began.
+pub fn open(config: &Config, device: Device, kind: Kind, before: Before) -> Result<Setup> {
     let model = open_model(config)?;
     match config.train.component {
-        TrainedComponent::Autoencoder => autoencoder(config, model, device, kind, same),
-        TrainedComponent::Unet => unet(config, model, device, kind, same),
+        TrainedComponent::Autoencoder => autoencoder(config, model, device, kind, before),
+        TrainedComponent::Unet => unet(config, model, device, kind, before),
     }
 }
 
@@ -88,18 +84,11 @@ fn initial(config: &Config, model: &Model, component: Component) -> Result<(Weig
     Ok((weights, parameters))
 }
 
-fn autoencoder(
-    config: &Config,
-    model: Model,
-    device: Device,
-    kind: Kind,
-    same: &mut dyn FnMut(&Identity) -> Result<()>,
-) -> Result<Setup> {
+fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind, before: Before) -> Result<Setup> {
     supports(config, &model)?;
     // Before the long work: what is wrong with the data is told at once.
-    let data = read_data(config, &model, device)?;
-    let learned_from = Identity { model: ModelIdentity::of(&model, config)?, data: manifest(&data)? };
-    same(&learned_from)?;
+    let identity = ModelIdentity::of(&model, config)?;
+    let (data, learned_from) = read_data(config, &model, identity, before, device)?;
     let DataSet { training, validation, .. } = data;
     let (mut weights, parameters) = initial(config, &model, Component::Autoencoder)?;
     if config.model.train_from_scratch {
@@ -198,13 +187,7 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
     Ok(())
 }
 
-fn unet(
-    config: &Config,
-    model: Model,
-    device: Device,
-    kind: Kind,
-    same: &mut dyn FnMut(&Identity) -> Result<()>,
-) -> Result<Setup> {
+fn unet(config: &Config, model: Model, device: Device, kind: Kind, before: Before) -> Result<Setup> {
     supports(config, &model)?;
     if !config.model.train_from_scratch {
         // Before the long work: what is wrong with the file is told at once.
@@ -215,9 +198,7 @@ fn unet(
     }
     let schedule = text_to_image::schedule(&model)?;
     let identity = ModelIdentity::of(&model, config)?;
-    let data = read_data(config, &model, device)?;
-    let learned_from = Identity { model: identity, data: manifest(&data)? };
-    same(&learned_from)?;
+    let (data, learned_from) = read_data(config, &model, identity, before, device)?;
     let cache = Cache::open(&config.data.cache_dir)?;
     let Encoded { scaling_factor, examples, class, validation } = encoded(config, &model, &data, &cache, device)?;
 
@@ -310,7 +291,13 @@ fn encoded(config: &Config, model: &Model, data: &DataSet, cache: &Cache, device
 }
 
 /// Reads and looks at all data before anything long is done, then draws the class pictures that are missing.
-fn read_data(config: &Config, model: &Model, device: Device) -> Result<DataSet> {
+fn read_data(
+    config: &Config,
+    model: &Model,
+    identity: ModelIdentity,
+    before: Before,
+    device: Device,
+) -> Result<(DataSet, Identity)> {
     let drawing = class_images::drawing(config, model)?;
     let mut set = DataSet::read(config, drawing.as_ref())?;
     let mut bar = None;
@@ -325,8 +312,12 @@ fn read_data(config: &Config, model: &Model, device: Device) -> Result<DataSet> 
     }
     let of_class = set.class.iter().flat_map(|class| &class.remarks);
     set.remarks.iter().chain(of_class).chain(&looked).for_each(|remark| eprintln!("{remark}"));
+    let mut learned_from = Identity { model: identity, data: manifest(&set)? };
+    before.check_so_far(&learned_from)?;
     if let (Some(class), Some(record)) = (set.class.take(), &drawing) {
         set.class = Some(class_images::complete(config, class, record, model, device)?);
+        learned_from.data = manifest(&set)?;
     }
-    Ok(set)
+    before.check(&learned_from)?;
+    Ok((set, learned_from))
 }
