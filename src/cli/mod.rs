@@ -185,10 +185,20 @@ impl std::error::Error for ClosedPipe {}
 /// An error that ends the program quietly when the pipe is closed; that of the system otherwise (a full disk).
 pub fn print(text: impl fmt::Display) -> Result<()> {
     let mut out = std::io::stdout().lock();
+    let text = plain(&text.to_string(), &['\n', '\t']);
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(ClosedPipe.into()),
         result => result.context("writing to standard output"),
     }
+}
+
+/// A text from a file with its control characters written out, but for those `kept`: a terminal would obey them.
+fn plain(text: &str, kept: &[char]) -> String {
+    let shown = |c: char| match c.is_control() && !kept.contains(&c) {
+        true => c.escape_default().collect(),
+        false => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 /// Refuses a path that exists already.
@@ -236,6 +246,12 @@ mod tests {
         assert_eq!(counts, ["0", "999", "1 000", "859 520 964"]);
         let sizes: Vec<String> = [12, 1500, 214_900_000, 1_720_000_000].map(size).to_vec();
         assert_eq!(sizes, ["12 B", "1.5 kB", "214.9 MB", "1.72 GB"]);
+    }
+
+    #[test]
+    fn control_characters_are_written_out() {
+        assert_eq!(plain("a\u{1b}[2J\u{9b}é\tb\nc", &['\n', '\t']), "a\\u{1b}[2J\\u{9b}é\tb\nc");
+        assert_eq!(plain("one\nline", &[]), "one\\nline");
     }
 
     #[test]

@@ -33,8 +33,17 @@ pub fn hold(folder: &Path) -> Option<File> {
 /// Removes the folders of this kind that killed processes left [beside](beside) `path`. What cannot be removed stays: it is
 /// in nobody's way.
 pub fn remove_leftovers(path: &Path, kind: &str) {
+    for (leftover, _held) in leftovers(path, kind) {
+        let _ = fs::remove_dir_all(leftover);
+    }
+}
+
+/// The folders of this kind that killed processes left [beside](beside) `path`, each held while what is returned with it
+/// lives, so that a second process does not take it too.
+pub fn leftovers(path: &Path, kind: &str) -> Vec<(PathBuf, File)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
+    let Ok(entries) = fs::read_dir(folder_of(path)) else { return Vec::new() };
+    let mut found_all = Vec::new();
     for entry in entries.flatten() {
         let found = entry.file_name();
         let process = found.to_str().and_then(|found| {
@@ -43,13 +52,10 @@ pub fn remove_leftovers(path: &Path, kind: &str) {
         });
         let ours = process.is_some_and(|process| process.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'));
         if ours && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // Held while it is removed, so that a second process does not begin to.
-            let held = hold(&entry.path());
-            if held.is_some() {
-                let _ = fs::remove_dir_all(entry.path());
-            }
+            found_all.extend(hold(&entry.path()).map(|held| (entry.path(), held)));
         }
     }
+    found_all
 }
 
 /// `folder` and those above it, the lowest first, that are not there yet.

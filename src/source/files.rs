@@ -78,7 +78,7 @@ pub fn is_full_disk(error: &anyhow::Error) -> bool {
 }
 
 /// Flushes to the disk and makes readable for everybody, a folder with all that is in it.
-fn settle(path: &Path) -> io::Result<()> {
+pub(crate) fn settle(path: &Path) -> io::Result<()> {
     let folder = path.is_dir();
     if folder {
         for entry in fs::read_dir(path)? {
@@ -221,6 +221,11 @@ impl TensorFile {
         let dtype = self.info(name)?.dtype;
         kind_of(dtype)
             .ok_or_else(|| anyhow!("{}: tensor `{name}` has the type {dtype}, not supported", self.path.display()))
+    }
+
+    /// The name of a tensor's type as the format has it, such as `F16` or `F8_E4M3`.
+    pub fn type_name(&self, name: &str) -> Result<String> {
+        Ok(self.info(name)?.dtype.to_string())
     }
 
     /// The bytes of a tensor, in the mapped file.

@@ -11,6 +11,7 @@ mod json;
 mod ldm;
 mod model;
 mod names;
+pub(crate) mod rename;
 mod single_file;
 mod stored;
 mod tokenizer;
@@ -18,7 +19,7 @@ mod write;
 
 pub use model::Model;
 pub use stored::Stored;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{SwiftTokenizer, Tokenizer};
 pub use write::{copy_model, write_component};
 
 /// One network of a Stable Diffusion model.
