@@ -26,6 +26,11 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().fold(String::with_capacity(text.len() + 8), write))
 }
 
+/// As [`printable`], on one line: line ends are written out too.
+pub fn printable_line(text: &str) -> String {
+    printable(text).replace('\n', "\\n").replace('\t', "\\t")
+}
+
 /// A line on standard error. A closed one is nobody's mistake.
 pub fn tell(line: impl fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{}", printable(&line.to_string()));

@@ -393,13 +393,57 @@ fn inspect_reads_packages() {
     assert!(out.contains("2-bit palette") && out.contains("input sample"), "{out}");
 }
 
+/// A model's folder, one of its networks' and a run's: what they are, and the files in them.
 #[test]
-fn inspect_of_a_models_folder_names_its_files() {
-    let error = fails(Path::new("."), &["inspect", MODEL], 1);
-    assert!(
-        error.contains("a model's folder") && error.contains("unet/diffusion_pytorch_model.safetensors"),
-        "{error}"
-    );
+fn inspect_of_a_folder_tells_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, out, _) = run(folder.path(), &["inspect", MODEL]);
+    assert_eq!(code, 0);
+    assert!(out.contains(": model folder, StableDiffusionPipeline, "), "{out}");
+    assert!(out.contains("unet/diffusion_pytorch_model.safetensors: ") && out.contains("text_encoder/"), "{out}");
+    let (_, out, _) = run(folder.path(), &["inspect", &format!("{MODEL}/unet")]);
+    assert!(out.contains(": network folder, UNet2DConditionModel, "), "{out}");
+    let said = fails(folder.path(), &["inspect", "."], 1);
+    assert!(said.contains("holds no .safetensors file and no Core ML package"), "{said}");
+}
+
+/// Every file is told, whatever the others are, and of each what it is; what a terminal would obey is written out.
+#[test]
+fn inspect_goes_through_all_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, tensors: &str| {
+        let mut header = format!("{{{tensors}}}");
+        while !header.len().is_multiple_of(8) {
+            header.push(' ');
+        }
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 72]].concat();
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    };
+    let tensor = |name: &str, kind: &str| {
+        format!("\"{name}\": {{\"dtype\": \"{kind}\", \"shape\": [1, 9, 8 ], \"data_offsets\": [0, 72]}}")
+    };
+    write("fp8.safetensors", &tensor("model.diffusion_model.input_blocks.0.0.weight", "F8_E4M3"));
+    write("peft.safetensors", &tensor("down_blocks.0.to_q.base_layer.weight", "U8"));
+    write("lora.safetensors", &tensor("unet.to_q.lora_A.weight", "U8"));
+    write("control.safetensors", &tensor("controlnet_cond_embedding.conv_in.weight", "U8"));
+    write("evil.safetensors", &tensor("a\\u001b[2Jb\\nc\\u009bd", "U8"));
+    std::fs::write(folder.path().join("bad.safetensors"), "no").unwrap();
+    let names = ["fp8", "bad", "peft", "lora", "control", "evil"].map(|name| format!("{name}.safetensors"));
+    let arguments: Vec<&str> = ["inspect"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let (code, out, err) = run(folder.path(), &arguments);
+    assert_eq!(code, 1);
+    assert!(err.contains("bad.safetensors is not a safetensors file") && err.lines().count() == 1, "{err}");
+    for said in [
+        "fp8.safetensors: safetensors, a UNet alone, in the original layout under model.diffusion_model., 9 input channels",
+        "f8_e4m3",
+        "a network as PEFT saves it",
+        "lora.safetensors: safetensors, a LoRA, ",
+        "a ControlNet",
+        r"a\u001b[2Jb\nc\u009bd",
+    ] {
+        assert!(out.contains(said), "{said}: {out}");
+    }
+    assert!(!out.contains('\u{1b}') && !out.contains('\u{9b}'), "{out}");
 }
 
 #[test]

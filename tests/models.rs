@@ -24,13 +24,14 @@ impl Work {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         copy(Path::new(MODEL), &folder.path().join("model"));
-        let pictures = folder.path().join("pictures");
-        fs::create_dir(&pictures).unwrap();
-        for name in ["a", "b"] {
-            image::RgbImage::new(32, 32).save(pictures.join(format!("{name}.png"))).unwrap();
-            fs::write(pictures.join(format!("{name}.txt")), "a cat").unwrap();
+        for (shade, name) in ["pictures/a", "pictures/b", "others/a", "others/b"].iter().enumerate() {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let picture = image::RgbImage::from_pixel(32, 32, image::Rgb([50 * shade as u8; 3]));
+            picture.save(path.with_extension("png")).unwrap();
+            fs::write(path.with_extension("txt"), "a cat").unwrap();
         }
-        let config = "name = \"try\"\n[data]\nresolution = 32\ntrain_data_dir = \"pictures\"\nvalidation_data_dir = \"pictures\"\n\
+        let config = "name = \"try\"\n[data]\nresolution = 32\ntrain_data_dir = \"pictures\"\nvalidation_data_dir = \"others\"\n\
                       [train]\nmax_train_steps = 1\n[model]\npretrained_model_name_or_path = \"model\"\n";
         fs::write(folder.path().join("run.toml"), config).unwrap();
         Self { folder }

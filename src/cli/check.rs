@@ -348,8 +348,9 @@ impl Report {
             }
         }
         if config.export.coreml && component == Component::Unet {
-            let latents = (config.export.latent_h, config.export.latent_w);
-            for misfit in self.take(apple::misfits(model, &train::parts(config), latents)).unwrap_or_default() {
+            let found = train::unet_options(config, model)
+                .and_then(|options| apple::misfits(model, &train::parts(config), &options));
+            for misfit in self.take(found).unwrap_or_default() {
                 self.line("", format!("warning: {misfit}"));
             }
         }

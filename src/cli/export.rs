@@ -10,7 +10,7 @@ use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print};
 use crate::coreml::apple::{misfits, takes_safety_checker};
 use crate::coreml::attention::AttentionImplementation;
-use crate::coreml::bundle::{bundle, holds_bundle, of_another_model};
+use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle, of_another_model};
 use crate::coreml::chunk::{chunk_paths, export_in_chunks};
 use crate::coreml::components::{
     Attended, Part, autoencoder_numbers, export_safety_checker, export_text_encoder, export_vae_decoder,
@@ -20,7 +20,7 @@ use crate::coreml::cost::Cost;
 use crate::coreml::export::{LARGEST_LATENTS, PackageMetadata, UnetOptions, export_unet, takes_latents};
 use crate::coreml::interface::{Destination, Weighted};
 use crate::coreml::metadata::PALETTES;
-use crate::coreml::package::{Occupied, put_in_place, replaces};
+use crate::coreml::package::{Occupied, recover, replaces};
 use crate::coreml::program::Target;
 use crate::coreml::prompt::{Prompt, prompt_tokens};
 use crate::coreml::velocity::Velocity;
@@ -82,7 +82,7 @@ pub struct Args {
     /// The UNet in two packages of half the bytes each, for phones
     #[arg(long)]
     chunk_unet: bool,
-    /// Replaces packages that are there already, each once its successor is written
+    /// Replaces packages that are there already, each once its successor is written, and what a bundle's folder holds
     #[arg(long)]
     overwrite: bool,
     /// The model's name in the package: a hub id, say; the folder's or file's own if not given
@@ -254,14 +254,20 @@ pub fn run(args: Args) -> Result<()> {
         overwrite: args.overwrite,
     };
     let name = args.model_version.clone().unwrap_or_else(|| model.name().to_owned());
+    if name.trim().is_empty() {
+        return Err(Usage("--model-version is empty: packages are named after it".into()).into());
+    }
     if name.chars().any(char::is_control) {
         return Err(Usage(format!("{name:?} has control characters: --model-version takes a name without")).into());
     }
     let metadata = opened.metadata(Some(&name));
-    let path = |part: Part| {
-        args.output.join(metadata.package_name(if part == Part::Unet { options.component() } else { part.name() }))
-    };
+    let component = |part: Part| if part == Part::Unet { options.component() } else { part.name() };
+    let path = |part: Part| args.output.join(metadata.package_name(component(part)));
     // Before the work, not after an hour of it.
+    if is_the_models(&args.output, model.path()) {
+        let message = "is the model's own folder: choose another one";
+        return Err(Usage(format!("{} {message}", args.output.display())).into());
+    }
     if let Some(other) =
         of_another_model(&args.output, &metadata, &Part::of(model)).filter(|_| args.bundle_resources_for_swift_cli)
     {
@@ -273,7 +279,10 @@ pub fn run(args: Args) -> Result<()> {
         // A UNet is there whole or in chunks, not both: programs would take the chunks, however old.
         let chunks = chunk_paths(&whole);
         let places = std::iter::once(&whole).chain(chunks.iter().filter(|_| *part == Part::Unet));
-        places.into_iter().try_for_each(|path| may_be_written(path, args.overwrite))?;
+        places.into_iter().try_for_each(|path| {
+            recover(path)?;
+            anyhow::Ok(may_be_written(path, args.overwrite)?)
+        })?;
         // A network that the model does not have is the command line's mistake.
         model.check(part.component()).map_err(|error| match Part::of(model).contains(part) {
             true => error,
@@ -283,13 +292,31 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(checkpoint) = &checkpoint {
         check_shapes(model, &checkpoint.shapes())?;
     }
-    let tokenizer = args.bundle_resources_for_swift_cli.then(|| model.vocabulary_and_merges()).transpose()?;
+    let tokenizer = args.bundle_resources_for_swift_cli.then(|| model.tokenizer_for_swift()).transpose()?;
+    let written: Vec<String> = parts.iter().map(|part| component(*part).to_owned()).collect();
+    let bundle = tokenizer.as_ref().map(|tokenizer| Bundle {
+        folder: &args.output,
+        metadata: &metadata,
+        attention: options.attention,
+        tokenizer: &tokenizer.files,
+        written: &written,
+        overwrite: args.overwrite,
+    });
+    bundle.map_or(Ok(()), |bundle| bundle.check()).map_err(|occupied| Usage(occupied.to_string()))?;
     if let Some(checkpoint) = &checkpoint {
         let cost = Cost::of(checkpoint.palettes());
         [cost.note(), cost.warning()].into_iter().flatten().for_each(tell);
     }
-    for misfit in misfits(model, &parts, (height, width))? {
+    for misfit in misfits(model, &parts, &options)? {
         warn(misfit);
+    }
+    if let Some(tokens) = tokenizer.as_ref().map(|tokenizer| tokenizer.unreachable.as_slice()).filter(|t| !t.is_empty())
+    {
+        warn(format_args!(
+            "Apple's programs take words apart by merges.txt and never make the added tokens {}, which vocab.json \
+             holds: prompts with them will not draw what they should there",
+            named(tokens)
+        ));
     }
     for part in parts {
         let job = Job { model, part, unet: &options, metadata: &metadata };
@@ -314,24 +341,20 @@ pub fn run(args: Args) -> Result<()> {
                 print(path.display())?;
             }
         } else {
-            let written = export(&args.output).map_err(refused_late)?;
-            if part == Part::Unet && args.overwrite {
-                put_in_place(&[], &chunk_paths(&written))?;
-            }
-            print(written.display())?;
+            print(export(&args.output).map_err(refused_late)?.display())?;
         }
     }
-    if let Some(tokenizer) = tokenizer {
-        let bundle = bundle(&args.output, &metadata, options.attention, &tokenizer)?;
-        print(bundle.resources.display())?;
-        if !bundle.missing.is_empty() {
-            let (missing, many) = (bundle.missing.join(", "), if bundle.missing.len() > 1 { "are" } else { "is" });
-            print(format_args!("{missing} {many} missing there, which programs need: --component all"))?;
-        }
-        if !bundle.compiled {
+    if let Some(bundle) = bundle {
+        let made = bundle.write().map_err(|error| match error.downcast_ref::<InTheWay>() {
+            Some(occupied) => Usage(occupied.to_string()).into(),
+            None => error,
+        })?;
+        print(made.resources.display())?;
+        bundle.missing(model).iter().try_for_each(print)?;
+        if !made.compiled {
             print(format_args!(
                 "this is no Mac: to compile the packages into it, on one: sh {}",
-                shell_word(&bundle.script.to_string_lossy())
+                shell_word(&made.script.to_string_lossy())
             ))?;
         }
     }
@@ -343,6 +366,20 @@ pub fn run(args: Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether a folder is a model's own, or that of one of its networks.
+fn is_the_models(folder: &Path, model: &Path) -> bool {
+    let (Ok(folder), Ok(model)) = (folder.canonicalize(), model.canonicalize()) else { return false };
+    folder == model || (folder.starts_with(&model) && folder.join("config.json").is_file())
+}
+
+/// The first few of some names.
+fn named(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let more = names.len().saturating_sub(SHOWN);
+    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
 }
 
 /// One package to write.

@@ -1,22 +1,25 @@
 //! `palettist inspect`: what a checkpoint or a package holds.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tch::Kind;
 
-use super::{grouped, print, size};
+use super::{Mistakes, grouped, print, size};
 use crate::coreml::cost::Cost;
 use crate::coreml::read::{Package, Palettes};
 use crate::palette::{LutDtype, PalettizedCheckpoint};
 use crate::source::files::TensorFile;
+use crate::terminal::printable_line;
 use crate::terminal::tell;
 
 /// Tells what a checkpoint or package holds: tensors, bits per weight with palettes counted, sizes
 #[derive(clap::Args)]
 pub struct Args {
-    /// `.safetensors` files, palettized or not, and `.mlpackage` folders
+    /// `.safetensors` files, palettized or not, `.mlpackage` folders, and folders of models and runs
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// One JSON object a file, one a line
@@ -25,18 +28,26 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    for (i, path) in args.files.iter().enumerate() {
-        let contents = Contents::read(path)?;
+    let mut failed = Vec::new();
+    let mut first = true;
+    for path in &args.files {
+        let contents = match Contents::read(path) {
+            Ok(contents) => contents,
+            Err(error) => {
+                failed.push(format!("{error:#}").lines().next().unwrap_or_default().to_owned());
+                continue;
+            }
+        };
         if args.json {
             print(contents.json(path))?;
             continue;
         }
-        if i > 0 {
+        if !std::mem::take(&mut first) {
             print("")?;
         }
         contents.print(path)?;
     }
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { Err(Mistakes(failed).into()) }
 }
 
 /// One weight tensor.
@@ -54,6 +65,10 @@ struct Entry {
 /// All of a file.
 pub struct Contents {
     what: &'static str,
+    /// What a file without palettes holds, by the names of its tensors.
+    network: Option<String>,
+    /// Of a folder, how many of the entries each of its files has.
+    files: Vec<(PathBuf, usize)>,
     entries: Vec<Entry>,
     metadata: Vec<(String, String)>,
     bytes: u64,
@@ -64,8 +79,11 @@ pub struct Contents {
 impl Contents {
     fn read(path: &Path) -> Result<Self> {
         let found = path.metadata().with_context(|| path.display().to_string())?;
-        if found.is_dir() {
+        if found.is_dir() && path.join("Manifest.json").exists() {
             return Self::package(path);
+        }
+        if found.is_dir() {
+            return Self::folder(path);
         }
         let bytes = found.len();
         let file = TensorFile::open(path)?;
@@ -76,13 +94,46 @@ impl Contents {
         let mut entries = Vec::new();
         for name in file.names() {
             let shape = file.shape(&name).unwrap_or_default();
-            let kind = file.kind(&name)?;
+            let kind = type_name(&file.type_name(&name)?);
             let elements = shape.iter().product::<i64>() as u64;
             let bits = file.bytes(&name)?.len() as u64 * 8;
-            let kind = if file.is_fp8(&name) { "fp8".to_owned() } else { kind_name(kind) };
             entries.push(Entry { name, shape, kind, elements, bits, palettized: false });
         }
-        Ok(Self { what: "safetensors", entries, metadata, bytes, cost: Cost::default() })
+        let shapes: BTreeMap<&str, &[i64]> = entries.iter().map(|e| (e.name.as_str(), e.shape.as_slice())).collect();
+        let network = network(&shapes);
+        Ok(Self { network, ..Self::new("safetensors", entries, metadata, bytes) })
+    }
+
+    fn new(what: &'static str, entries: Vec<Entry>, metadata: Vec<(String, String)>, bytes: u64) -> Self {
+        Self { what, network: None, files: Vec::new(), entries, metadata, bytes, cost: Cost::default() }
+    }
+
+    /// Of a folder of a model, of one network, or of a run: all files and packages in it, its checkpoints aside.
+    fn folder(path: &Path) -> Result<Self> {
+        let mut all = Self::new("folder", Vec::new(), Vec::new(), 0);
+        for file in weight_files(path, DEEPEST)? {
+            let within = file.strip_prefix(path).unwrap_or(&file).to_owned();
+            let contents = Self::read(&file)?;
+            all.files.push((within.clone(), contents.entries.len()));
+            all.bytes += contents.bytes;
+            let named = |entry: Entry| Entry { name: format!("{}: {}", within.display(), entry.name), ..entry };
+            all.entries.extend(contents.entries.into_iter().map(named));
+        }
+        if all.files.is_empty() {
+            bail!("{} holds no .safetensors file and no Core ML package, and is none", path.display());
+        }
+        for (name, what) in [("model_index.json", "model folder"), ("config.json", "network folder")] {
+            let config = fs::read(path.join(name)).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+            let Some(config) = config else { continue };
+            all.what = what;
+            let class = config.get("_class_name").or_else(|| config.pointer("/architectures/0"));
+            all.network = class.and_then(Value::as_str).map(str::to_owned);
+            break;
+        }
+        if path.join("config.resolved.toml").is_file() {
+            all.what = "run folder";
+        }
+        Ok(all)
     }
 
     /// Of a palettized checkpoint that takes `bytes` on disk.
@@ -117,15 +168,10 @@ impl Contents {
         let metadata = checkpoint.metadata.clone().into_iter().collect();
         let palettes = checkpoint.palettes.iter();
         let cost = Cost::of(palettes.map(|(name, palette)| (name.as_str(), palette.form, palette.shape.as_slice())));
-        Self { what: "palettized checkpoint", entries, metadata, bytes, cost }
+        Self { cost, ..Self::new("palettized checkpoint", entries, metadata, bytes) }
     }
 
     fn package(path: &Path) -> Result<Self> {
-        // Users know model folders better than packages.
-        let network = path.join("unet/diffusion_pytorch_model.safetensors");
-        if network.exists() {
-            bail!("{} is a model's folder: name one of its files, such as {}", path.display(), network.display());
-        }
         let package = Package::open(path)?;
         let mut entries = Vec::new();
         for weight in package.weights()? {
@@ -158,7 +204,7 @@ impl Contents {
         ];
         metadata.extend(known.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_string(), v.clone())));
         metadata.extend(about.user_defined.clone());
-        Ok(Self { what: "Core ML package", entries, metadata, bytes: package.file_bytes(), cost: Cost::default() })
+        Ok(Self::new("Core ML package", entries, metadata, package.file_bytes()))
     }
 
     /// (weights, bits) of the entries that `keep` accepts.
@@ -167,18 +213,32 @@ impl Contents {
     }
 
     fn print(&self, path: &Path) -> Result<()> {
-        print(format_args!("{}: {}, {} on disk", path.display(), self.what, size(self.bytes)))?;
-        let width = self.entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
-        for entry in &self.entries {
+        let network = self.network.as_ref().map_or(String::new(), |network| format!(", {}", printable_line(network)));
+        print(format_args!("{}: {}{network}, {} on disk", path.display(), self.what, size(self.bytes)))?;
+        let names: Vec<String> = self.entries.iter().map(|entry| printable_line(&entry.name)).collect();
+        let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+        // Of a folder the files, not all of their tensors.
+        let shown = if self.files.is_empty() { self.entries.len() } else { 0 };
+        for (entry, name) in self.entries.iter().zip(names).take(shown) {
             let shape = entry.shape.iter().map(i64::to_string).collect::<Vec<_>>().join("×");
             let per_weight = entry.bits as f64 / entry.elements.max(1) as f64;
-            print(format_args!("  {:width$}  {shape:>18}  {:<14}  {per_weight:6.3} bits", entry.name, entry.kind))?;
+            print(format_args!("  {name:width$}  {shape:>18}  {:<14}  {per_weight:6.3} bits", entry.kind))?;
+        }
+        let mut entries = self.entries.iter();
+        for (file, count) in &self.files {
+            let of_file: Vec<&Entry> = entries.by_ref().take(*count).collect();
+            let kinds: BTreeSet<&str> = of_file.iter().map(|entry| entry.kind.as_str()).collect();
+            let kinds = kinds.into_iter().collect::<Vec<_>>().join(", ");
+            let weights: u64 = of_file.iter().map(|entry| entry.elements).sum();
+            let bits: u64 = of_file.iter().map(|entry| entry.bits).sum();
+            let (file, weights) = (printable_line(&file.to_string_lossy()), grouped(weights));
+            print(format_args!("  {file}: {count} tensors, {weights} weights, {}: {kinds}", size(bits / 8)))?;
         }
         for (key, value) in &self.metadata {
             // A recipe is a whole config.
-            let first = value.lines().next().unwrap_or_default();
+            let first = printable_line(value.lines().next().unwrap_or_default());
             let more = if value.lines().count() > 1 { " …" } else { "" };
-            print(format_args!("  {key}: {first}{more}"))?;
+            print(format_args!("  {}: {first}{more}", printable_line(key)))?;
         }
         self.print_sums()
     }
@@ -224,13 +284,14 @@ impl Contents {
         json!({
             "file": path.display().to_string(),
             "kind": self.what,
+            "network": self.network,
             "file_bytes": self.bytes,
             "weights": weights,
             "bits": bits,
             "bits_per_weight": bits as f64 / weights.max(1) as f64,
             "palettized_weights": palettized_weights,
             "palettized_bits": palettized_bits,
-            "metadata": self.metadata.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+            "metadata": self.metadata.iter().cloned().collect::<BTreeMap<_, _>>(),
             "tensors": tensors,
         })
     }
@@ -241,6 +302,81 @@ fn palette_kind(bits: u32, groups: u64, vector: u64) -> String {
     let groups = if groups > 1 { format!("s × {groups}") } else { String::new() };
     let vector = if vector > 1 { format!(" of {vector}") } else { String::new() };
     format!("{bits}-bit palette{groups}{vector}")
+}
+
+/// How deep in a folder files are looked for: in a run, `model/unet/` is two folders down.
+const DEEPEST: usize = 2;
+
+/// The `.safetensors` files and packages in a folder, those in folders within it too, sorted. What is hidden and a run's
+/// checkpoints are left out, and links to folders are not followed.
+fn weight_files(folder: &Path, deeper: usize) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().with_context(|| folder.display().to_string())?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    let mut files = Vec::new();
+    for entry in entries {
+        let (path, name) = (entry.path(), entry.file_name());
+        let is = |ending: &str| path.extension() == Some(ending.as_ref());
+        if name.as_encoded_bytes().starts_with(b".") || name == "checkpoints" {
+            continue;
+        }
+        let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if (is("safetensors") && path.is_file()) || (folder && is("mlpackage")) {
+            files.push(path);
+        } else if folder && deeper > 0 {
+            files.extend(weight_files(&path, deeper - 1)?);
+        }
+    }
+    Ok(files)
+}
+
+/// What tensors of these names and shapes are, where that is known.
+fn network(shapes: &BTreeMap<&str, &[i64]>) -> Option<String> {
+    let any = |test: fn(&str) -> bool| shapes.keys().any(|name| test(name));
+    let channels = |name: &str| shapes.get(name).and_then(|shape| shape.get(1).copied());
+    let unet = |what: &str, first: &str| match channels(first) {
+        None | Some(4) => what.to_owned(),
+        Some(channels) => format!("{what}, {channels} input channels"),
+    };
+    const ORIGINAL: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", ""];
+    let original =
+        ORIGINAL.into_iter().find(|prefix| shapes.contains_key(&*format!("{prefix}input_blocks.0.0.weight")));
+    Some(if any(|name| name.contains(".lora_A.") || name.contains(".lora_up.") || name.contains(".lora.up.")) {
+        match any(|name| name.contains(".base_layer.")) {
+            true => "a network with a PEFT LoRA that is not fused".to_owned(),
+            false => "a LoRA".to_owned(),
+        }
+    } else if any(|name| name.contains(".base_layer.")) {
+        "a network as PEFT saves it, with base_layer in its names".to_owned()
+    } else if any(|name| name.starts_with("controlnet_cond_embedding.") || name.starts_with("control_model.")) {
+        "a ControlNet".to_owned()
+    } else if let Some(prefix) = original {
+        let whole = any(|name| name.starts_with("first_stage_model."));
+        let what = match (whole, prefix) {
+            (true, _) => "a single-file checkpoint in the original layout".to_owned(),
+            (_, "") => "a UNet alone, in the original layout without a prefix".to_owned(),
+            _ => format!("a UNet alone, in the original layout under {prefix}"),
+        };
+        unet(&what, &format!("{prefix}input_blocks.0.0.weight"))
+    } else if any(|name| name.starts_with("encoder.")) && any(|name| name.starts_with("decoder.")) {
+        "an autoencoder".to_owned()
+    } else if shapes.contains_key("conv_in.weight") && any(|name| name.starts_with("down_blocks.")) {
+        unet("a UNet of diffusers", "conv_in.weight")
+    } else if any(|name| name.starts_with("vision_model.vision_model.")) {
+        "a safety checker".to_owned()
+    } else if any(|name| name.starts_with("text_model.")) {
+        "a text encoder (CLIP's)".to_owned()
+    } else {
+        return None;
+    })
+}
+
+/// The format's name of a type as messages have it: `fp16` for `F16`.
+fn type_name(name: &str) -> String {
+    match name {
+        "F16" | "F32" | "F64" => format!("fp{}", &name[1..]),
+        other => other.to_lowercase(),
+    }
 }
 
 fn kind_name(kind: Kind) -> String {

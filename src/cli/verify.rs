@@ -13,7 +13,7 @@ use super::{ClosedPipe, Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
 use crate::coreml::layers::Recording;
 use crate::coreml::metadata::{PALETTES, VERSION};
-use crate::coreml::parameters::Held;
+use crate::coreml::parameters::{self, Held};
 use crate::coreml::prompt::Prompt;
 use crate::coreml::read::{Chain, Precision};
 use crate::coreml::verify::{
@@ -161,17 +161,17 @@ fn one(
     Ok(faults)
 }
 
-/// Refuses a package whose palettes are not those that the command line names. Those of other converters, which are nobody's
-/// here, are compared by what they compute.
+/// Refuses a package whose palettes are not those that the command line names. Where it names none, what to ask for is
+/// returned. Those of other converters, which are nobody's here, are compared by what they compute.
 ///
 /// # Errors
 /// [`Usage`], with what to give instead.
-fn check_palettes(package: &Chain, part: Part, form: Option<Form>, checkpoint: bool) -> Result<()> {
+fn check_palettes(package: &Chain, part: Part, form: Option<Form>, checkpoint: bool) -> Result<Option<String>> {
     let first = package.packages().first().context("there is no package")?;
     let about = &first.metadata().user_defined;
     let weights = package.weights()?;
     let found = weights.iter().filter_map(|weight| weight.palettes).map(|palettes| palettes.bits).max();
-    let (Some(bits), true) = (found, about.contains_key(VERSION)) else { return Ok(()) };
+    let (Some(bits), true) = (found, about.contains_key(VERSION)) else { return Ok(None) };
     let made_here = about.contains_key(PALETTES);
     let wanted = format!("--quantize-nbits {part}={bits}");
     let message = match (made_here, form) {
@@ -184,9 +184,10 @@ fn check_palettes(package: &Chain, part: Part, form: Option<Form>, checkpoint: b
             format!("this package holds palettes: give --palettes FILE or {wanted}, whichever it was exported with")
         }
         (false, Some(_)) => "its palettes are those of a checkpoint: give --palettes FILE".to_owned(),
-        _ => return Ok(()),
+        _ => return Ok(None),
     };
-    Err(Usage(format!("{}: {message}", package.path().display())).into())
+    let message = format!("{}: {message}", package.path().display());
+    if form.is_none() && !checkpoint { Ok(Some(message)) } else { Err(Usage(message).into()) }
 }
 
 /// Refuses palettes that none of the packages has.
@@ -234,18 +235,27 @@ pub fn against(
     };
     let tensors = |weights| if layers { Tensors::new(weights).watched(&watch) } else { Tensors::new(weights) };
     let part = part_of(&package, model)?;
-    let (form, parameters) = (nbits.of_model(part, model)?, part.parameters(model)?);
+    let (form, own_parameters) = (nbits.of_model(part, model)?, part.parameters(model)?);
     let checkpoint = part == Part::Unet && palettes.is_some();
-    check_palettes(&package, part, form.filter(|_| !checkpoint), checkpoint)?;
-    let palettized = form.is_some() || checkpoint;
-    let held = |weights| Some(Held { weights, parameters: parameters.len(), palettized });
+    let asked = check_palettes(&package, part, form.filter(|_| !checkpoint), checkpoint)?;
+    let palettized = form.is_some() || checkpoint || asked.is_some();
+    let held = |weights| {
+        let held = Held { weights, parameters: own_parameters.len(), palettized };
+        // A model may have the values of the palettes itself, as a run's `model/` does.
+        match &asked {
+            Some(message) if !parameters::compare(&package, held)?.others.is_empty() => {
+                Err(Usage(message.clone()).into())
+            }
+            _ => Ok::<_, anyhow::Error>(Some(held)),
+        }
+    };
     let own = || match form {
         None => model.weights(part.component(), Kind::Float, Device::Cpu),
         Some(form) => {
             let stored = model.stored(part.component())?;
             let tensors =
-                parameters.iter().map(|p| Ok((p.name.clone(), stored.tensor(&p.name, Kind::Half, Device::Cpu)?)));
-            palettize(tensors, &forms(&parameters, form), Default::default(), BTreeMap::new(), &|_| ())?
+                own_parameters.iter().map(|p| Ok((p.name.clone(), stored.tensor(&p.name, Kind::Half, Device::Cpu)?)));
+            palettize(tensors, &forms(&own_parameters, form), Default::default(), BTreeMap::new(), &|_| ())?
                 .weights(Kind::Float, Device::Cpu)
         }
     };
@@ -257,7 +267,7 @@ pub fn against(
                 Some(_) => unet_weights(model, palettes, Kind::Float, Device::Cpu)?,
                 None => own()?,
             };
-            settings.held = held(&weights);
+            settings.held = held(&weights)?;
             // A package predicts the noise, whatever the network does.
             let schedule = text_to_image::schedule(model)?;
             settings.timesteps.iter_mut().for_each(|t| *t = (*t).min(schedule.timesteps() - 1));
@@ -271,7 +281,7 @@ pub fn against(
         Part::TextEncoder | Part::TextEncoder2 => {
             let config = model.text_encoder_config_of(part.component())?;
             let weights = own()?;
-            settings.held = held(&weights);
+            settings.held = held(&weights)?;
             let prompt = Prompt::of(model, part)?;
             let mut network = |ids: &Tensor| {
                 named(Attended::of(model).outputs(text_encoder(&mut tensors(&weights), &config, ids)).into())
@@ -281,7 +291,7 @@ pub fn against(
         Part::VaeDecoder | Part::VaeEncoder => {
             let config = model.autoencoder_config()?;
             let weights = own()?;
-            settings.held = held(&weights);
+            settings.held = held(&weights)?;
             let mut network = |x: &Tensor| {
                 let mut ops = tensors(&weights);
                 named(match part {
@@ -294,7 +304,7 @@ pub fn against(
         Part::SafetyChecker => {
             let config = model.safety_checker_config()?;
             let weights = own()?;
-            settings.held = held(&weights);
+            settings.held = held(&weights)?;
             let mut network = |[picture, images, adjustment]: &[Tensor; 3]| {
                 let output = safety_checker(&mut tensors(&weights), &config, picture, images, adjustment);
                 named(vec![

@@ -5,6 +5,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::components::Part;
+use super::export::UnetOptions;
 use crate::diffusion::{NoiseSchedule, text_to_image};
 use crate::source::Model;
 
@@ -15,21 +16,48 @@ const FACTOR: i64 = 8;
 /// Side of the pictures that are handed to a safety checker, in pixels.
 const CHECKED: i64 = 512;
 
-/// What of the packages `parts`, for latents of `height × width`, Apple's programs cannot use as it is meant: a line each.
+/// What of the packages `parts`, made with these options, Apple's programs cannot use as it is meant: a line each.
 ///
 /// # Errors
 /// A configuration of one of them can't be read.
-pub fn misfits(model: &Model, parts: &[Part], (height, width): (i64, i64)) -> Result<Vec<String>> {
+pub fn misfits(model: &Model, parts: &[Part], options: &UnetOptions) -> Result<Vec<String>> {
+    let &UnetOptions { height, width, batch, controlnet, .. } = options;
     let mut lines = Vec::new();
     if parts.contains(&Part::Unet) {
         let unet = model.unet_config()?;
         let (taken, given) = (unet.in_channels, unet.out_channels);
         if (taken, given) != (CHANNELS, CHANNELS) {
-            let inpainting = if taken > given { ", as one for inpainting does" } else { "" };
+            let kind = match (taken, given) {
+                (9, CHANNELS) => ", as one for inpainting does",
+                (8, CHANNELS) => ", as one that edits pictures by instructions does",
+                (5, CHANNELS) => ", as one that is told depths does",
+                _ => "",
+            };
             lines.push(format!(
-                "the UNet takes {taken} channels and gives {given}{inpainting}; Apple's programs feed it {CHANNELS} and \
-                 expect {CHANNELS}: they cannot use it"
+                "the UNet takes {taken} channels and gives {given}{kind}; Apple's programs feed it {CHANNELS} and expect \
+                 {CHANNELS}: they cannot use it"
             ));
+        }
+        if model.is_xl() && controlnet {
+            lines.push(
+                "Apple's programs have no ControlNets for Stable Diffusion XL and never load the package control-unet: \
+                 export without --unet-support-controlnet"
+                    .to_owned(),
+            );
+        }
+        if model.is_xl() && batch != 2 {
+            lines.push(
+                "Apple's programs always call the UNet of Stable Diffusion XL with a batch of two and cannot use this one: \
+                 export without --unet-batch-one"
+                    .to_owned(),
+            );
+        }
+        if !model.is_xl() && controlnet && batch != 2 {
+            lines.push(
+                "ControlNets for Apple's programs have a batch of two, and this UNet takes what they add for a batch of \
+                 one: export without --unet-batch-one"
+                    .to_owned(),
+            );
         }
         if !is_apples(&text_to_image::schedule(model)?)? {
             lines.push(
@@ -62,7 +90,11 @@ pub fn misfits(model: &Model, parts: &[Part], (height, width): (i64, i64)) -> Re
             ));
         }
     }
-    if parts.contains(&Part::SafetyChecker) && !takes_safety_checker(model, height, width)? {
+    if parts.contains(&Part::SafetyChecker) && model.is_xl() {
+        lines.push(
+            "Apple's programs have no safety checker for Stable Diffusion XL and never load the package".to_owned(),
+        );
+    } else if parts.contains(&Part::SafetyChecker) && !takes_safety_checker(model, height, width)? {
         let factor = model.autoencoder_config()?.factor();
         lines.push(format!(
             "the safety checker is for pictures of {}×{} pixels, and Apple's programs hand it {CHECKED}×{CHECKED}: they \
@@ -81,7 +113,7 @@ pub fn misfits(model: &Model, parts: &[Part], (height, width): (i64, i64)) -> Re
 /// The autoencoder's configuration can't be read.
 pub fn takes_safety_checker(model: &Model, height: i64, width: i64) -> Result<bool> {
     let factor = model.autoencoder_config()?.factor();
-    Ok((factor * height, factor * width) == (CHECKED, CHECKED))
+    Ok(!model.is_xl() && (factor * height, factor * width) == (CHECKED, CHECKED))
 }
 
 /// Whether noise is mixed in as for Apple's samplers.

@@ -20,12 +20,14 @@ use prost::Message;
 use super::blob::{BlobType, BlobWriter};
 use super::interface::feature;
 use super::metadata::CUT_FROM;
-use super::package::{put_in_place, replaces, write_package};
+pub use super::package::chunk_paths;
+use super::package::{recover, replaces, write_package};
+use super::place::Aside;
 use super::program::{Parameter, ProgramBuilder, Target, Var};
 use super::proto::data_type::{FLOAT16, FLOAT32};
 use super::proto::{self, BindingKind, DimensionKind, Model, Operation, Value, ValueKind, ValueTypeKind};
 use super::proto::{NamedValueType, array_type};
-use crate::source::beside::{PART, WHOLE, beside, hold, missing_folders, remove_empty, remove_leftovers};
+use crate::source::beside::{WHOLE, beside, hold, missing_folders, remove_empty, remove_leftovers};
 use crate::source::files::at_place;
 
 /// How much larger than the best the larger half may be, where that makes the border smaller.
@@ -38,8 +40,7 @@ const TOLERANCE: f64 = 1.01;
 /// Those of [`export_in_chunks`].
 pub fn cut_package(package: &Path, whole: &Path, overwrite: bool) -> Result<[PathBuf; 2]> {
     let paths = chunk_paths(whole);
-    let may_go = || [whole, &paths[0], &paths[1]].into_iter().try_for_each(|path| replaces(path, overwrite).map(drop));
-    may_go()?;
+    [whole, &paths[0], &paths[1]].into_iter().try_for_each(|path| replaces(path, overwrite).map(drop))?;
     let place = || format!("cannot cut {}", package.display());
     let data = package.join("Data").join("com.apple.CoreML");
     let bytes = fs::read(data.join("model.mlmodel")).with_context(place)?;
@@ -53,26 +54,14 @@ pub fn cut_package(package: &Path, whole: &Path, overwrite: bool) -> Result<[Pat
     let mut weights = WeightFile::open(&data.join("weights").join("weight.bin")).with_context(place)?;
     let cut = Cut::of(&model, &mut weights).with_context(place)?;
     // Both lie ready before the first is put in its place.
-    remove_leftovers(whole, PART);
-    let aside = beside(whole, PART);
-    fs::create_dir_all(&aside).with_context(|| format!("cannot create {}", aside.display()))?;
-    let held = hold(&aside);
-    let ready = paths.clone().map(|path| [aside.join(path.file_name().unwrap_or_default()), path]);
-    let written = ready.iter().enumerate().try_for_each(|(chunk, [beside, path])| {
-        write_package(beside, false, |file| cut.chunk(&model, chunk, &mut weights, file))
-            .map_err(|error| at_place(error, path))
-    });
+    let aside = Aside::of(whole)?;
+    for (chunk, path) in paths.iter().enumerate() {
+        write_package(&aside.place_of(path), false, |file| cut.chunk(&model, chunk, &mut weights, file))
+            .map_err(|error| at_place(error, path))?;
+    }
     // Another export may have written one meanwhile.
-    let written = written.and_then(|()| Ok(may_go()?)).and_then(|()| put_in_place(&ready, &[whole.to_owned()]));
-    drop(held);
-    fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
-    written.map(|()| paths)
-}
-
-/// Where the chunks of the package `whole` go.
-pub fn chunk_paths(whole: &Path) -> [PathBuf; 2] {
-    let stem = whole.file_stem().unwrap_or_default().to_string_lossy();
-    ["chunk1", "chunk2"].map(|chunk| whole.with_file_name(format!("{stem}_{chunk}.mlpackage")))
+    aside.put_in_place(&paths, &[whole.to_owned()], overwrite)?;
+    Ok(paths)
 }
 
 /// Writes a package with `export`, which is given a folder, and leaves only its chunks, beside `whole`, where it would be
@@ -87,6 +76,7 @@ pub fn export_in_chunks(
     overwrite: bool,
     export: impl FnOnce(&Path) -> Result<PathBuf>,
 ) -> Result<[PathBuf; 2]> {
+    recover(whole)?;
     remove_leftovers(whole, WHOLE);
     let aside = beside(whole, WHOLE);
     let made = missing_folders(&aside);

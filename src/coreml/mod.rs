@@ -15,6 +15,7 @@
 //! | `text`, `safety` | its words for text encoders and for the safety checker |
 //! | [`velocity`] | networks that predict v, as such that predict ε |
 //! | [`package`] | the folder |
+//! | `place` | and putting it in its place |
 //! | [`metadata`] | what a package says about itself |
 //! | [`interface`] | inputs and outputs of a network, and writing it |
 //! | [`export`] | what Apple's programs expect of a UNet |
@@ -46,6 +47,7 @@ mod operations;
 pub mod package;
 mod palettes;
 pub mod parameters;
+mod place;
 pub mod program;
 pub mod prompt;
 pub mod proto;

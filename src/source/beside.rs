@@ -18,6 +18,8 @@ pub const OLD: &str = "old";
 pub const NEW: &str = "new";
 /// What is about to be cut in pieces.
 pub const WHOLE: &str = "whole";
+/// A list in a folder that a killed process left, of moves that it began: whoever writes to the same place finishes them.
+pub const MOVES: &str = "moves.json";
 
 /// A hidden path beside `path` that no other call gives.
 pub fn beside(path: &Path, kind: &str) -> PathBuf {
@@ -57,7 +59,7 @@ fn parsed(found: &str) -> Option<(&str, &str)> {
 }
 
 /// What killed processes left in `folder`: each with the path that it stands beside, and its kind. What a process that
-/// lives holds is not among it.
+/// lives holds is not among it, nor what is to be finished ([`MOVES`]).
 pub fn leftovers(folder: &Path) -> Vec<(PathBuf, PathBuf, String)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found: Vec<_> = entries
@@ -65,7 +67,9 @@ pub fn leftovers(folder: &Path) -> Vec<(PathBuf, PathBuf, String)> {
             let found = entry.file_name();
             let (name, kind) = parsed(found.to_str()?)?;
             let is_ours = entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_file());
-            (is_ours && hold(&entry.path()).is_some()).then(|| (entry.path(), folder.join(name), kind.to_owned()))
+            let is_to_be_finished = entry.path().join(MOVES).exists();
+            (is_ours && !is_to_be_finished && hold(&entry.path()).is_some())
+                .then(|| (entry.path(), folder.join(name), kind.to_owned()))
         })
         .collect();
     // What is new comes first: it is put in place rather than the old.
@@ -102,6 +106,20 @@ pub fn remove_leftovers(path: &Path, kind: &str) {
             remove(&found);
         }
     }
+}
+
+/// The folders of this kind that killed processes left [beside](beside) `path`, those with a list of [`MOVES`] too, each held
+/// while what is returned with it lives, so that a second process does not take it too.
+pub fn held_leftovers(path: &Path, kind: &str) -> Vec<(PathBuf, File)> {
+    let entries = fs::read_dir(folder_of(path)).into_iter().flatten().flatten();
+    let taken = entries.filter_map(|entry| {
+        let found = entry.file_name();
+        let (name, of_kind) = parsed(found.to_str()?)?;
+        let is_wanted = of_kind == kind && path.file_name() == Some(name.as_ref());
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        (is_wanted && is_folder).then(|| hold(&entry.path()).map(|held| (entry.path(), held)))?
+    });
+    taken.collect()
 }
 
 /// `folder` and those above it, the lowest first, that are not there yet.

@@ -133,7 +133,7 @@ pub fn is_full_disk(error: &anyhow::Error) -> bool {
 }
 
 /// Flushes to the disk and makes readable for everybody, a folder with all that is in it.
-fn settle(path: &Path) -> io::Result<()> {
+pub(crate) fn settle(path: &Path) -> io::Result<()> {
     // What a link names is somebody else's.
     if path.is_symlink() {
         return Ok(());

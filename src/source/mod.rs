@@ -17,6 +17,7 @@ mod model;
 mod names;
 mod options;
 mod parts;
+pub(crate) mod rename;
 mod single_file;
 mod stored;
 mod tensor_file;
@@ -28,7 +29,7 @@ pub use identity::identity;
 pub use model::Model;
 pub use options::{ModelOptions, PredictionType};
 pub use stored::Stored;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{SwiftTokenizer, Tokenizer};
 pub use write::{copy_model, fill_model, write_component};
 
 /// One network of a Stable Diffusion model.

@@ -15,7 +15,7 @@ use super::parts;
 use super::single_file::SingleFile;
 use super::stored::{Origin, Place, Stored};
 use super::vae::Vae;
-use super::{Component, Tokenizer, folder, hub, tokenizer};
+use super::{Component, SwiftTokenizer, Tokenizer, folder, hub, tokenizer};
 use crate::diffusion::parse_config;
 use crate::networks::autoencoder::AutoencoderConfig;
 use crate::networks::safety_checker::SafetyCheckerConfig;
@@ -355,13 +355,23 @@ impl Model {
         Ok(tokenizer)
     }
 
-    /// The tokenizer as `vocab.json` and `merges.txt`, names and contents.
-    pub fn vocabulary_and_merges(&self) -> Result<[(&'static str, String); 2]> {
+    /// The tokenizer for Apple's Swift package, which has one for all text encoders.
+    pub fn tokenizer_for_swift(&self) -> Result<SwiftTokenizer> {
         match &self.form {
-            Form::Folder(folder) => tokenizer::vocabulary_and_merges(&folder.join("tokenizer")),
+            Form::Folder(folder) => {
+                let mut first = tokenizer::for_swift(&folder.join(tokenizer_folder(Component::TextEncoder)))?;
+                // What only the second one knows.
+                let known: Vec<String> = self.tokenizer()?.added().map(|(token, _)| token.to_owned()).collect();
+                if let (true, Some(second)) = (self.is_xl, self.tokenizer_if_there(Component::TextEncoder2)?) {
+                    let others =
+                        second.added().map(|(token, _)| token).filter(|token| known.iter().all(|k| k != token));
+                    first.unreachable.extend(others.map(str::to_owned));
+                }
+                Ok(first)
+            }
             Form::File(file) => {
                 let [vocabulary, merges, ..] = file.tokenizer_files(Component::TextEncoder)?;
-                Ok([vocabulary, merges])
+                Ok(SwiftTokenizer { files: [vocabulary, merges], unreachable: Vec::new() })
             }
         }
     }

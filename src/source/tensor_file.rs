@@ -110,6 +110,14 @@ impl TensorFile {
             .ok_or_else(|| anyhow!("{}: tensor `{name}` has the type {dtype}, not supported", self.path.display()))
     }
 
+    /// The name of a tensor's type as the format has it, such as `F16` or `F8_E4M3`.
+    ///
+    /// # Errors
+    /// No such tensor.
+    pub fn type_name(&self, name: &str) -> Result<String> {
+        Ok(self.info(name)?.dtype.to_string())
+    }
+
     /// The bytes of a tensor, in the mapped file.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         let (from, to) = self.info(name)?.data_offsets;

@@ -4,7 +4,7 @@
 //! Read from `tokenizer.json` or from `vocab.json` and `merges.txt`, or made of OpenAI's own vocabulary. As transformers does since its version 5, only the
 //! vocabulary, the merges and the special tokens are taken from the files; normalisation and splitting are CLIP's own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,7 +17,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as Splitters;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
-use super::clip::{self, Clip};
+use super::clip::{self, Clip, END_OF_WORD};
 use super::json::{read_json, read_json_if_there, read_text};
 
 /// Special tokens, then contractions, words, single digits, runs of anything else (OpenAI's `simple_tokenizer.py`).
@@ -31,6 +31,8 @@ pub struct Tokenizer {
     pad: i64,
     length: usize,
     is_length_said: bool,
+    /// Tokens that are in no vocabulary and not special, as textual inversion adds them.
+    added: Vec<String>,
 }
 
 /// How many tokens OpenAI's CLIP reads.
@@ -104,8 +106,12 @@ impl Tokenizer {
         }
         // New tokens take the next free ids: in the order of the ids that the files give them.
         added.sort_by_key(|(_, id)| *id);
+        let mut extra = Vec::new();
         for (token, id) in added {
             let name = token.content.clone();
+            if bpe.token_to_id(&name).is_none() && specials.iter().all(|special| special.content != name) {
+                extra.push(name.clone());
+            }
             let added = if token.special { bpe.add_special_tokens([token]) } else { bpe.add_tokens([token]) };
             added.map_err(|error| anyhow!("the added token `{name}`: {error}"))?;
             if bpe.token_to_id(&name).map(u64::from) != Some(id) {
@@ -129,6 +135,7 @@ impl Tokenizer {
             pad: ids[3],
             length: length as usize,
             is_length_said: said.is_some(),
+            added: extra,
         })
     }
 
@@ -173,6 +180,11 @@ impl Tokenizer {
         self.pad
     }
 
+    /// The tokens that were added to the vocabulary, with their ids.
+    pub fn added(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.added.iter().filter_map(|token| Some((token.as_str(), self.id(token)?)))
+    }
+
     /// The id of a token.
     pub fn id(&self, token: &str) -> Option<i64> {
         self.bpe.token_to_id(token).map(i64::from)
@@ -192,15 +204,40 @@ struct Files {
     pad: Option<String>,
 }
 
-/// `vocab.json` and `merges.txt` of a tokenizer folder, by name, whichever form it has. Apple's Swift package needs the
-/// two special tokens in the former, and a line end after the last line of the latter.
+/// A tokenizer as Apple's Swift package reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwiftTokenizer {
+    /// `vocab.json` and `merges.txt`, names and contents.
+    pub files: [(&'static str, String); 2],
+    /// Added tokens that no text reaches there: it knows no added tokens, and takes a word apart by the merges alone.
+    pub unreachable: Vec<String>,
+}
+
+/// The tokenizer of a folder for Apple's Swift package, whichever form it has, with all added tokens. Swift needs the two
+/// special tokens in `vocab.json`, and a line end after the last line of `merges.txt`.
 ///
 /// # Errors
 /// Those of [`Tokenizer::open`]; without one of the special tokens.
-pub fn vocabulary_and_merges(folder: &Path) -> Result<[(&'static str, String); 2]> {
+pub fn for_swift(folder: &Path) -> Result<SwiftTokenizer> {
+    let tokenizer = Tokenizer::open(folder)?;
     let Files { mut vocabulary, merges, added, .. } = Files::read(folder)?;
     for (token, id) in added {
         vocabulary.entry(token.content).or_insert(u32::try_from(id).context("the id of an added token")?);
+    }
+    let ranks: HashMap<(&str, &str), usize> =
+        merges.iter().enumerate().map(|(rank, (left, right))| ((left.as_str(), right.as_str()), rank)).collect();
+    let mut unreachable = Vec::new();
+    for (token, id) in tokenizer.added() {
+        let id = u32::try_from(id).context("the id of an added token")?;
+        vocabulary.entry(token.to_owned()).or_insert(id);
+        // What Swift makes of a word ends with the mark of its end.
+        let word = format!("{token}{END_OF_WORD}");
+        let lower = token.to_lowercase() == token && !token.contains(char::is_whitespace);
+        if lower && swift_pieces(token, &ranks) == [word.as_str()] {
+            vocabulary.entry(word).or_insert(id);
+        } else {
+            unreachable.push(token.to_owned());
+        }
     }
     for token in [clip::START, clip::END] {
         if !vocabulary.contains_key(token) {
@@ -208,13 +245,33 @@ pub fn vocabulary_and_merges(folder: &Path) -> Result<[(&'static str, String); 2
         }
     }
     let mut entries: Vec<(String, u32)> = vocabulary.into_iter().collect();
-    entries.sort_by_key(|(_, id)| *id);
+    entries.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
     let entries = entries.into_iter().map(|(token, id)| Ok(format!("{}: {id}", serde_json::to_string(&token)?)));
+    let entries = entries.collect::<Result<Vec<_>>>()?.join(", ");
     let merges: String = merges.into_iter().map(|(left, right)| format!("{left} {right}\n")).collect();
-    Ok([
-        ("vocab.json", format!("{{{}}}\n", entries.collect::<Result<Vec<_>>>()?.join(", "))),
-        ("merges.txt", format!("#version: 0.2\n{merges}")),
-    ])
+    let files = [("vocab.json", format!("{{{entries}}}\n")), ("merges.txt", format!("#version: 0.2\n{merges}"))];
+    Ok(SwiftTokenizer { files, unreachable })
+}
+
+/// The pieces that Apple's Swift package takes a word apart in: its characters, merged pair by pair in the order of the
+/// merges.
+fn swift_pieces(word: &str, ranks: &HashMap<(&str, &str), usize>) -> Vec<String> {
+    let mut pieces: Vec<String> = word.chars().map(String::from).collect();
+    if let Some(last) = pieces.last_mut() {
+        last.push_str(END_OF_WORD);
+    }
+    loop {
+        let pairs = pieces.windows(2).filter_map(|pair| Some((*ranks.get(&(&*pair[0], &*pair[1]))?, pair)));
+        let Some((_, pair)) = pairs.min_by_key(|(rank, _)| *rank) else { return pieces };
+        let (left, right) = (pair[0].clone(), pair[1].clone());
+        let mut merged: Vec<String> = Vec::with_capacity(pieces.len());
+        let mut rest = pieces.into_iter().peekable();
+        while let Some(piece) = rest.next() {
+            let pairs = piece == left && rest.peek() == Some(&right);
+            merged.push(if pairs { piece + &rest.next().unwrap_or_default() } else { piece });
+        }
+        pieces = merged;
+    }
 }
 
 impl Files {

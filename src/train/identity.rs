@@ -60,7 +60,7 @@ impl ModelIdentity {
         }
         if config.train.component == TrainedComponent::Unet {
             parts.insert("scheduler".into(), hex(&Sha256::digest(described(&model.scheduler_config()?))));
-            let vocabulary = model.vocabulary_and_merges()?.map(|(_, text)| text).concat();
+            let vocabulary = model.tokenizer_for_swift()?.files.map(|(_, text)| text).concat();
             parts.insert("tokenizer".into(), hex(&Sha256::digest(vocabulary)));
         }
         Ok(Self(parts))

@@ -204,25 +204,15 @@ impl Ending<'_> {
     ) -> Result<()> {
         let Self { config, output, model, reporter, .. } = *self;
         let folder = output.folder.join(PACKAGES);
-        let size = (config.export.latent_h, config.export.latent_w);
-        let target = target(config.export.min_deployment_target);
+        let options = unet_options(config, model)?;
+        let target = options.target;
         let wanted = |part: Part| self.wants(&run_folder::package(&config.name, part.name()));
         let export = |weights: &dyn crate::coreml::weights::WeightSource, part: Part| {
             let parameters = part.parameters(model)?.len();
             let mut bar = Progress::new("exporting", 0, parameters as u64).counting("tensor");
             let mut progress = |done: usize, _: usize| bar.update(done as u64, &[]);
             let path = if part == Part::Unet {
-                let unet = model.unet_config()?;
-                let options = UnetOptions {
-                    height: size.0,
-                    width: size.1,
-                    tokens: prompt_tokens(model)?,
-                    target,
-                    velocity: Velocity::of(&text_to_image::schedule(model)?),
-                    overwrite: true,
-                    ..UnetOptions::new(&unet)
-                };
-                export_unet(&unet, weights, &options, metadata, &folder, &mut progress)?
+                export_unet(&model.unet_config()?, weights, &options, metadata, &folder, &mut progress)?
             } else {
                 let text = model.text_encoder_config_of(part.component())?;
                 let weighted = Weighted { weights, parameters, progress: &mut progress };
@@ -237,7 +227,7 @@ impl Ending<'_> {
         let palettes = palettized.into_iter().flat_map(|palettized| &palettized.palettes);
         let cost = Cost::of(palettes.map(|(name, palette)| (name.as_str(), palette.form, palette.shape.as_slice())));
         [cost.note(), cost.warning()].into_iter().flatten().for_each(|line| reporter.say(&line));
-        for misfit in misfits(model, &parts(config), size)? {
+        for misfit in misfits(model, &parts(config), &options)? {
             reporter.say(&format!("warning: {misfit}"));
         }
         for part in parts(config).into_iter().filter(|part| wanted(*part)) {
@@ -295,6 +285,22 @@ impl Ending<'_> {
         ));
         Ok(())
     }
+}
+
+/// What the UNet's package of a run is made for.
+///
+/// # Errors
+/// The model's configurations can't be read.
+pub fn unet_options(config: &Config, model: &Model) -> Result<UnetOptions> {
+    Ok(UnetOptions {
+        height: config.export.latent_h,
+        width: config.export.latent_w,
+        tokens: prompt_tokens(model)?,
+        target: target(config.export.min_deployment_target),
+        velocity: Velocity::of(&text_to_image::schedule(model)?),
+        overwrite: true,
+        ..UnetOptions::new(&model.unet_config()?)
+    })
 }
 
 /// What of the model a run exports: what it trained.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const MERGES: &[u8] = include_bytes!("bpe_simple_vocab_16e6.txt.gz");
 const TOKENS: usize = 49_408;
-const END_OF_WORD: &str = "</w>";
+pub const END_OF_WORD: &str = "</w>";
 pub const START: &str = "<|startoftext|>";
 /// Ends a text; Stable Diffusion 1 also fills up texts with it.
 pub const END: &str = "<|endoftext|>";
