@@ -251,9 +251,11 @@ impl TensorFile {
         let (kind, bytes) = (self.kind(name)?, self.bytes(name)?);
         let mut shape = self.shape(name).unwrap_or_default();
         let size = shape.iter().skip(1).product::<i64>() as usize * kind.elt_size_in_bytes();
-        let rows = bytes.get(from as usize * size..(from + count) as usize * size);
+        let place = |row: i64| usize::try_from(row).ok()?.checked_mul(size);
+        let rows = place(from).zip(from.checked_add(count).and_then(place));
+        let rows = rows.and_then(|(from, to)| bytes.get(from..to));
         let (Some(rows), Some(first)) = (rows, shape.first_mut()) else {
-            bail!("{}: tensor `{name}` has no rows {from} to {}", self.path.display(), from + count);
+            bail!("{}: tensor `{name}` has no {count} rows from {from} on", self.path.display());
         };
         *first = count;
         let tensor = Tensor::f_from_data_size(rows, &shape, kind);
