@@ -4,6 +4,8 @@
 fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch's libraries are");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
+    // For packages that depend on this one (tests/fuzz).
+    println!("cargo::metadata=libtorch_lib={lib}");
     println!("cargo::rerun-if-changed=src/torch/ext.cpp");
     println!("cargo::rerun-if-changed=build.rs");
     let include = std::path::Path::new(&lib).parent().expect("lib has a parent").join("include");

@@ -135,13 +135,17 @@ fn gradients_are_autograds_for_every_form_and_temperature() {
         let [soft, centroids, gradient] = layer_by_the_book(&layer, &weight, rho, &upstream);
         let (ours, state) = step(&mut layer, &weight, rho);
         let case = format!("{form:?}, {shape:?}, ρ {rho}");
+        if weight.numel() / form.cluster_dim / form.groups(shape) <= 1 << form.bits {
+            // With an entry for each vector nothing is to be done.
+            assert!(ours.equal(&weight) && backward(&state, &upstream).equal(&upstream), "{case}");
+            continue;
+        }
         assert!(distance(&ours, &soft) < 1e-5, "{case}: soft {:e}", distance(&ours, &soft));
         let moved = distance(&Tensor::from_slice(&layer.centroids), &centroids);
         assert!(moved < 1e-5, "{case}: centroids {moved:e}");
         let ours = backward(&state, &upstream);
         let (error, largest) = (distance(&ours, &gradient), gradient.abs().max().double_value(&[]));
-        // Where there are more entries than vectors, attention is all or nothing and gradients are 0.
-        assert!(error < 1e-5 || largest < 1e-6, "{case}: gradient {error:e} of {largest:e}");
+        assert!(error < 1e-5, "{case}: gradient {error:e} of {largest:e}");
         eprintln!("{case}: gradient {error:.1e}");
 
         let saved: Weights = layer.tensors().into_iter().collect();

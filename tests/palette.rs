@@ -157,7 +157,8 @@ fn hostile_checkpoints_are_refused() {
         assert!(message.contains(expected), "{message}, not {expected}");
         assert!(!message.contains('\n'), "{message}");
     };
-    for length in [0, 7, 8, 100, good.len() - 1] {
+    refuse(&[], "is empty (0 bytes)");
+    for length in [7, 8, 100, good.len() - 1] {
         refuse(&good[..length], "safetensors file");
     }
     refuse(&[good.as_slice(), &[0]].concat(), "safetensors file");

@@ -25,6 +25,10 @@ pub struct SoftenRows {
 
 /// One table's, of entries that hold 1, 2 or 4 weights.
 pub(super) enum Group {
+    /// Of few points for each entry: the gradient stays what it is.
+    Straight {
+        hard_error: f64,
+    },
     One(Soften),
     Two(SoftenVectors<2>),
     Four(SoftenVectors<4>),
@@ -33,6 +37,7 @@ pub(super) enum Group {
 impl Group {
     fn backward(&self, gradient: &mut Tensor) -> Result<()> {
         match self {
+            Group::Straight { .. } => Ok(()),
             Group::One(state) => state.backward(gradient),
             Group::Two(state) => state.backward(gradient),
             Group::Four(state) => state.backward(gradient),
@@ -41,6 +46,7 @@ impl Group {
 
     fn hard_error(&self) -> f64 {
         match self {
+            Group::Straight { hard_error } => *hard_error,
             Group::One(state) => state.hard_error(),
             Group::Two(state) => state.hard_error(),
             Group::Four(state) => state.hard_error(),

@@ -26,7 +26,8 @@ pub fn look_up(weight: &Tensor, histogram: &Histogram, values: &[f64], to: &mut 
         to.f_copy_(&operators::look_up(weight, code, &table)?)?;
     } else {
         fn on_cpu<W: Stored>(weight: &Tensor, code: Code, table: &ByCode<f32>, to: &mut Tensor) -> Result<()> {
-            let (from, to) = (slices::elements::<W>(weight)?, slices::elements_mut(to)?);
+            // SAFETY: the kernel is plain Rust: no operator runs until these slices are gone.
+            let (from, mut to) = unsafe { (slices::elements::<W>(weight)?, slices::elements_mut(to)?) };
             let size = piece(from.len());
             let pieces = to.par_chunks_mut(size).zip(from.par_chunks(size));
             pieces.for_each(|(to, from)| passes::look_up(from, code, table, to));
@@ -64,7 +65,8 @@ where
     where
         [f32; N]: Default,
     {
-        let (weights, gradient) = (slices::elements::<W>(weight)?, slices::elements(gradient)?);
+        // SAFETY: the kernel is plain Rust: no operator runs until these slices are gone.
+        let (weights, gradient) = unsafe { (slices::elements::<W>(weight)?, slices::elements(gradient)?) };
         let size = piece(weights.len());
         let pieces = weights.par_chunks(size).zip(gradient.par_chunks(size)).map(|(weights, gradient)| {
             let mut sums = scratch::zeros();
@@ -105,10 +107,19 @@ pub fn combine_and_step(
 ) -> Result<Option<Histogram>> {
     let (code, table) = (histogram.code, table_of(histogram, lines));
     let gradient = gradient.f_contiguous()?;
-    let (weights, gradient) = (slices::elements_mut(weight)?, slices::elements(&gradient)?);
-    let [exp_avg, exp_avg_sq] = moments.map(slices::elements_mut);
-    let size = piece(weights.len());
-    let (exp_avg, exp_avg_sq) = (exp_avg?.par_chunks_mut(size), exp_avg_sq?.par_chunks_mut(size));
+    let total = weight.numel();
+    let [exp_avg, exp_avg_sq] = moments;
+    // SAFETY: the kernel is plain Rust: no operator runs until these slices are gone.
+    let (mut weights, gradient, mut exp_avg, mut exp_avg_sq) = unsafe {
+        (
+            slices::elements_mut(weight)?,
+            slices::elements(&gradient)?,
+            slices::elements_mut(exp_avg)?,
+            slices::elements_mut(exp_avg_sq)?,
+        )
+    };
+    let size = piece(total);
+    let (exp_avg, exp_avg_sq) = (exp_avg.par_chunks_mut(size), exp_avg_sq.par_chunks_mut(size));
     let pieces = weights.par_chunks_mut(size).zip(gradient.par_chunks(size)).zip(exp_avg.zip(exp_avg_sq));
     let pieces = pieces.map(|((weights, gradient), (exp_avg, exp_avg_sq))| {
         let mut counts = scratch::zeros();
@@ -116,7 +127,7 @@ pub fn combine_and_step(
         passes::combine_and_step(weights, code, &table, gradient, moments, step, &mut counts);
         counts
     });
-    let counted = Histogram::merge(code, pieces.collect(), weight.numel());
+    let counted = Histogram::merge(code, pieces.collect(), total);
     scratch::put_back(table);
     Ok(counted.ok())
 }
@@ -133,7 +144,8 @@ pub fn combine(weight: &Tensor, histogram: &Histogram, lines: &[(f64, f64)], gra
     } else {
         type Lines = ByCode<[f32; 2]>;
         fn on_cpu<W: Stored>(weight: &Tensor, code: Code, table: &Lines, gradient: &mut Tensor) -> Result<()> {
-            let (weights, gradient) = (slices::elements::<W>(weight)?, slices::elements_mut(gradient)?);
+            // SAFETY: the kernel is plain Rust: no operator runs until these slices are gone.
+            let (weights, mut gradient) = unsafe { (slices::elements::<W>(weight)?, slices::elements_mut(gradient)?) };
             let size = piece(weights.len());
             let pieces = gradient.par_chunks_mut(size).zip(weights.par_chunks(size));
             pieces.for_each(|(gradient, weights)| passes::combine(weights, code, table, gradient));

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::bins::{Bins, places};
 use super::kmeans::{self, Fit};
-use super::scaled::{SMALLEST, finite, integers, scaled};
+use super::scaled::{SMALLEST, finite, integers, scaled, stored_unit};
 use super::vectors::{self, assign};
 use super::{Form, LutDtype, Palette, check_form, piece};
 
@@ -104,7 +104,7 @@ fn vector_group<const D: usize>(points: &[[f32; D]], form: &Form, seed: u64) -> 
     let members = assign(points, None, &entries, None);
     let numbers: Vec<f64> = entries.iter().flatten().map(|&c| c.into()).collect();
     let weights: Vec<f64> = members.sums.iter().flat_map(|(total, _)| [*total; D]).collect();
-    let scale = finite(integers(&numbers, &weights, SMALLEST));
+    let scale = finite(integers(&numbers, &weights, SMALLEST, stored_unit));
     let unit = scale.to_f64();
     let value = |c: f64| f16::from_f64(c * unit).to_f32();
     let mut wholes: Vec<[f64; D]> = entries.iter().map(|entry| entry.map(|c| whole(c.into(), unit))).collect();

@@ -20,14 +20,17 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// For tables of `entries` (`[G, K, d]`): integers reach up to the largest of a table.
-    pub fn new(form: &Form, entries: &[f64]) -> Self {
-        let unit = |table: &[f64]| {
-            let largest = table.iter().fold(0f64, |m, e| m.max(e.abs()));
-            Some(f16::from_f64(largest / 127.0)).filter(|u| u.is_normal()).unwrap_or(f16::MIN_POSITIVE).to_f64()
+    /// For tables of `entries` (`[G, K, d]`) that are multiplied by `scales`, none or one a channel: integers reach up to the
+    /// largest of a table, or less far where f16 has few bits for a scale so small.
+    pub fn new(form: &Form, entries: &[f64], scales: &[f64]) -> Self {
+        let units = match form.lut_dtype {
+            LutDtype::F16 => Vec::new(),
+            LutDtype::I8 => {
+                let tables = entries.chunks(form.table());
+                let channels = scales.len() / tables.len().max(1);
+                tables.enumerate().map(|(group, table)| unit(table, &scales[group * channels..][..channels])).collect()
+            }
         };
-        let integers = form.lut_dtype == LutDtype::I8;
-        let units = if integers { entries.chunks(form.table()).map(unit).collect() } else { Vec::new() };
         Self { table: form.table(), units }
     }
 
@@ -54,6 +57,35 @@ impl Stored {
         };
         entries.iter().enumerate().map(value).collect()
     }
+}
+
+/// What the integers of a table are multiplied by, so that times each of `scales` it is a number of f16, or nearly so.
+fn unit(table: &[f64], scales: &[f64]) -> f64 {
+    /// The smallest number of f16 above 0.
+    const SMALLEST: f64 = 1.0 / (1 << 24) as f64;
+    let largest = table.iter().fold(0f64, |m, e| m.max(e.abs()));
+    let least = (largest / 127.0).max(f64::MIN_POSITIVE);
+    if scales.is_empty() {
+        let near = f16::from_f64(least);
+        // Of the small ones, which are few, the one above: with the one below the largest entries would be cut off.
+        let above = if near.is_normal() || near.to_f64() >= least { near } else { f16::from_bits(near.to_bits() + 1) };
+        return above.to_f64().max(SMALLEST);
+    }
+    // What is lost by integers of this unit, and by the scales in it.
+    let power = table.iter().map(|entry| entry * entry).sum::<f64>() / table.len() as f64;
+    let lost = |unit: f64| -> f64 {
+        let of_scale = |scale: &f64| {
+            let off = f16::from_f64(scale * unit).to_f64() / unit - scale;
+            (unit * scale).powi(2) / 12.0 + power * off * off
+        };
+        scales.iter().map(of_scale).sum()
+    };
+    let (median, mut ascending) = (scales.len() / 2, scales.to_vec());
+    ascending.sort_by(f64::total_cmp);
+    let exact = |unit: f64| f16::from_f64(unit * ascending[median]).to_f64() / ascending[median];
+    let steps = (0..=14).map(|step| least * (f64::from(step) / 2.0).exp2());
+    let tried = steps.flat_map(|unit| [unit, exact(unit)]).filter(|&unit| unit >= least);
+    tried.min_by(|a, b| lost(*a).total_cmp(&lost(*b))).unwrap_or(least)
 }
 
 /// One layer with fixed assignments.
@@ -148,7 +180,8 @@ impl Frozen {
     }
 
     fn look_up(&self, values: &[f32], to: &mut Tensor) -> Result<()> {
-        let (indices, to) = (slices::elements::<u8>(&self.indices)?, slices::elements_mut::<f32>(to)?);
+        // SAFETY: values are looked up in plain Rust: no operator runs meanwhile.
+        let (indices, mut to) = unsafe { (slices::elements::<u8>(&self.indices)?, slices::elements_mut::<f32>(to)?) };
         let (length, dim) = ((indices.len() / self.rows.groups().max(1)).max(1), self.form.cluster_dim);
         let groups = to.chunks_mut(length * dim).zip(indices.chunks(length)).zip(values.chunks(self.form.table()));
         for ((to, indices), table) in groups {
@@ -200,7 +233,8 @@ impl Frozen {
             let sums = self.places()?.f_bincount(Some(&rows.f_view(-1)?), (self.rows.groups() * table) as i64)?;
             return Ok(sums.f_to_kind(Kind::Float)?);
         }
-        let (values, indices) = (slices::elements::<f32>(&rows)?, slices::elements::<u8>(&self.indices)?);
+        // SAFETY: they are added up in plain Rust: no operator runs meanwhile.
+        let (values, indices) = unsafe { (slices::elements::<f32>(&rows)?, slices::elements::<u8>(&self.indices)?) };
         let length = (indices.len() / self.rows.groups().max(1)).max(1);
         let mut sums = vec![0f32; self.rows.groups() * table];
         let groups = values.chunks(length * dim).zip(indices.chunks(length)).zip(sums.chunks_mut(table));

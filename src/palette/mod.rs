@@ -13,13 +13,17 @@
 //! | [`fit`](fit()) | the same for every form: groups, scales, vectors |
 //! | `bins`, `scaled`, `vectors`, `nearest` | its parts |
 //! | [`table`] | differentiable k-means on a histogram, forward and backward |
-//! | `attention` | its arithmetic, a block of bins at a time |
+//! | `bin_passes`, `attention` | its arithmetic, a block of bins at a time |
+//! | `faint` | its entries that hardly any weight looks at |
+//! | [`reference`] | the same as the paper has it, which tests compare with |
 //! | `soften_vectors`, `vector_table` | the same for entries of several weights |
 //! | `cells` | such points of weights, sorted by where they lie |
 //! | `vector_passes`, `vector_attention` | what each of them costs |
 //! | `vector_operators` | the same through libtorch's operators, for GPUs |
 //! | [`dkm`] | differentiable k-means of a weight, and of a layer while it is trained |
 //! | `backward` | its way back, to a gradient of the weight or straight to AdamW's step |
+//! | `start` | where it starts |
+//! | `assign` | which entry each of its weights has, in the end |
 //! | `rows` | a weight laid out for clustering: one row a group of channels |
 //! | [`frozen`] | a layer with fixed assignments, its entries trained |
 //! | [`packing`] | indices as a stream of bits |
@@ -28,14 +32,17 @@
 //! | [`checkpoint`] | a whole UNet, its weights as palettes, in one safetensors file |
 
 pub mod allocate;
+mod assign;
 mod attention;
 mod backward;
+mod bin_passes;
 mod bins;
 mod cells;
 pub mod checkpoint;
 mod code;
 mod codes;
 pub mod dkm;
+mod faint;
 mod fit;
 pub mod form;
 pub mod frozen;
@@ -46,10 +53,12 @@ mod operators;
 pub mod packing;
 mod passes;
 pub mod post_training;
+pub mod reference;
 mod rows;
 mod scaled;
 mod scratch;
 mod soften_vectors;
+mod start;
 pub mod table;
 mod vector_attention;
 mod vector_operators;

@@ -83,17 +83,21 @@ pub fn palettize(
             let made = || -> Result<Part> {
                 let _guard = tch::no_grad_guard();
                 let halves = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
-                let values = slices::elements::<f16>(&halves)?;
+                // SAFETY: a tensor that nobody writes to: `halves` is the weight's own memory at most.
+                let values = unsafe { slices::elements::<f16>(&halves) }?;
                 let Some(form) = chosen.get(&name) else {
                     let bad = values.iter().filter(|value| !value.is_finite()).count();
                     ensure!(bad == 0, "{bad} of its values are infinite, not numbers, or beyond the range of f16");
+                    drop(values);
                     return Ok(Part::Dense(halves));
                 };
                 let fit = match &importance {
-                    None => fit(values, &halves.size(), form)?,
+                    None => fit(&values, &halves.size(), form)?,
                     Some(importance) => {
                         ensure!(form.is_per_tensor(), "importance is known for one table of fp16 numbers only");
-                        kmeans::fit_weighted(values, slices::elements::<f32>(importance)?, &halves.size(), form.bits)?
+                        // SAFETY: as above.
+                        let importance = unsafe { slices::elements::<f32>(importance) }?;
+                        kmeans::fit_weighted(&values, &importance, &halves.size(), form.bits)?
                     }
                 };
                 let relative_error = if fit.power > 0.0 { fit.error / fit.power } else { 0.0 };

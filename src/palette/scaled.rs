@@ -14,8 +14,8 @@ use super::bins::{Bins, places};
 use super::fit::{Group, whole};
 use super::{Form, LutDtype};
 
-/// Powers of the means that scales start from.
-const STARTS: [f64; 3] = [2.0, 4.0, f64::INFINITY];
+/// Powers of the means that scales start from; and one scale for all, with which they are no worse than none.
+const STARTS: [Option<f64>; 4] = [Some(2.0), Some(4.0), Some(f64::INFINITY), None];
 /// Rounds of fitting entries and scales in turn: of each start, and of the best; and the part of the error by which a
 /// round must lower it.
 const FIRST_ROUNDS: usize = 1;
@@ -27,8 +27,12 @@ const EXACT: usize = 16;
 const UNITS: usize = 128;
 const LEAST_UNIT: f64 = 0.25;
 const LARGEST_UNIT: f64 = 1.5;
-/// The smallest number of f16 above 0.
+/// The smallest number of f16 above 0, which is also how far apart its smallest are.
 pub(super) const SMALLEST: f64 = 1.0 / (1 << 24) as f64;
+/// The smallest that has all 11 bits.
+const NORMAL: f64 = 1.0 / (1 << 14) as f64;
+/// Where all scales are below, they share their smallness with the entries.
+const SMALL_SCALES: f64 = 1.0 / (1 << 11) as f64;
 
 /// The table of a group of `values` that are `blocks` equal blocks with a scale each.
 pub(super) fn scaled(values: &[f16], blocks: usize, form: &Form) -> Group {
@@ -45,6 +49,9 @@ pub(super) fn scaled(values: &[f16], blocks: usize, form: &Form) -> Group {
     let best = starts.min_by(|a, b| a.error.total_cmp(&b.error));
     let Some(mut best) = best else { return Group::default() };
     best.run(form, ROUNDS);
+    if form.lut_dtype == LutDtype::F16 {
+        best.share_smallness();
+    }
     let entries: Vec<f16> = best.entries.iter().map(|&entry| finite(entry)).collect();
     let scales: Vec<f16> = best.scales.iter().map(|&scale| in_range(scale, &entries)).collect();
     let mut indices = vec![0; values.len()];
@@ -61,7 +68,7 @@ pub(super) fn scaled(values: &[f16], blocks: usize, form: &Form) -> Group {
 fn integral(values: &[f16], bits: u32) -> Group {
     let bins = Bins::of_halves(values);
     let mut entries = bins.entries(1 << bits);
-    let unit = wholes(&bins, &mut entries, SMALLEST);
+    let unit = wholes(&bins, &mut entries, SMALLEST, stored_unit);
     let entries: Vec<f16> = entries.into_iter().map(f16::from_f64).collect();
     let unit = in_range(unit, &entries);
     let mut indices = vec![0; values.len()];
@@ -87,9 +94,12 @@ struct Alternation<'v> {
 }
 
 impl<'v> Alternation<'v> {
-    fn new(values: &'v [f32], blocks: usize, power: f64) -> Self {
+    fn new(values: &'v [f32], blocks: usize, power: Option<f64>) -> Self {
         let length = (values.len() / blocks).max(1);
-        let mut scales: Vec<f64> = values.par_chunks(length).map(|values| power_mean(values, power)).collect();
+        let mut scales: Vec<f64> = match power {
+            Some(power) => values.par_chunks(length).map(|values| power_mean(values, power)).collect(),
+            None => vec![power_mean(values, 2.0); blocks],
+        };
         scales.resize(blocks, 1.0);
         Self { values, length, entries: Vec::new(), scales, error: f64::INFINITY }
     }
@@ -110,7 +120,8 @@ impl<'v> Alternation<'v> {
             if form.lut_dtype == LutDtype::I8 {
                 // Scales in this unit are to be numbers of f16, the largest at least.
                 let largest = scales.iter().copied().fold(0.0, f64::max);
-                let unit = wholes(&bins, &mut entries, SMALLEST / largest);
+                let reach = largest * entries.iter().fold(0.0, |most: f64, entry| most.max(entry.abs()));
+                let unit = wholes(&bins, &mut entries, least_scale(reach) / largest, |unit| unit);
                 scales.iter_mut().for_each(|scale| *scale *= unit);
                 let products: Vec<f64> = entries.iter().map(|entry| entry * unit).collect();
                 table = bins.nearest(&products);
@@ -131,13 +142,32 @@ impl<'v> Alternation<'v> {
             }
         }
     }
+
+    /// Moves a power of two from scales that f16 would hold with few bits to entries, so that neither is that small.
+    fn share_smallness(&mut self) {
+        let largest = self.scales.iter().copied().fold(0.0, f64::max);
+        if largest < SMALL_SCALES {
+            let factor = (largest.max(SMALLEST).log2() / 2.0).round().exp2();
+            self.scales.iter_mut().for_each(|scale| *scale /= factor);
+            self.entries.iter_mut().for_each(|entry| *entry *= factor);
+        }
+    }
 }
 
-/// (mean of |w|^power)^(1/power); 1 for a block of zeros.
+/// The least scale of integers for weights up to `reach`: where f16 has few bits for scales so small, what rounding them
+/// loses is to be no more than what rounding entries loses.
+fn least_scale(reach: f64) -> f64 {
+    // Below that integers reach as far as f16's smallest numbers do.
+    let few = (127.0 * SMALLEST..127.0 * NORMAL).contains(&reach);
+    if few { (SMALLEST * reach).sqrt().min(NORMAL) } else { SMALLEST }
+}
+
+/// (mean of |w|^power)^(1/power). For a block of zeros, of which any entry makes nearly zeros then, and which takes no part
+/// in what the others' entries are, the smallest.
 fn power_mean(values: &[f32], power: f64) -> f64 {
     let largest = values.iter().fold(0f32, |largest, v| largest.max(v.abs()));
     if largest == 0.0 {
-        return 1.0;
+        return SMALLEST;
     }
     let mean =
         |part: fn(f32) -> f32| values.iter().map(|v| f64::from(part(v / largest))).sum::<f64>() / values.len() as f64;
@@ -195,11 +225,11 @@ fn best_scale(values: &[f32], codes: &[u16], table: &[f32], scale: &mut f64) -> 
     (ww - 2.0 * *scale * we + *scale * *scale * ee).max(0.0)
 }
 
-/// Rounds `entries` (ascending) to integers of 8 bits in the unit that is best for them and not below `least`, and moves
-/// these to where the members of each want them. Returns the unit.
-fn wholes(bins: &Bins, entries: &mut [f64], least: f64) -> f64 {
+/// Rounds `entries` (ascending) to integers of 8 bits in the unit that is best for them and not below `least`, of those that
+/// `stored` makes of any, and moves these to where the members of each want them. Returns the unit.
+fn wholes(bins: &Bins, entries: &mut [f64], least: f64, stored: impl Fn(f64) -> f64) -> f64 {
     let weights: Vec<f64> = bins.members(entries).into_iter().map(|(weight, _)| weight).collect();
-    let unit = integers(entries, &weights, least);
+    let unit = integers(entries, &weights, least, stored);
     let round = |value: f64| whole(value, unit);
     entries.iter_mut().for_each(|entry| *entry = round(*entry));
     for _ in 0..4 {
@@ -218,16 +248,21 @@ fn wholes(bins: &Bins, entries: &mut [f64], least: f64) -> f64 {
     unit
 }
 
-/// The unit, not below `least`, in which integers from -127 to 127 come nearest to `numbers`, by squared error with
-/// `weights`.
-pub(super) fn integers(numbers: &[f64], weights: &[f64], least: f64) -> f64 {
+/// A unit as it is stored with its table: a number of f16, of which small ones are few.
+pub(super) fn stored_unit(unit: f64) -> f64 {
+    finite(unit).to_f64().max(SMALLEST)
+}
+
+/// The unit, not below `least`, of those that `stored` makes of any, in which integers from -127 to 127 come nearest to
+/// `numbers`, by squared error with `weights`.
+pub(super) fn integers(numbers: &[f64], weights: &[f64], least: f64, stored: impl Fn(f64) -> f64) -> f64 {
     let largest = numbers.iter().map(|n| n.abs()).fold(0.0, f64::max);
     if largest == 0.0 {
         return least.max(1.0);
     }
     let items = || numbers.iter().zip(weights);
     let tried = |part: f64| {
-        let unit = (part * largest / 127.0).max(least);
+        let unit = stored((part * largest / 127.0).max(least));
         // The best unit for these integers.
         let (mut products, mut squares) = (0.0, 0.0);
         for (&number, weight) in items() {
@@ -235,7 +270,7 @@ pub(super) fn integers(numbers: &[f64], weights: &[f64], least: f64) -> f64 {
             products += weight * number * whole;
             squares += weight * whole * whole;
         }
-        let better = if squares > 0.0 { (products / squares).max(least) } else { unit };
+        let better = if squares > 0.0 { stored((products / squares).max(least)) } else { unit };
         let error =
             |unit: f64| -> f64 { items().map(|(&n, weight)| weight * (n - whole(n, unit) * unit).powi(2)).sum() };
         [unit, better].map(|unit| (error(unit), unit)).into_iter().min_by(|a, b| a.0.total_cmp(&b.0))

@@ -49,13 +49,16 @@ impl<const D: usize> SoftenVectors<D> {
         let frame = Frame { inner, scale: (std::f64::consts::LOG2_E / tau).sqrt(), origins };
         let (labels, table);
         if weight.device() == Device::Cpu {
-            let values = slices::elements::<f32>(&weight)?;
-            labels = frame.labels(values).context("some of its values are infinite or not numbers")?;
-            let mut points = Points { frame: &frame, pieces: frame.sort(values, &labels) };
+            // SAFETY: no operator runs while points are sorted and clustered, in plain Rust.
+            let values = unsafe { slices::elements::<f32>(&weight) }?;
+            labels = frame.labels(&values).context("some of its values are infinite or not numbers")?;
+            let mut points = Points { frame: &frame, pieces: frame.sort(&values, &labels) };
             points.pieces.iter_mut().for_each(Sorted::make_room);
             table = VectorTable::cluster(&mut points, frame.origins.clone(), iterations)?;
             let unit = (1.0 / frame.scale) as f32;
-            frame.put_down(&points.pieces, slices::elements_mut::<f32>(soft)?, |label, d, value| {
+            // SAFETY: as above.
+            let mut soft = unsafe { slices::elements_mut::<f32>(soft) }?;
+            frame.put_down(&points.pieces, &mut soft, |label, d, value| {
                 (frame.origins[label][d] + f64::from(value * unit)) as f32
             });
         } else {
@@ -83,18 +86,19 @@ impl<const D: usize> SoftenVectors<D> {
             gradient.f_copy_(&points.carried()?)?;
             return Ok(());
         }
-        let values = slices::elements::<f32>(weight)?;
-        let mut points = Points { frame, pieces: frame.sort(values, labels) };
-        let gradient = slices::elements_mut::<f32>(gradient)?;
+        // SAFETY: no operator runs while points are sorted and gradients computed, in plain Rust.
+        let (values, mut gradient) =
+            unsafe { (slices::elements::<f32>(weight)?, slices::elements_mut::<f32>(gradient)?) };
+        let mut points = Points { frame, pieces: frame.sort(&values, labels) };
         ensure!(
             gradient.len() == values.len(),
             "a gradient of {} numbers is none of {} weights",
             gradient.len(),
             values.len()
         );
-        frame.carry(&mut points.pieces, gradient);
+        frame.carry(&mut points.pieces, &gradient);
         table.backward(&mut points)?;
-        frame.put_down(&points.pieces, gradient, |_, _, value| value);
+        frame.put_down(&points.pieces, &mut gradient, |_, _, value| value);
         Ok(())
     }
 

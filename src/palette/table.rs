@@ -13,25 +13,28 @@
 //!
 //! Everything here is f64: at a low temperature the attention between two entries is a spike that f32 entries would
 //! shift. Terms below e⁻³⁸ of their row's largest are left out, being lost in its rounding: that leaves a few entries a
-//! bin whatever the palette's size, often one, and no denormals. Bins go through the arithmetic (`attention`)
-//! in blocks: of evenly spaced codes, or of any that see the same entries. Sums run over fixed runs of bins, merged in order: results do not depend on
-//! the number of threads.
+//! bin whatever the palette's size, often one, and no denormals. What is nothing to a row may be all that an entry has:
+//! entries of hardly any mass are summed by themselves ([`faint`](super::faint)). Bins go through the arithmetic
+//! (`attention`) in blocks: of evenly spaced codes, or of any that see the same entries. Sums run over fixed runs of bins,
+//! merged in order: results do not depend on the number of threads. [`super::reference`] is the same in a few lines.
 
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::attention::{Block, LANES, Lanes, attend, attend_evenly, is_tame, sum};
+use super::attention::{Block, LANES, attend, attend_evenly, is_tame};
+use super::bin_passes::{Pass, RUN, Read, ReadBack, Sums, Update, UpdateBack};
 use super::code::Code;
+use super::faint::{Faint, find_faint};
 use super::histogram::Histogram;
 
 /// Logits further than this below the largest of their row count as minus infinity: e⁻³⁸ is 3e-17.
-const FLOOR: f64 = 38.0;
-/// Bins that one task takes.
-const RUN: usize = 4096;
+pub(super) const FLOOR: f64 = 38.0;
 /// Of a palette.
 const MOST_ENTRIES: usize = 256;
+/// Entries of less mass than this part of all weights are [`Faint`]: of others the terms left out are 3e-11 at most.
+const FAINT: f64 = 1e-6;
 
 /// One clustering: what its backward pass needs.
 #[derive(Debug)]
@@ -43,15 +46,14 @@ pub struct Table {
     order: Vec<usize>,
     /// c⁰ … c^T, ascending. Attention keeps them so: in one dimension a greater entry has greater members.
     centroids: Vec<Vec<f64>>,
-    /// s¹ … s^T.
+    /// s¹ … s^T; 0 for faint entries.
     masses: Vec<Vec<f64>>,
+    /// Of each iteration.
+    faint: Vec<Vec<Faint>>,
 }
 
 /// (D_b, Ψ_b) of each bin b of a histogram: ∂L/∂w = D_b · ∂L/∂ŵ + Ψ_b of its weights.
 pub type Lines = Vec<(f64, f64)>;
-
-/// Per entry.
-type Sums = Vec<f64>;
 
 impl Table {
     /// Clusters: `iterations` (T ≥ 1) updates of `centroids` at the temperature `tau`.
@@ -67,7 +69,8 @@ impl Table {
         order.sort_by(|&a, &b| centroids[a].total_cmp(&centroids[b]));
         let start = order.iter().map(|&j| centroids[j]).collect();
         let values = histogram.values();
-        let mut table = Self { histogram, values, tau, order, centroids: vec![start], masses: Vec::new() };
+        let (centroids, masses, faint) = (vec![start], Vec::new(), Vec::new());
+        let mut table = Self { histogram, values, tau, order, centroids, masses, faint };
         for t in 0..iterations {
             table.update(t);
         }
@@ -84,12 +87,24 @@ impl Table {
                 total[1] += run[1];
             });
         }
-        let mass: Vec<f64> = totals.iter().map(|total| total[0]).collect();
-        // An entry that no weight looks at stays where it is.
+        let mut mass: Vec<f64> = totals.iter().map(|total| total[0]).collect();
+        // Without weights entries stay where they are.
         let new = |(&old, [mass, moment]): (&f64, [f64; 2])| if mass > 0.0 { old + moment / mass } else { old };
-        let new = old.iter().zip(totals).map(new).collect();
+        let mut new: Vec<f64> = old.iter().zip(totals).map(new).collect();
+        let least = FAINT * mass.iter().sum::<f64>();
+        let few = (0..old.len()).filter(|&j| mass[j] < least);
+        let faint: Vec<Faint> =
+            few.filter_map(|j| find_faint(&self.values, &self.histogram.counts, old, j, self.tau)).collect();
+        for one in &faint {
+            (mass[one.entry], new[one.entry]) = (0.0, one.mean(&self.values, &self.histogram.counts));
+        }
+        // Rounding may put an entry a little past its neighbour.
+        for j in 1..new.len() {
+            new[j] = new[j].max(new[j - 1]);
+        }
         self.masses.push(mass);
         self.centroids.push(new);
+        self.faint.push(faint);
     }
 
     /// The entries after the last iteration, in the caller's order.
@@ -136,16 +151,27 @@ impl Table {
         let mut gamma_previous = total_of(runs.iter().map(|run| &run.to_previous), count);
         for t in (1..=iterations).rev() {
             let (old, new, mass) = (&self.centroids[t - 1], &self.centroids[t], &self.masses[t - 1]);
-            // What moves an entry that no weight looks at is the entry before.
             let share: Sums = (0..count).map(|j| if mass[j] > 0.0 { gamma[j] / mass[j] } else { 0.0 }).collect();
-            for j in (0..count).filter(|&j| mass[j] <= 0.0) {
-                gamma_previous[j] += gamma[j];
+            let faint = &self.faint[t - 1];
+            let mut beside = vec![0.0; if faint.is_empty() { 0 } else { self.values.len() }];
+            for one in faint {
+                one.bins.iter().for_each(|&(bin, share)| {
+                    beside[bin] += share * gamma[one.entry] * (self.values[bin] - new[one.entry]);
+                });
             }
-            let runs = self.for_blocks(t - 1, &UpdateBack { share: &share, old, new, scale });
+            let runs = self.for_blocks(t - 1, &UpdateBack { share: &share, beside: &beside, old, new, scale });
             for ((_, through), psi) in lines.iter_mut().zip(runs.iter().flat_map(|run| &run.0)) {
                 *through += psi;
             }
-            let rest = total_of(runs.iter().map(|run| &run.1), count);
+            let mut rest = total_of(runs.iter().map(|run| &run.1), count);
+            for &Faint { entry: j, ref bins } in faint {
+                for &(bin, share) in bins {
+                    let (u, share) = (self.values[bin], share * gamma[j]);
+                    let slope = share * (u - new[j]) * scale * (u - old[j]);
+                    lines[bin].1 += share - slope;
+                    rest[j] += f64::from(self.histogram.counts[bin]) * slope;
+                }
+            }
             gamma = gamma_previous.iter().zip(rest).map(|(a, b)| a + b).collect();
             gamma_previous = vec![0.0; count];
         }
@@ -268,140 +294,6 @@ impl Table {
 struct Window {
     entries: Range<usize>,
     until: f64,
-}
-
-/// What is done with each block of bins.
-trait Pass: Sync {
-    /// Of a run of bins.
-    type Sums: Send;
-    fn start(&self) -> Self::Sums;
-    fn block(&self, sums: &mut Self::Sums, block: &Block);
-}
-
-/// Mass and first moment of each entry.
-struct Update<'a> {
-    old: &'a [f64],
-}
-
-impl Pass for Update<'_> {
-    type Sums = Vec<[f64; 2]>;
-
-    fn start(&self) -> Self::Sums {
-        vec![[0.0; 2]; self.old.len()]
-    }
-
-    #[inline(always)]
-    fn block(&self, sums: &mut Self::Sums, block: &Block) {
-        for (j, attention) in block.seen() {
-            let old = self.old[j];
-            let weights: Lanes = std::array::from_fn(|lane| block.counts[lane] * attention[lane]);
-            sums[j][0] += sum(&weights);
-            sums[j][1] += sum(&std::array::from_fn(|lane| weights[lane] * (block.values[lane] - old)));
-        }
-    }
-}
-
-/// f_b.
-struct Read<'a> {
-    entries: &'a [f64],
-}
-
-impl Pass for Read<'_> {
-    type Sums = Vec<f64>;
-
-    fn start(&self) -> Self::Sums {
-        Vec::with_capacity(RUN)
-    }
-
-    #[inline(always)]
-    fn block(&self, soft: &mut Self::Sums, block: &Block) {
-        soft.extend_from_slice(&block.mean(|j, _| self.entries[j])[..block.len]);
-    }
-}
-
-/// The backward pass of [`Read`]: f_b depends on c^T directly and on c^{T−1} through the attention.
-struct ReadBack<'a> {
-    upstream: &'a [f64],
-    /// c^T
-    entries: &'a [f64],
-    /// c^{T−1}
-    previous: &'a [f64],
-    /// 2/τ
-    scale: f64,
-}
-
-struct ReadBackSums {
-    /// D_b
-    direct: Vec<f64>,
-    /// ∂L/∂c^T
-    to_last: Sums,
-    /// ∂L/∂c^{T−1}
-    to_previous: Sums,
-}
-
-impl Pass for ReadBack<'_> {
-    type Sums = ReadBackSums;
-
-    fn start(&self) -> Self::Sums {
-        let zeros = vec![0.0; self.entries.len()];
-        ReadBackSums { direct: Vec::with_capacity(RUN), to_last: zeros.clone(), to_previous: zeros }
-    }
-
-    #[inline(always)]
-    fn block(&self, sums: &mut Self::Sums, block: &Block) {
-        let upstream = block.pick(self.upstream);
-        let soft = block.mean(|j, _| self.entries[j]);
-        let mut direct = [0.0; LANES];
-        for (j, attention) in block.seen() {
-            let (entry, previous) = (self.entries[j], self.previous[j]);
-            // ∂f/∂logit_j · ∂logit_j/∂c_j; ∂logit_j/∂u is its opposite.
-            let mut slope = [0.0; LANES];
-            for lane in 0..LANES {
-                slope[lane] = attention[lane] * (entry - soft[lane]) * self.scale * (block.values[lane] - previous);
-                direct[lane] -= slope[lane];
-            }
-            sums.to_last[j] += sum(&std::array::from_fn(|lane| upstream[lane] * attention[lane]));
-            sums.to_previous[j] += sum(&std::array::from_fn(|lane| upstream[lane] * slope[lane]));
-        }
-        sums.direct.extend_from_slice(&direct[..block.len]);
-    }
-}
-
-/// The backward pass of [`Update`] number t: from γ^t to this update's part of Ψ_b, and to γ^{t−1}.
-struct UpdateBack<'a> {
-    /// γ^t_j / s^t_j
-    share: &'a [f64],
-    /// c^{t−1}
-    old: &'a [f64],
-    /// c^t
-    new: &'a [f64],
-    /// 2/τ
-    scale: f64,
-}
-
-impl Pass for UpdateBack<'_> {
-    type Sums = (Vec<f64>, Sums);
-
-    fn start(&self) -> Self::Sums {
-        (Vec::with_capacity(RUN), vec![0.0; self.old.len()])
-    }
-
-    #[inline(always)]
-    fn block(&self, (psi, to_previous): &mut Self::Sums, block: &Block) {
-        let mean = block.mean(|j, u| self.share[j] * (u - self.new[j]));
-        let mut through = [0.0; LANES];
-        for (j, attention) in block.seen() {
-            let (share, old, new) = (self.share[j], self.old[j], self.new[j]);
-            let mut slope = [0.0; LANES];
-            for lane in 0..LANES {
-                let u = block.values[lane];
-                slope[lane] = attention[lane] * (share * (u - new) - mean[lane]) * self.scale * (u - old);
-                through[lane] += attention[lane] * share - slope[lane];
-            }
-            to_previous[j] += sum(&std::array::from_fn(|lane| block.counts[lane] * slope[lane]));
-        }
-        psi.extend_from_slice(&through[..block.len]);
-    }
 }
 
 /// The sum of the runs, in their order.

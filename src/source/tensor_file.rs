@@ -142,11 +142,10 @@ impl TensorFile {
         let mut shape = self.shape(name).unwrap_or_default();
         let whole = shape.first().copied().unwrap_or(0);
         let size = if whole > 0 { bytes.len() / whole as usize } else { 0 };
-        let rows = (from >= 0 && count >= 0 && from + count <= whole)
-            .then(|| bytes.get(from as usize * size..(from + count) as usize * size))
-            .flatten();
+        let end = from.checked_add(count).filter(|end| from >= 0 && count >= 0 && *end <= whole);
+        let rows = end.and_then(|end| bytes.get(from as usize * size..end as usize * size));
         let (Some(rows), Some(first)) = (rows, shape.first_mut()) else {
-            bail!("{}: tensor `{name}` has no rows {from} to {}", self.path.display(), from + count);
+            bail!("{}: tensor `{name}` has no {count} rows from {from} on", self.path.display());
         };
         *first = count;
         self.copied(name, rows, &shape, from)

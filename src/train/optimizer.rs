@@ -176,7 +176,7 @@ mod tests {
         let grouped = Form { group_size: Some(4), bits: 4, ..plain };
         let adamw = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.05 };
         // The last is large enough for several pieces.
-        for (form, shape) in [(plain, [12, 20]), (grouped, [16, 40]), (plain, [700, 900])] {
+        for (form, shape) in [(plain, [12, 20]), (grouped, [16, 80]), (plain, [700, 900])] {
             let draw = |i| normal(&mut generator(8, Purpose::Initial, i), &shape);
             let start = draw(0) * 0.05;
             let mut layers = [(); 2].map(|()| DkmLayer::new("layer", form, &start).unwrap());

@@ -76,7 +76,10 @@ impl<'a> Sensitivity<'a> {
     pub fn palettes(&self, name: &str, forms: &[Form]) -> Result<Vec<Palette>> {
         let weight = self.weights.get(name).with_context(|| format!("the UNet has no {name}"))?;
         let halves = weight.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?.f_contiguous()?;
-        let (values, shape) = (slices::elements(&halves)?, halves.size());
+        let shape = halves.size();
+        // SAFETY: k-means is plain Rust: no operator runs meanwhile.
+        let values = unsafe { slices::elements(&halves) }?;
+        let values: &[half::f16] = &values;
         let fit = |form| Ok(fit(values, &shape, form)?.palette);
         let palettes: Result<Vec<Palette>> = forms.par_iter().map(fit).collect();
         palettes.with_context(|| format!("parameter {name}"))

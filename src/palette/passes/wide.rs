@@ -154,10 +154,11 @@ pub unsafe fn add_up_pairs<W: Stored>(weights: &[W], code: Code, gradient: &[W],
             _mm512_storeu_ps(pairs.as_mut_ptr().add(LANES), _mm512_permutex2var_ps(values, high, squares));
             _mm256_storeu_si256(at.as_mut_ptr().cast(), codes(weights.as_ptr().add(i), code));
             for (lane, &code) in at.iter().enumerate() {
-                let row: *mut f64 = sums.as_mut_ptr().add(code as usize).cast();
+                // A row is aligned to its four-byte numbers only, which these two of all eight-byte moves allow.
+                let row: *mut __m128i = sums.as_mut_ptr().add(code as usize).cast();
                 let pair = _mm_loadu_ps(pairs.as_ptr().add(2 * lane));
-                let sum = _mm_add_ps(_mm_castpd_ps(_mm_load_sd(row)), pair);
-                _mm_store_sd(row, _mm_castps_pd(sum));
+                let sum = _mm_add_ps(_mm_castsi128_ps(_mm_loadl_epi64(row)), pair);
+                _mm_storel_epi64(row, _mm_castps_si128(sum));
             }
         }
     }
@@ -173,7 +174,7 @@ fn lines(codes: __m256i, table: &ByCode<[f32; 2]>) -> (Floats, Floats) {
     // Each row of the table is fetched as one number of 64 bits.
     let fetch = |half| {
         let at = _mm256_cvtepu16_epi32(half);
-        // SAFETY: a code points into the table.
+        // SAFETY: a code points into the table; rows may be aligned to four bytes only, which is all the same to a gather.
         _mm512_castpd_ps(unsafe { _mm512_i32gather_pd::<8>(at, table.as_ptr().cast()) })
     };
     let (low, high) = (fetch(_mm256_castsi256_si128(codes)), fetch(_mm256_extracti128_si256::<1>(codes)));
