@@ -75,9 +75,9 @@ pub fn configs(bytes: &[u8]) {
     match config::parse(toml, "fuzzed.toml", &changes) {
         Err(error) => assert!(!error.problems.is_empty()),
         Ok(read) => {
-            let text = read.resolved_toml();
+            let text = read.config.resolved_toml();
             let again = config::parse(&text, "resolved.toml", &[]).unwrap_or_else(|error| panic!("{error}\n{text}"));
-            assert_eq!(again.resolved_toml(), text);
+            assert_eq!(again.config.resolved_toml(), text);
         }
     }
 }
@@ -140,7 +140,7 @@ pub fn captions(bytes: &[u8]) {
         let options = CaptionOptions { missing, ..CaptionOptions::default() };
         match read_folder(folder.path(), &options) {
             Err(problems) => assert!(!problems.0.is_empty()),
-            Ok(samples) => assert!(samples.iter().all(|sample| sample.path.is_file())),
+            Ok(samples) => assert!(samples.samples.iter().all(|sample| sample.path.is_file())),
         }
     }
 }
