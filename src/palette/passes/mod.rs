@@ -319,6 +319,23 @@ mod tests {
         }
     }
 
+    /// Rows of two f32 are aligned to four bytes: sums by code are right also where none begins at a multiple of eight.
+    #[test]
+    fn rows_need_not_be_aligned_to_eight_bytes() {
+        let (weights, gradient) = (vec![0.5f32; 100], vec![3.0f32; 100]);
+        let mut memory = vec![0f32; 2 * CODES + 1];
+        for first in [0, 1] {
+            let rows = memory[first..first + 2 * CODES].as_chunks_mut::<2>().0;
+            let rows: &mut ByCode<[f32; 2]> = rows.try_into().unwrap();
+            rows.fill([0.0; 2]);
+            add_up(&weights, Code::F16, &gradient, rows);
+            assert_eq!(rows[Code::F16.of(0.5) as usize], [300.0, 900.0]);
+            let mut combined = gradient.clone();
+            combine(&weights, Code::F16, rows, &mut combined);
+            assert_eq!(combined, [1800.0; 100]);
+        }
+    }
+
     #[test]
     fn sums_and_combinations_are_by_code() {
         let weights: Vec<f32> = (0..1_234).map(|i| (i % 5) as f32 - 2.0).collect();
