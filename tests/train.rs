@@ -180,7 +180,8 @@ fn the_package_of_a_run_is_the_network_that_was_trained() {
     // Another network is told apart.
     let other = format!("{ROOT}/tests/fixtures/pipeline/model");
     let output = run(folder.path(), &["verify", package, "--against", &other, "--min-psnr", "50"]);
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("this package holds palettes"), "{}", text(&output.stderr));
     let told = succeed(run(
         folder.path(),
         &["evaluate", model, "--config", config.to_str().unwrap(), "--palettes", palettes, "--json"],
