@@ -15,7 +15,7 @@
 //! | [`table`] | differentiable k-means on a histogram, forward and backward |
 //! | `bin_passes`, `attention` | its arithmetic, a block of bins at a time |
 //! | `faint` | its entries that hardly any weight looks at |
-//! | [`reference`] | the same as the paper has it, which tests compare with |
+//! | [`reference`](mod@reference) | the same as the paper has it, which tests compare with |
 //! | `soften_vectors`, `vector_table` | the same for entries of several weights |
 //! | `cells` | such points of weights, sorted by where they lie |
 //! | `vector_passes`, `vector_attention` | what each of them costs |

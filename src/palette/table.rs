@@ -14,7 +14,7 @@
 //! Everything here is f64: at a low temperature the attention between two entries is a spike that f32 entries would
 //! shift. Terms below e⁻³⁸ of their row's largest are left out, being lost in its rounding: that leaves a few entries a
 //! bin whatever the palette's size, often one, and no denormals. What is nothing to a row may be all that an entry has:
-//! entries of hardly any mass are summed by themselves ([`faint`](super::faint)). Bins go through the arithmetic
+//! entries of hardly any mass are summed by themselves (`faint`). Bins go through the arithmetic
 //! (`attention`) in blocks: of evenly spaced codes, or of any that see the same entries. Sums run over fixed runs of bins,
 //! merged in order: results do not depend on the number of threads. [`super::reference`] is the same in a few lines.
 
