@@ -83,7 +83,8 @@ fn configs(root: &Path, put: Put) -> Result<(), Error> {
             put("configs", &name, &fs::read(&path)?)?;
         }
     }
-    let every = config::parse("", "seed", &[]).map_or_else(|error| error.to_string(), |read| read.config.resolved_toml());
+    let every =
+        config::parse("", "seed", &[]).map_or_else(|error| error.to_string(), |read| read.config.resolved_toml());
     put("configs", "every_key", every.as_bytes())?;
     let recipe = fs::read_to_string(root.join("configs/recipes/demo-mixed.toml"))?;
     let small = "[model]\nname = \"m\"\n[data]\ntrain_data_dir = \"d\"\n[palettize]\nmode = \"dkm\"\n";
