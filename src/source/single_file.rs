@@ -175,9 +175,12 @@ fn rank(file: &TensorFile, name: &str) -> usize {
     file.shape(name).map_or(0, |shape| shape.len())
 }
 
+/// Where the tensors of each network lie.
+type Places = BTreeMap<Component, Vec<Place>>;
+
 /// Where each component's parameters lie, and which network the file holds alone. What lies beside the networks is told
 /// of in a line.
-fn found(file: &TensorFile, names: &[String]) -> Result<(BTreeMap<Component, Vec<Place>>, Option<Component>)> {
+fn found(file: &TensorFile, names: &[String]) -> Result<(Places, Option<Component>)> {
     let layout = Layout::of(names.iter().map(String::as_str));
     let mut places: BTreeMap<Component, Vec<Place>> = BTreeMap::new();
     let mut beside = Vec::new();
