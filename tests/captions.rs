@@ -258,6 +258,17 @@ fn captions_come_from_a_csv_too() {
             "metadata.csv:3: the caption is empty",
         ]
     );
+    // A quote that is not closed would swallow the next row; an inch is no such quote.
+    let open =
+        folder(&[("a.png", ""), ("b.png", ""), ("metadata.csv", "file_name,text\na.png,\"a dog\nb.png,a cat\n")]);
+    assert!(problems(&open, &CaptionOptions::default())[0].ends_with("metadata.csv:2: a quote is not closed here"));
+    let inch =
+        folder(&[("a.png", ""), ("b.png", ""), ("metadata.csv", "file_name,text\na.png,a 5\" disk\nb.png,a cat\n")]);
+    assert_eq!(samples(&inch, &CaptionOptions::default()), pairs(&[("a.png", "a 5\" disk"), ("b.png", "a cat")]));
+    let twice = folder(&[("a.png", ""), ("metadata.csv", "file_name,text,text\na.png,a dog,a cat\n")]);
+    assert!(
+        problems(&twice, &CaptionOptions::default())[0].ends_with("metadata.csv:1: the column `text` is there twice")
+    );
     let columns = folder(&[("a.png", ""), ("metadata.csv", "image;caption\na.png;a dog\n")]);
     let lines = problems(&columns, &CaptionOptions::default());
     assert!(lines[0].ends_with("there is no `file_name`, only `image;caption`"), "{lines:?}");

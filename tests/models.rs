@@ -159,6 +159,23 @@ fn schedules_that_are_not_supported_are_refused_by_all_commands() {
 }
 
 #[test]
+fn what_a_run_could_not_draw_or_palettize_is_refused_before_it_begins() {
+    let both = |work: &Work, overrides: &[&str], words: &[&str]| {
+        for command in ["check", "train"] {
+            work.says(&[&[command, "run.toml"][..], overrides].concat(), words);
+        }
+    };
+    let work = Work::new();
+    let drawing = ["sample.prompts=[\"a cat\"]", "sample.sample_every_n_steps=1"];
+    work.set("scheduler/scheduler_config.json", "timestep_spacing", json!("weird"));
+    both(&work, &drawing, &["timestep_spacing", "weird", "sample.sample_steps"]);
+    both(&Work::new(), &["palettize.weight_threshold=100000000"], &["no layer of the UNet would get a palette"]);
+    let work = Work::new();
+    work.set("vae/config.json", "scaling_factor", json!(0.0));
+    work.all_say(&["`scaling_factor`: 0", "must be above 0"]);
+}
+
+#[test]
 fn options_about_the_model_are_honoured() {
     let work = Work::new();
     let scheduler = |folder: &str| json_of(&work.path(folder).join("scheduler/scheduler_config.json"));

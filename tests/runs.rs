@@ -138,6 +138,10 @@ fn clean_deletes_what_a_finished_run_no_longer_needs() {
     assert!(told.contains("run/checkpoints/step-000002  ") && told.contains("nothing was deleted"), "{told}");
     assert!(told.contains(".metrics.jsonl.1-0.part"), "{told}");
     assert_eq!(contents(&run.out()), before);
+    let note = run.out().join("checkpoints/step-000002/note.txt");
+    fs::write(&note, "mine").unwrap();
+    ends(run.path(), &["clean", "run"], 1, "note.txt is not of the run");
+    fs::remove_file(note).unwrap();
     let told = succeed(common::runs::run(run.path(), &["clean", "run"]));
     assert!(told.contains("step-000002") && told.contains("results stay"), "{told}");
     let left = contents(&run.out());
@@ -155,6 +159,16 @@ fn clean_deletes_what_a_finished_run_no_longer_needs() {
     let drawn = ["generate", "run", "--prompt", "a cat", "-o", "cat.png", "--steps", "1", "--device", "cpu"];
     succeed(common::runs::run(run.path(), &drawn));
     assert!(run.path().join("cat.png").is_file());
+
+    // A run whose palettes are gone, or another's, is not taken for its plain weights.
+    let palettes = run.out().join("tiny.palettes.safetensors");
+    let own = fs::read(&palettes).unwrap();
+    fs::remove_file(&palettes).unwrap();
+    ends(run.path(), &["export", "run", "-o", "out"], 1, "tiny.palettes.safetensors is missing");
+    ends(run.path(), &drawn, 1, "tiny.palettes.safetensors is missing");
+    fs::write(&palettes, &own[..own.len() - 1]).unwrap();
+    ends(run.path(), &["export", "run", "-o", "out"], 1, "is not the file that this run wrote");
+    fs::write(&palettes, own).unwrap();
 
     // Folders of others, and runs that go on, are left alone.
     let folder = run.path().to_str().unwrap();

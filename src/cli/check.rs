@@ -380,7 +380,7 @@ impl Report {
     fn time(&mut self, config: &Config, model: &Model) {
         let encoded = self.encoded * if config.data.flip_aug { 2 } else { 1 } + self.validation;
         let pictures = Pictures { encoded, drawn: self.drawn, validates: self.validation > 0 };
-        eprintln!("timing the networks' operations (--no-estimate leaves this out)");
+        crate::terminal::tell(format_args!("timing the networks' operations (--no-estimate leaves this out)"));
         let timed = device_and_kind(config).and_then(|place| estimate(config, model, pictures, place));
         let Some(estimated) = self.take(timed) else { return };
         let steps = config.train.max_train_steps;
@@ -415,7 +415,7 @@ impl Report {
                     let only: Vec<&str> = only.iter().map(String::as_str).collect();
                     format!("is finished; `train` writes again what is missing: {}", only.join(", "))
                 }
-                None => format!("holds a run already, which `train` goes on with from step {}", resumed.facts.step),
+                None => format!("holds a run already; `train` resumes it from step {}", resumed.facts.step),
             },
         );
         // What is wrong with the data has been noted.

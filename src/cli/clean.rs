@@ -42,9 +42,14 @@ pub fn run(args: Args) -> Result<()> {
         );
     }
     if run.step() > run.finished.as_ref().map_or(0, |finished| finished.step) {
-        bail!("{shown} goes on beyond the steps of its results: it resumes from its checkpoints; nothing was deleted");
+        bail!(
+            "{shown} has trained beyond the steps of its results and resumes from its checkpoints; nothing was deleted"
+        );
     }
     let found = run.removable();
+    if let Some(file) = found.iter().flat_map(|(path, _)| run_folder::strangers(path)).find(|_| !args.dry_run) {
+        bail!("{} is not of the run; move it elsewhere first; nothing was deleted", file.display());
+    }
     let mut total = 0;
     for (path, bytes) in &found {
         if !args.dry_run {

@@ -62,9 +62,9 @@ pub fn run(args: Args) -> Result<()> {
             return Err(Usage(message).into());
         }
         let config = load_config(&path, &[])?;
-        eprintln!("\n{bits}: training into {}", config.output_dir.display());
+        crate::terminal::tell(format_args!("\n{bits}: training into {}", config.output_dir.display()));
         if crate::train::run(&config, &Resume::Auto)? == Ended::Stopped {
-            return Err(Interrupted("stopped after saving; the same command goes on".into()).into());
+            return Err(Interrupted("stopped after saving; run the same command to resume".into()).into());
         }
         let palettes = config.output_dir.join(format!("{}.palettes.safetensors", config.name));
         trained.push((bits, PalettizedCheckpoint::read(&palettes)?, config));
@@ -72,7 +72,7 @@ pub fn run(args: Args) -> Result<()> {
     let (_, _, config) = trained.last().context("no configs")?;
     let model = Model::open_with(&config.model.pretrained_model_name_or_path, &config.model.options())?;
 
-    eprintln!("\nmeasuring");
+    crate::terminal::tell(format_args!("\nmeasuring"));
     let evaluation = Evaluation::open(config, &model, None, Device::Cpu)?;
     let float = model.weights(Component::Unet, Kind::Float, Device::Cpu)?;
     let mut rows = vec![row("float".into(), float, &evaluation)?];

@@ -261,15 +261,15 @@ fn say_sampler(args: &Args, pipeline: &Pipeline, request: &Request) {
     let kind = request.sampler.unwrap_or_else(|| {
         let own = pipeline.own_sampler();
         if let Some(warning) = own.warning {
-            eprintln!("warning: {warning}");
+            crate::terminal::tell(format_args!("warning: {warning}"));
         }
         own.kind
     });
     if kind == SamplerKind::Lcm && args.guidance_scale.is_none() {
-        eprintln!(
+        crate::terminal::tell(format_args!(
             "note: models for the sampler `lcm` are made for --guidance-scale 1 to 2 and --steps 4 to 8; {} and {} are used",
             request.guidance_scale, request.steps
-        );
+        ));
     }
 }
 

@@ -202,7 +202,7 @@ pub fn print(text: impl fmt::Display) -> Result<()> {
 /// As [`crate::config::load`].
 fn load_config(path: &Path, overrides: &[String]) -> Result<Config, crate::config::Error> {
     let Loaded { config, warnings } = crate::config::load(path, overrides)?;
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.iter().for_each(|warning| crate::terminal::tell(format_args!("warning: {warning}")));
     Ok(config)
 }
 
@@ -220,7 +220,7 @@ fn warn_of_unused(overrides: &[String], command: &str, uses: impl Fn(&str) -> bo
     for text in overrides {
         let key = text.split('=').next().unwrap_or_default().trim();
         if !uses(key) {
-            eprintln!("warning: `{text}` on the command line has no effect on `{command}`");
+            crate::terminal::tell(format_args!("warning: `{text}` on the command line has no effect on `{command}`"));
         }
     }
 }

@@ -132,7 +132,11 @@ impl ModelArgs {
                 run.step()
             ));
         }
-        Ok(Opened { model, palettes: palettes.or_else(|| run.palettes()), run: Some(run) })
+        let palettes = match palettes {
+            Some(palettes) => Some(palettes),
+            None => run.palettes()?,
+        };
+        Ok(Opened { model, palettes, run: Some(run) })
     }
 }
 
@@ -149,8 +153,11 @@ impl Opened {
 
     /// Says of a run with palettes that its model holds their values, so that `what` is of those.
     pub fn note_values(&self, what: &str) {
-        if let Some(run) = self.run.as_ref().filter(|run| run.palettes().is_some()) {
-            eprintln!("note: the model of {} holds the values of its palettes: {what}", run.path.display());
+        if let Some(run) = self.run.as_ref().filter(|run| run.config.palettize.enabled) {
+            crate::terminal::tell(format_args!(
+                "note: the model of {} holds the values of its palettes: {what}",
+                run.path.display()
+            ));
         }
     }
 

@@ -30,7 +30,7 @@ pub fn run(args: Args) -> Result<()> {
     stop_on_interrupt()?;
     match train::run(&config, &resume)? {
         Ended::Done => Ok(()),
-        Ended::Stopped => Err(Interrupted("stopped after saving; the same command goes on".into()).into()),
+        Ended::Stopped => Err(Interrupted("stopped after saving; run the same command to resume".into()).into()),
     }
 }
 
@@ -56,7 +56,7 @@ pub fn stop_on_interrupt() -> Result<()> {
         if asked.swap(true, std::sync::atomic::Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping as soon as nothing is half done; Ctrl-C again ends at once");
+        crate::terminal::tell(format_args!("finishing this step, then saving; press Ctrl-C again to quit now"));
         train::stop();
     });
     match set {

@@ -7,7 +7,7 @@ pub(super) const SYNONYMS: &[(&str, &str)] = &[
     ("snr_gamma", "train.min_snr_gamma"),
     ("min_snr", "train.min_snr_gamma"),
     ("max_steps", "train.max_train_steps"),
-    ("steps", "train.max_train_steps"),
+    ("num_steps", "train.max_train_steps"),
     ("num_train_steps", "train.max_train_steps"),
     ("train_steps", "train.max_train_steps"),
     ("batch_size", "train.train_batch_size"),
@@ -184,7 +184,7 @@ pub(super) const FOREIGN: &[(&[&str], &str, &str)] = &[
     (
         &["num_repeats", "repeats", "dataset_repeats", "balancing"],
         "how often a picture comes up in an epoch (kohya, OneTrainer)",
-        "pictures come up equally often; copy those that should come up more often",
+        "put pictures that should come up more often into a folder named like 10_words: ten times per epoch",
     ),
     (&["is_reg"], "pictures of the class (kohya)", "those lie in data.dreambooth.class_data_dir"),
     (

@@ -105,9 +105,9 @@ fn general(config: &Config, rules: &mut Rules) {
 fn data(config: &Config, rules: &mut Rules) {
     let data = &config.data;
     rules.must(
-        data.resolution >= 8 && data.resolution % 8 == 0,
+        (8..=8192).contains(&data.resolution) && data.resolution % 8 == 0,
         "data.resolution",
-        format!("is {}, but must be a multiple of 8", data.resolution),
+        format!("is {}, but must be a multiple of 8 up to 8192", data.resolution),
     );
     rules.between(data.caption_dropout_rate, 0.0, 1.0, "data.caption_dropout_rate");
     rules.must(

@@ -80,9 +80,20 @@ fn csv_rows(path: &Path, text: &str) -> (Vec<Row>, Vec<String>) {
         Ok(columns) => columns.clone(),
         Err(error) => return (Vec::new(), vec![format!("{}:1: not a table: {error}", path.display())]),
     };
+    if let Some(twice) =
+        columns.iter().enumerate().find(|(i, name)| columns.iter().take(*i).any(|other| other == *name))
+    {
+        return (Vec::new(), vec![format!("{}:1: the column `{}` is there twice", path.display(), twice.1)]);
+    }
     let (mut rows, mut wrong) = (Vec::new(), Vec::new());
+    let has_odd_quote = !text.matches('"').count().is_multiple_of(2);
     for record in reader.records() {
         match record {
+            // Quotes come in pairs, doubled ones too: where one is left over, a cell of several lines has swallowed rows.
+            Ok(record) if has_odd_quote && record.iter().any(|cell| cell.contains('\n')) => {
+                let line = record.position().map_or(0, csv::Position::line);
+                wrong.push(format!("{}:{line}: a quote is not closed here", path.display()));
+            }
             Ok(record) => {
                 let cells = columns.iter().zip(&record).map(|(column, cell)| (column.into(), cell.into())).collect();
                 rows.push(Row { number: record.position().map_or(0, csv::Position::line), cells });

@@ -176,6 +176,20 @@ pub fn check_texts<'c>(unet: &UnetConfig, encoders: impl Iterator<Item = &'c Tex
     }
 }
 
+/// The sampler that was asked for, or that of a `scheduler_config.json` ([`pipeline_config`]), in so many steps.
+///
+/// # Errors
+/// As [`Sampler::new`].
+pub fn sampler_of(config: &Value, asked: Option<SamplerKind>, steps: usize) -> Result<(SamplerKind, Sampler)> {
+    Ok(match asked {
+        Some(kind) => (kind, Sampler::named(kind, config, steps)?),
+        None => {
+            let own = Own::of(config);
+            (own.kind, Sampler::new(own.kind, &own.config, steps)?)
+        }
+    })
+}
+
 impl Pipeline {
     /// Loads all that drawing needs; with `palettes`, in place of the UNet's weights.
     ///
@@ -207,13 +221,7 @@ impl Pipeline {
     /// # Errors
     /// As [`Sampler::new`].
     pub fn sampler(&self, asked: Option<SamplerKind>, steps: usize) -> Result<(SamplerKind, Sampler)> {
-        Ok(match asked {
-            Some(kind) => (kind, Sampler::named(kind, &self.scheduler_config, steps)?),
-            None => {
-                let own = self.own_sampler();
-                (own.kind, Sampler::new(own.kind, &own.config, steps)?)
-            }
-        })
+        sampler_of(&self.scheduler_config, asked, steps)
     }
 
     /// The size of pictures that the model was made for, height and width.

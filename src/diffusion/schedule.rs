@@ -162,7 +162,9 @@ pub(crate) fn alphas_cumprod(settings: Settings, defaults: BetaDefaults, rescale
             }
         }
     };
-    if betas.lt(0.0).logical_or(&betas.gt(1.0)).any().int64_value(&[]) != 0 {
+    if betas.isfinite().all().int64_value(&[]) == 0
+        || betas.lt(0.0).logical_or(&betas.gt(1.0)).any().int64_value(&[]) != 0
+    {
         bail!("scheduler_config.json: its betas leave the range from 0 to 1; check `beta_start` and `beta_end`");
     }
     let rescale = rescale && settings.truth("rescale_betas_zero_snr", false)?;

@@ -47,13 +47,17 @@ impl AutoencoderConfig {
         for key in ["shift_factor", "latents_mean", "latents_std"] {
             json.only(key, &[])?;
         }
+        let scaling_factor = json.number("scaling_factor", 0.18215)?;
+        if !(scaling_factor.is_finite() && scaling_factor > 0.0) {
+            bail!("AutoencoderKL: config.json has `scaling_factor`: {scaling_factor}, which must be above 0");
+        }
         let config = Self {
             in_channels: json.integer("in_channels", 3)?,
             out_channels: json.integer("out_channels", 3)?,
             latent_channels: json.integer("latent_channels", 4)?,
             layers_per_block: json.layers("layers_per_block", 1)?,
             norm_num_groups: json.integer("norm_num_groups", 32)?,
-            scaling_factor: json.number("scaling_factor", 0.18215)?,
+            scaling_factor,
             force_upcast: json.flag("force_upcast", true)?,
             mid_block_attention: json.flag("mid_block_add_attention", true)?,
             quant_conv: json.flag("use_quant_conv", true)?,

@@ -85,7 +85,7 @@ pub fn write_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Res
 }
 
 /// As [`write_folder`], and replaces a folder that is there: the new one is whole on the disk before two renames put it in
-/// the place of the old. A process that is killed between them leaves both beside, and [`tidy`] puts one back.
+/// the place of the old. A process that is killed between them leaves both beside, and `beside::tidy` puts one back.
 ///
 /// # Errors
 /// As [`write_folder`]; the old folder is there then.

@@ -432,7 +432,7 @@ mod tests {
         let named = std::env::var_os("PALETTIST_SHARED").map(Into::into);
         let Some(data) = [Some(beside), named].into_iter().flatten().find(|data| data.join("sd_configs").is_dir())
         else {
-            eprintln!("skipped: no shared data (set PALETTIST_SHARED to its folder)");
+            crate::terminal::tell(format_args!("skipped: no shared data (set PALETTIST_SHARED to its folder)"));
             return;
         };
         for (model, entries) in [("sd15", 1130), ("sd21-base", 1214), ("sdxl-base-1.0", 2513)] {

@@ -79,7 +79,10 @@ fn alone(folder: &Path) -> Result<Option<File>> {
             Err(TryLockError::Error(_)) => return Ok(None),
             Err(TryLockError::WouldBlock) => {
                 if !told {
-                    eprintln!("another run is drawing class pictures in {}; waiting for it", folder.display());
+                    crate::terminal::tell(format_args!(
+                        "another run is drawing class pictures in {}; waiting for it",
+                        folder.display()
+                    ));
                     told = true;
                 }
                 std::thread::sleep(Duration::from_millis(200));
@@ -102,11 +105,11 @@ fn draw(config: &Config, class: &Class, record: &Record, model: &Model, device: 
     }
     if !class.outdated.is_empty() {
         let shown = folder.join(ASIDE);
-        eprintln!(
+        crate::terminal::tell(format_args!(
             "{} pictures that were drawn from something else are kept in {}",
             class.outdated.len(),
             shown.display()
-        );
+        ));
     }
     let free = |index: &usize| !folder.join(drawn_name(*index)).exists();
     let places: Vec<usize> = (0..).filter(free).take(class.missing).collect();
@@ -119,20 +122,22 @@ fn draw(config: &Config, class: &Class, record: &Record, model: &Model, device: 
     let shown = folder.display();
     if missing.len() < class.missing {
         let back = class.missing - missing.len();
-        eprintln!("{shown}: {back} pictures that were drawn from the same before are taken back");
+        crate::terminal::tell(format_args!(
+            "{shown}: {back} pictures that were drawn from the same before are taken back"
+        ));
     }
     if missing.is_empty() {
         return Ok(());
     }
-    eprintln!(
+    crate::terminal::tell(format_args!(
         "{shown} has {} pictures of \"{}\"; the float model draws {} more",
         class.samples.len() + class.missing - missing.len(),
         settings.class_prompt,
         missing.len()
-    );
+    ));
     let pipeline = Pipeline::load(model, None, Kind::Float, device)?;
     if let Some(warning) = pipeline.own_sampler().warning {
-        eprintln!("warning: {warning}");
+        crate::terminal::tell(format_args!("warning: {warning}"));
     }
     let side = config.data.resolution;
     let seed = |index: &usize| config.seed.wrapping_mul(1_000_003).wrapping_add(*index as u64);

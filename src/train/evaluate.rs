@@ -50,7 +50,7 @@ impl Evaluation {
     fn of(pictures: Contents, config: &Config, model: &Model, samples: usize, device: Device) -> Result<Self> {
         // What the model is, before any long work.
         let TextToImage { unet, autoencoder, schedule, .. } = TextToImage::of(model)?;
-        pictures.remarks.iter().for_each(|remark| eprintln!("{remark}"));
+        pictures.remarks.iter().for_each(crate::terminal::tell);
         // The others are never looked at.
         let mut pictures = pictures.samples;
         pictures.truncate(samples);

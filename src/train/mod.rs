@@ -86,7 +86,7 @@ fn stopped() -> bool {
 
 /// [`stop`] was asked for amid work that can be cut short: what was finished is kept, nothing is half written.
 #[derive(Debug, thiserror::Error)]
-#[error("stopped; what was finished is kept, and the same command goes on")]
+#[error("stopped; what was finished is kept; run the same command to resume")]
 pub struct Stopped;
 
 /// Called again and again by work that takes long.
@@ -130,7 +130,7 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     let (device, kind) = device_and_kind(config)?;
     if let Action::Finished { step, gone, learned_from } = plan::plan(config, resume)?.action {
         for line in plan::is_finished(config, step, &gone, learned_from.as_deref()) {
-            eprintln!("{line}");
+            crate::terminal::tell(line);
         }
         return Ok(Ended::Done);
     }
@@ -151,7 +151,10 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
         trained
             .restore(&state::tensors(&resumed.checkpoint)?, resumed.facts.frozen)
             .with_context(|| format!("the checkpoint {checkpoint} does not fit this model and config"))?;
-        eprintln!("resuming from {checkpoint} (step {} of {})", resumed.facts.step, config.train.max_train_steps);
+        crate::terminal::tell(format_args!(
+            "resuming from {checkpoint} (step {} of {})",
+            resumed.facts.step, config.train.max_train_steps
+        ));
     }
     let schedules = Schedules::new(config);
     let facts = resumed.as_ref().map(|resumed| &resumed.facts);
@@ -162,13 +165,13 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     if frozen && start < thawed {
         trained.thaw_palettes()?;
         frozen = false;
-        eprintln!(
+        crate::terminal::tell(format_args!(
             "note: assignments were fixed and learn again, up to step {thawed} of the longer run; then they are fixed again"
-        );
+        ));
     } else if frozen && start < total && facts.is_some_and(|facts| facts.is_last()) {
-        eprintln!(
+        crate::terminal::tell(format_args!(
             "note: of {total} steps assignments are fixed from step {thawed} on: in those that were added they stay so"
-        );
+        ));
     }
     let only = resumed.as_mut().and_then(|resumed| resumed.only.take());
     output.begin(config, resumed.as_deref_mut())?;

@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 use tch::Kind;
 
 use super::Resume;
@@ -14,7 +12,7 @@ use super::identity::Identity;
 use super::objective::Objective;
 use super::plan::{Action, Plan, Resumed, plan};
 use super::reporter::Reporter;
-use super::run_folder::{self, CHECKPOINTS, CONFIG, FINISHED, Finished, MODEL, PACKAGES, REPORT, RunFolder};
+use super::run_folder::{self, CHECKPOINTS, CONFIG, FINISHED, Finished, MODEL, PACKAGES, REPORT, RunFolder, mark};
 use super::trained::{Networks, Trained};
 use crate::config::{Config, DeploymentTarget, TrainedComponent};
 use crate::coreml::apple::misfits;
@@ -53,7 +51,7 @@ impl OutputDir {
         // Now that nobody else writes there.
         let Plan { action, notes } = plan(config, resume)?;
         for note in notes {
-            eprintln!("note: {note}");
+            crate::terminal::tell(format_args!("note: {note}"));
         }
         Ok((Self { folder, _lock: lock }, action))
     }
@@ -67,11 +65,11 @@ impl OutputDir {
             resumed.and_then(|resumed| resumed.beyond.take().map(|beyond| (resumed, beyond)))
         {
             let aside = run_folder::set_aside(&self.folder, &beyond, resumed.facts.step)?;
-            eprintln!(
+            crate::terminal::tell(format_args!(
                 "note: what the run had beyond {} is in {} now: checkpoints, metrics, samples, results",
                 resumed.checkpoint.display(),
                 aside.display()
-            );
+            ));
         }
         files::write_bytes(&self.folder.join(CONFIG), config.resolved_toml().as_bytes())
     }
@@ -348,25 +346,6 @@ fn keep(from: &Path, to: &Path) -> std::io::Result<()> {
         return std::os::unix::fs::symlink(fs::read_link(from)?, to);
     }
     fs::copy(from, to).map(drop)
-}
-
-/// A hash of a file's size, its beginning, middle and end: enough to tell whether somebody changed it.
-fn mark(path: &Path) -> Result<String> {
-    const PIECE: u64 = 65536;
-    let read = || -> std::io::Result<String> {
-        let mut file = File::open(path)?;
-        let size = file.metadata()?.len();
-        let mut hash = Sha256::new();
-        hash.update(size.to_le_bytes());
-        for start in [0, size.saturating_sub(PIECE) / 2, size.saturating_sub(PIECE)] {
-            file.seek(SeekFrom::Start(start))?;
-            let mut piece = Vec::new();
-            file.by_ref().take(PIECE).read_to_end(&mut piece)?;
-            hash.update(&piece);
-        }
-        Ok(hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect())
-    };
-    read().with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The config's word for a deployment target, as the package writer's.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::identity::Identity;
+use super::identity::{Identity, ModelIdentity};
 use super::run_folder::{CHECKPOINTS, FINISHED, Finished, Holds, PACKAGES, REPORT, RunFolder, file_of, wanted};
 use super::{Resume, state};
 use crate::config::{self, Change, Config, Difference};
@@ -255,11 +255,14 @@ pub fn is_finished(config: &Config, step: u64, gone: &[String], learned_from: Op
         ));
     }
     // Data that are gone were needed for training only.
-    let now = || super::training_data(config, &super::open_model(config)?);
+    let now = || {
+        let model = super::open_model(config)?;
+        anyhow::Ok(Identity { data: super::training_data(config, &model)?, model: ModelIdentity::of(&model, config)? })
+    };
     if let Some(before) = learned_from
-        && let Ok(data) = now()
+        && let Ok(now) = now()
     {
-        let changes = before.data.changes(&data);
+        let changes = before.changes(&now);
         if !changes.is_empty() {
             let changes = changes.join("; ");
             lines.push(format!("note: since it was trained, {changes}; to train on that, set another `output_dir`"));

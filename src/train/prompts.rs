@@ -5,7 +5,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::trained::Networks;
 use crate::config::{Config, Sample, SamplePrompt};
-use crate::diffusion::pipeline::pipeline_config;
+use crate::data::set::class_folder;
+use crate::diffusion::pipeline::{pipeline_config, sampler_of};
 use crate::diffusion::{Noise, Own, Pipeline, Request, TextEncoder};
 use crate::ops::Weights;
 use crate::source::{Component, Model};
@@ -20,7 +21,27 @@ pub fn warn_of_sampler(config: &Config, model: &Model) -> Result<()> {
         return Ok(());
     }
     if let Some(warning) = Own::of(&model.scheduler_config()?).warning {
-        eprintln!("warning: {warning}");
+        crate::terminal::tell(format_args!("warning: {warning}"));
+    }
+    Ok(())
+}
+
+/// Checks that the samplers of a run's pictures, DreamBooth's of the class too, can do what is asked of them.
+///
+/// # Errors
+/// What a sampler cannot do with the model's schedule or in so many steps.
+pub fn check_samplers(config: &Config, model: &Model) -> Result<()> {
+    let scheduler = pipeline_config(model.scheduler_config()?, model.is_xl());
+    let mut asked = Vec::new();
+    if config.sample.sample_every_n_steps > 0 {
+        let requests = requests(&config.sample, config.data.resolution)?;
+        asked.extend(requests.iter().map(|request| ("sample.sample_steps", request.sampler, request.steps)));
+    }
+    if let Some((settings, _)) = class_folder(config) {
+        asked.push(("data.dreambooth.prior_sample_steps", None, settings.prior_sample_steps));
+    }
+    for (key, sampler, steps) in asked {
+        sampler_of(&scheduler, sampler, steps).with_context(|| format!("{key} = {steps}"))?;
     }
     Ok(())
 }

@@ -14,11 +14,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::identity::Identity;
 use super::state;
@@ -199,10 +200,27 @@ impl RunFolder {
         }
     }
 
-    /// The palettized checkpoint that the run made, where it made one and it is there.
-    pub fn palettes(&self) -> Option<PathBuf> {
-        let path = self.path.join(palettes_file(self.name()));
-        (self.config.palettize.enabled && path.is_file()).then_some(path)
+    /// The palettized checkpoint that the run made, where it made one.
+    ///
+    /// # Errors
+    /// It is gone, or another file has its name.
+    pub fn palettes(&self) -> Result<Option<PathBuf>> {
+        let name = palettes_file(self.name());
+        let path = self.path.join(&name);
+        let made = self.finished.as_ref().and_then(|finished| finished.results.get(&name));
+        match made {
+            None => Ok((self.config.palettize.enabled && path.is_file()).then_some(path)),
+            Some(_) if !path.is_file() => bail!(
+                "{} is missing, the palettes of this run; `palettist train` with its config writes them again from its \
+                 last checkpoint",
+                path.display()
+            ),
+            Some(made) if made.values().next() != Some(&mark(&path)?) => bail!(
+                "{} is not the file that this run wrote: put that back, or name the palettes with --palettes",
+                path.display()
+            ),
+            Some(_) => Ok(Some(path)),
+        }
     }
 
     /// The step that the run has reached.
@@ -241,6 +259,34 @@ fn size(path: &Path) -> u64 {
         Ok(data) => data.len(),
         Err(_) => 0,
     }
+}
+
+/// A hash of a file's size, its beginning, middle and end: enough to tell whether somebody changed it.
+///
+/// # Errors
+/// It can't be read.
+pub fn mark(path: &Path) -> Result<String> {
+    const PIECE: u64 = 65536;
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let mut hash = Sha256::new();
+        hash.update(size.to_le_bytes());
+        for start in [0, size.saturating_sub(PIECE) / 2, size.saturating_sub(PIECE)] {
+            file.seek(SeekFrom::Start(start))?;
+            let mut piece = Vec::new();
+            Read::by_ref(&mut file).take(PIECE).read_to_end(&mut piece)?;
+            hash.update(&piece);
+        }
+        Ok(hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    read().with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Files in a checkpoint that are not its own: a user's.
+pub fn strangers(checkpoint: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(checkpoint).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| !path.file_name().is_some_and(|name| state::FILES.iter().any(|own| name == *own))).collect()
 }
 
 /// Removes a checkpoint or leftover: out of sight first, so that half of one is never taken for a whole.

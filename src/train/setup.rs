@@ -172,6 +172,14 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
     let factor = match config.train.component {
         TrainedComponent::Unet => {
             let factor = TextToImage::of(model)?.autoencoder.factor();
+            prompts::check_samplers(config, model)?;
+            let palettes = |p: &Parameter| p.palettizable && config.palettize.form_of(&p.name, &p.shape).is_some();
+            ensure!(
+                !config.palettize.enabled || model.parameters(Component::Unet)?.iter().any(palettes),
+                "no layer of the UNet would get a palette: see palettize.weight_threshold ({}), group_size and overrides, or \
+                 set palettize.enabled = false",
+                config.palettize.weight_threshold
+            );
             // The end of a run writes the whole model: what cannot be copied then is found now.
             model.check_small_files()?;
             factor
@@ -311,7 +319,7 @@ fn read_data(
         bar.finish();
     }
     let of_class = set.class.iter().flat_map(|class| &class.remarks);
-    set.remarks.iter().chain(of_class).chain(&looked).for_each(|remark| eprintln!("{remark}"));
+    set.remarks.iter().chain(of_class).chain(&looked).for_each(crate::terminal::tell);
     let mut learned_from = Identity { model: identity, data: manifest(&set)? };
     before.check_so_far(&learned_from)?;
     if let (Some(class), Some(record)) = (set.class.take(), &drawing) {

@@ -15,6 +15,8 @@ use crate::source::files;
 
 const TENSORS: &str = "state.safetensors";
 const FACTS: &str = "state.json";
+/// All files of a checkpoint.
+pub const FILES: [&str; 2] = [TENSORS, FACTS];
 
 /// What a checkpoint says beside its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -86,7 +86,7 @@ impl fmt::Display for DataType {
     }
 }
 
-/// Element type and shape; every dimension is at least 1 and their product at most [`MAX_ELEMENTS`].
+/// Element type and shape; every dimension is at least 1 and their product at most `MAX_ELEMENTS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorType {
     pub data_type: DataType,
