@@ -120,7 +120,7 @@ fn what_is_written_is_checked_beside_what_cannot_be_read() {
         [
             "dog.toml:6:1: unknown key `train_data_dri` in [data]; did you mean `train_data_dir`?",
             "dog.toml:10:1: `palettize.weight_threshold`: is string \"many\", expected a whole number of at least 0",
-            "dog.toml:7:1: `data.resolution` is 100, but must be a multiple of 8",
+            "dog.toml:7:1: `data.resolution` is 100, but must be a multiple of 8 up to 8192",
             "`train.max_train_steps=0` on the command line: `train.max_train_steps` must be at least 1",
             "dog.toml:9:1: `palettize.n_bits` is 5, but Core ML has palettes of 1, 2, 3, 4, 6 or 8 bits",
         ]
@@ -178,7 +178,7 @@ fn what_does_not_fit_together_is_told_all_at_once() {
     assert_eq!(
         problems(&text, &["train.component=autoencoder", "train.max_train_steps=0"]),
         [
-            "dog.toml:7:1: `data.resolution` is 100, but must be a multiple of 8",
+            "dog.toml:7:1: `data.resolution` is 100, but must be a multiple of 8 up to 8192",
             "`train.max_train_steps=0` on the command line: `train.max_train_steps` must be at least 1",
             "dog.toml: `palettize.enabled` is only for the UNet; with train.component = \"autoencoder\" set it to false",
             "dog.toml: `export.coreml` is only for the UNet; with train.component = \"autoencoder\" set it to false",

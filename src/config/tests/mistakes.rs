@@ -20,7 +20,7 @@ fn an_unknown_key_hides_nothing() {
             "dog.toml:1:1: `name` is \"a b\"; use letters, digits, `-`, `_` and `.`, because files are named after it",
             "dog.toml: `model.pretrained_model_name_or_path` is missing: the model to start from, a diffusers folder or a \
              single-file checkpoint (.safetensors)",
-            "dog.toml:6:1: `data.resolution` is 100, but must be a multiple of 8",
+            "dog.toml:6:1: `data.resolution` is 100, but must be a multiple of 8 up to 8192",
             "dog.toml: `data.train_data_dir` is missing: the folder of pictures and captions",
             "`train.max_train_stps=0` on the command line: `train.max_train_steps` must be at least 1",
         ]
