@@ -142,7 +142,16 @@ fn clean_deletes_what_a_finished_run_no_longer_needs() {
     fs::write(&note, "mine").unwrap();
     ends(run.path(), &["clean", "run"], 1, "note.txt is not of the run");
     fs::remove_file(note).unwrap();
+    // What killed processes left goes whole, whatever files it holds.
+    let left_by_killed = [".step-000001.1-0.part/state.safetensors", ".step-000002.1-1.part/half.json"];
+    let left_by_killed = left_by_killed.map(|name| run.out().join("checkpoints").join(name));
+    let package = run.out().join("coreml/.tiny_unet.mlpackage.1-2.part/Data/weight.bin");
+    for file in left_by_killed.iter().chain([&package]) {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "half").unwrap();
+    }
     let told = succeed(common::runs::run(run.path(), &["clean", "run"]));
+    assert!(left_by_killed.iter().chain([&package]).all(|file| !file.parent().unwrap().exists()), "{told}");
     assert!(told.contains("step-000002") && told.contains("results stay"), "{told}");
     let left = contents(&run.out());
     let gone: Vec<_> =

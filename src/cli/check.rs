@@ -14,9 +14,11 @@ use crate::data::set::class_folder;
 use crate::data::{DataSet, Problems, Sample};
 use crate::report::{duration, shell_word};
 use crate::source::{Component, Model, Tokenizer};
+use crate::terminal::tell;
 use crate::train::estimate::{Pictures, estimate};
 use crate::train::identity::{Identity, ModelIdentity};
 use crate::train::plan::{self, Action, Before, Plan, plan};
+use crate::train::prompts::samples_with_own;
 use crate::train::{self, Resume, device_and_kind, drawing, run_folder};
 
 /// Reads config, data and model headers and tells what a run would do; trains nothing
@@ -34,8 +36,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let Loaded { config, warnings } = config::load(&args.config, &args.overrides)?;
-    let mut report =
-        Report { lines: Vec::new(), mistakes: Vec::new(), tokenizer: None, encoded: 0, drawn: 0, validation: 0 };
+    let mut report = Report::default();
     for (i, warning) in warnings.iter().enumerate() {
         report.line(if i == 0 { "config" } else { "" }, format!("warning: {warning}"));
     }
@@ -66,24 +67,20 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// What was found so far.
+#[derive(Default)]
 struct Report {
     lines: Vec<String>,
     mistakes: Vec<String>,
     /// The model's, where it can be read.
     tokenizer: Option<Tokenizer>,
-    /// Pictures to train on, of the class too.
-    encoded: usize,
-    /// Pictures of the class that are still to be drawn.
-    drawn: usize,
-    /// Pictures to validate on.
-    validation: usize,
+    /// The pictures, where their folders can be read.
+    data: Option<DataSet>,
 }
 
-/// Whether a run draws pictures with the sampler of the model's scheduler.
+/// Whether a run draws pictures, samples or those of the class, with the sampler of the model's scheduler.
 fn draws_with_own_sampler(config: &Config) -> bool {
-    let sample = &config.sample;
-    let samples = sample.sample_every_n_steps > 0 && !sample.prompts.is_empty() && sample.sampler.0.is_none();
-    samples || config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.with_prior_preservation)
+    samples_with_own(config)
+        || config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.with_prior_preservation)
 }
 
 impl Report {
@@ -92,7 +89,7 @@ impl Report {
         self.lines.push(format!("{heading:<11}{}", text.as_ref()));
     }
 
-    /// Notes an error, once, and goes on.
+    /// The value of a result; an error is noted among the mistakes, unless it stands there already.
     fn take<T>(&mut self, result: Result<T>) -> Option<T> {
         let note = |error: anyhow::Error| {
             let text = format!("{error:#}").replace('\n', " ");
@@ -108,8 +105,9 @@ impl Report {
         for component in model.components() {
             let Some(parameters) = self.take(model.parameters(component)) else { continue };
             let weights: i64 = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum();
-            let fresh = config.model.train_from_scratch && trained(config, component);
-            let learns = match (fresh, trained(config, component)) {
+            let learns = config.train.learns(component);
+            let fresh = config.model.train_from_scratch && learns;
+            let learns = match (fresh, learns) {
                 (true, _) => ", learns from random weights",
                 (_, true) => ", learns",
                 _ => "",
@@ -187,12 +185,9 @@ impl Report {
             self.line("", format!("every one: \"{}\"", settings.class_prompt));
             self.long(&[("class_prompt".into(), &settings.class_prompt)]);
             class.remarks.iter().for_each(|remark| self.line("", remark));
-            self.drawn = class.missing;
-            self.encoded += class.samples.len() + class.missing;
         }
         if let (Some(folder), Some(samples)) = (config.data.validation_data_dir.as_deref(), &set.validation) {
             self.samples("validation", folder, samples, true);
-            self.validation = samples.len();
         }
         set.remarks.iter().for_each(|remark| self.line("", remark));
         match set.examine(config.data.resolution, &mut |_, _| Ok(())) {
@@ -202,8 +197,9 @@ impl Report {
                 Err(error) => self.mistakes.push(format!("{error:#}")),
             },
         }
-        self.encoded += set.training.len();
-        Some(set.training.iter().map(|sample| sample.repeats).sum())
+        let pictures = set.training.iter().map(|sample| sample.repeats).sum();
+        self.data = Some(set);
+        Some(pictures)
     }
 
     /// Counts pictures and shows a few captions.
@@ -378,9 +374,13 @@ impl Report {
 
     /// How long the run would take.
     fn time(&mut self, config: &Config, model: &Model) {
-        let encoded = self.encoded * if config.data.flip_aug { 2 } else { 1 } + self.validation;
-        let pictures = Pictures { encoded, drawn: self.drawn, validates: self.validation > 0 };
-        crate::terminal::tell(format_args!("timing the networks' operations (--no-estimate leaves this out)"));
+        let Some(data) = &self.data else { return };
+        let (of_class, drawn) = data.class.as_ref().map_or((0, 0), |class| (class.samples.len(), class.missing));
+        let validation = data.validation.as_ref().map_or(0, Vec::len);
+        let trained_on = data.training.len() + of_class + drawn;
+        let encoded = trained_on * if config.data.flip_aug { 2 } else { 1 } + validation;
+        let pictures = Pictures { encoded, drawn, validates: validation > 0 };
+        tell("timing the networks' operations (--no-estimate leaves this out)");
         let timed = device_and_kind(config).and_then(|place| estimate(config, model, pictures, place));
         let Some(estimated) = self.take(timed) else { return };
         let steps = config.train.max_train_steps;
@@ -400,14 +400,18 @@ impl Report {
         let identity = model.and_then(|model| self.take(ModelIdentity::of(model, config)));
         let Some(Plan { action, notes }) = self.take(plan(config, &Resume::Auto)) else { return };
         notes.iter().for_each(|note| self.line("", format!("note: {note}")));
+        // What is wrong with the model or the data has been noted.
+        let data = self.data.as_ref();
+        let now = || Some(Identity { model: identity?, data: train::manifest(data?).ok()? });
         let resumed = match action {
             Action::Start => return,
             Action::Finished { step, gone, learned_from } => {
-                let told = plan::is_finished(config, step, &gone, learned_from.as_deref());
+                let told = plan::is_finished(config, step, &gone, learned_from.as_deref(), now);
                 return told.iter().for_each(|line| self.line("", line));
             }
             Action::Resume(resumed) => resumed,
         };
+        let now = now();
         self.line(
             "",
             match &resumed.only {
@@ -418,22 +422,9 @@ impl Report {
                 None => format!("holds a run already; `train` resumes it from step {}", resumed.facts.step),
             },
         );
-        // What is wrong with the data has been noted.
-        let data = model.and_then(|model| train::training_data(config, model).ok());
-        if let (Some(model), Some(data)) = (identity, data) {
-            let now = Identity { model, data };
+        if let Some(now) = now {
             let before = Before { learned_from: resumed.facts.learned_from.as_ref(), folder: &config.output_dir };
             self.take(before.check_so_far(&now));
         }
-    }
-}
-
-/// Whether a run changes this network.
-fn trained(config: &Config, component: Component) -> bool {
-    match component {
-        Component::Unet => config.train.component == TrainedComponent::Unet,
-        Component::Autoencoder => config.train.component == TrainedComponent::Autoencoder,
-        Component::TextEncoder => config.train.train_text_encoder,
-        Component::TextEncoder2 | Component::SafetyChecker => false,
     }
 }

@@ -29,7 +29,7 @@ pub fn run(args: Args) -> Result<()> {
         Err(error) => Err(Usage(format!("{error:#}; nothing was deleted"))),
     };
     look()?;
-    // A run that goes on holds it.
+    // A run in progress holds this lock.
     let _lock = run_folder::lock(path)?;
     let run = look()?;
     if run.finished.is_none() {
@@ -46,11 +46,10 @@ pub fn run(args: Args) -> Result<()> {
             "{shown} has trained beyond the steps of its results and resumes from its checkpoints; nothing was deleted"
         );
     }
-    let found = run.removable();
-    if let Some(file) = found.iter().flat_map(|(path, _)| run_folder::strangers(path)).find(|_| !args.dry_run) {
+    if let Some(file) = run.stranger().filter(|_| !args.dry_run) {
         bail!("{} is not of the run; move it elsewhere first; nothing was deleted", file.display());
     }
-    let mut total = 0;
+    let (found, mut total) = (run.removable(), 0);
     for (path, bytes) in &found {
         if !args.dry_run {
             run_folder::remove(path)?;

@@ -359,8 +359,8 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     if !args.bundle_resources_for_swift_cli && holds_bundle(&args.output) {
-        crate::terminal::tell(format_args!(
-            "warning: compile.sh and Resources in {} are of what was there before; --bundle-resources-for-swift-cli makes \
+        warn(format_args!(
+            "compile.sh and Resources in {} are of what was there before; --bundle-resources-for-swift-cli makes \
              them anew",
             args.output.display()
         ));

@@ -13,6 +13,7 @@ use crate::diffusion::{Noise, Pipeline, Request, SamplerChoice, SamplerKind};
 use crate::report::{Progress, pictures};
 use crate::source::Model;
 use crate::source::files::{TensorFile, write_safetensors};
+use crate::terminal::{note, warn};
 use crate::train::{Stopped, go_on};
 
 /// Draw pictures from a prompt.
@@ -261,13 +262,13 @@ fn say_sampler(args: &Args, pipeline: &Pipeline, request: &Request) {
     let kind = request.sampler.unwrap_or_else(|| {
         let own = pipeline.own_sampler();
         if let Some(warning) = own.warning {
-            crate::terminal::tell(format_args!("warning: {warning}"));
+            warn(warning);
         }
         own.kind
     });
     if kind == SamplerKind::Lcm && args.guidance_scale.is_none() {
-        crate::terminal::tell(format_args!(
-            "note: models for the sampler `lcm` are made for --guidance-scale 1 to 2 and --steps 4 to 8; {} and {} are used",
+        note(format_args!(
+            "models for the sampler `lcm` are made for --guidance-scale 1 to 2 and --steps 4 to 8; {} and {} are used",
             request.guidance_scale, request.steps
         ));
     }

@@ -67,7 +67,7 @@ pub struct Contents {
     what: &'static str,
     /// What a file without palettes holds, by the names of its tensors.
     network: Option<String>,
-    /// Of a folder, how many of the entries each of its files has.
+    /// How many of the entries each file has, where a folder is looked at.
     files: Vec<(PathBuf, usize)>,
     entries: Vec<Entry>,
     metadata: Vec<(String, String)>,
@@ -108,7 +108,7 @@ impl Contents {
         Self { what, network: None, files: Vec::new(), entries, metadata, bytes, cost: Cost::default() }
     }
 
-    /// Of a folder of a model, of one network, or of a run: all files and packages in it, its checkpoints aside.
+    /// Reads all files and packages in a folder: a model's, a network's, or a run's without its checkpoints.
     fn folder(path: &Path) -> Result<Self> {
         let mut all = Self::new("folder", Vec::new(), Vec::new(), 0);
         for file in weight_files(path, DEEPEST)? {
@@ -217,7 +217,7 @@ impl Contents {
         print(format_args!("{}: {}{network}, {} on disk", path.display(), self.what, size(self.bytes)))?;
         let names: Vec<String> = self.entries.iter().map(|entry| printable_line(&entry.name)).collect();
         let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-        // Of a folder the files, not all of their tensors.
+        // A folder's files are shown, and not all of their tensors.
         let shown = if self.files.is_empty() { self.entries.len() } else { 0 };
         for (entry, name) in self.entries.iter().zip(names).take(shown) {
             let shape = entry.shape.iter().map(i64::to_string).collect::<Vec<_>>().join("×");

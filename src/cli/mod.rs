@@ -32,7 +32,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, Loaded};
-use crate::terminal::{printable, tell};
+use crate::terminal::{printable, tell, warn};
 
 /// Fine-tunes Stable Diffusion while it learns 2- and 4-bit palettes, and exports Core ML packages.
 #[derive(Parser)]
@@ -202,7 +202,7 @@ pub fn print(text: impl fmt::Display) -> Result<()> {
 /// As [`crate::config::load`].
 fn load_config(path: &Path, overrides: &[String]) -> Result<Config, crate::config::Error> {
     let Loaded { config, warnings } = crate::config::load(path, overrides)?;
-    warnings.iter().for_each(|warning| crate::terminal::tell(format_args!("warning: {warning}")));
+    warnings.iter().for_each(warn);
     Ok(config)
 }
 
@@ -220,7 +220,7 @@ fn warn_of_unused(overrides: &[String], command: &str, uses: impl Fn(&str) -> bo
     for text in overrides {
         let key = text.split('=').next().unwrap_or_default().trim();
         if !uses(key) {
-            crate::terminal::tell(format_args!("warning: `{text}` on the command line has no effect on `{command}`"));
+            warn(format_args!("`{text}` on the command line has no effect on `{command}`"));
         }
     }
 }

@@ -66,7 +66,7 @@ impl ModelOptionArgs {
         options.into_iter().find_map(|(option, given)| given.then_some(option))
     }
 
-    /// The same for [`Model::open_with`].
+    /// The options in the form that [`Model::open_with`] takes.
     pub fn options(&self) -> ModelOptions {
         ModelOptions {
             revision: self.revision.clone(),
@@ -81,7 +81,7 @@ impl ModelOptionArgs {
 pub struct Opened {
     pub model: Model,
     pub palettes: Option<PathBuf>,
-    /// Of a run's folder: the run.
+    /// The run, where `MODEL` is a run's folder.
     pub run: Option<Box<RunFolder>>,
 }
 
@@ -120,10 +120,8 @@ impl ModelArgs {
     /// As [`Model::open_with`]; a run that is not finished.
     pub fn open(&self, palettes: Option<&Path>) -> Result<Opened> {
         let (palettes, options) = (palettes.map(Path::to_owned), self.options.options());
-        let Some((run, folder)) = RunFolder::model_of(Path::new(&self.model))? else {
-            return Ok(Opened { model: Model::open_with(&self.model, &options)?, palettes, run: None });
-        };
-        let model = Model::open_with(&folder.to_string_lossy(), &options)?.named(run.name());
+        let (model, run) = RunFolder::open(&self.model, &options)?;
+        let Some(run) = run else { return Ok(Opened { model, palettes, run: None }) };
         if let Some(finished) = run.finished.as_ref().filter(|finished| finished.step < run.step()) {
             note(format_args!(
                 "the results in {} are those of step {}; the run has gone on to step {}",
@@ -154,10 +152,7 @@ impl Opened {
     /// Says of a run with palettes that its model holds their values, so that `what` is of those.
     pub fn note_values(&self, what: &str) {
         if let Some(run) = self.run.as_ref().filter(|run| run.config.palettize.enabled) {
-            crate::terminal::tell(format_args!(
-                "note: the model of {} holds the values of its palettes: {what}",
-                run.path.display()
-            ));
+            note(format_args!("the model of {} holds the values of its palettes: {what}", run.path.display()));
         }
     }
 

@@ -7,6 +7,7 @@ pub(super) const SYNONYMS: &[(&str, &str)] = &[
     ("snr_gamma", "train.min_snr_gamma"),
     ("min_snr", "train.min_snr_gamma"),
     ("max_steps", "train.max_train_steps"),
+    ("steps", "train.max_train_steps"),
     ("num_steps", "train.max_train_steps"),
     ("num_train_steps", "train.max_train_steps"),
     ("train_steps", "train.max_train_steps"),

@@ -24,6 +24,8 @@ mod values;
 use std::fmt;
 use std::path::Path;
 
+use crate::source::Component;
+
 pub use differences::Difference;
 pub use keys::Change;
 pub use palettes::matches_glob;
@@ -147,6 +149,15 @@ impl Config {
 }
 
 impl Train {
+    /// Whether a run changes this network.
+    pub fn learns(&self, component: Component) -> bool {
+        match (self.component, component) {
+            (TrainedComponent::Unet, Component::Unet) | (TrainedComponent::Autoencoder, Component::Autoencoder) => true,
+            (TrainedComponent::Unet, Component::TextEncoder) => self.train_text_encoder,
+            _ => false,
+        }
+    }
+
     /// Whether the master weight of a parameter of this shape is bf16, with its gradient and moments: biases and norms weigh
     /// nothing, and eight bits would leave a norm's scale 0.4 % off.
     pub fn is_bf16(&self, shape: &[i64]) -> bool {

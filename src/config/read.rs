@@ -315,7 +315,7 @@ impl Reader<'_> {
         is_broken: impl Fn(&str) -> bool,
     ) -> Result<Vec<Problem>, Error> {
         let (own, defaults) = (values(config), values(&self.deserialise(&[], None)?));
-        // Of the keys that depend on others, the default is the one that follows from these.
+        // A key whose default depends on other keys is compared with the default that follows from those.
         let is_default = |key: &str| {
             let others: Vec<Leaf> = self.leaves.iter().filter(|leaf| leaf.path.join(".") != key).cloned().collect();
             let value = find(&own, key);

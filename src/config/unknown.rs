@@ -55,10 +55,10 @@ fn hint(all: &[String], name: &str, parent: &str) -> (String, Option<String>) {
     if let Some(key) = siblings().find(|key| same(&parts(key).1, name)) {
         return (format!("; did you mean `{}`?", parts(key).1), Some(plain(key)));
     }
-    // `steps` of samples are the sampler's.
-    if same(name, "steps") {
-        let ours = if parent == "sample" { "sample.sample_steps" } else { "train.max_train_steps" };
-        return (format!("; here it is `{ours}`"), Some(ours.to_owned()));
+    // Of `[sample]`, `steps` is `sample_steps`.
+    let with_table = format!("{}_{name}", parent.rsplit('.').next().unwrap_or_default());
+    if let Some(key) = siblings().find(|key| same(&parts(key).1, &with_table)) {
+        return (format!("; here it is `{}`", plain(key)), Some(plain(key)));
     }
     let synonym =
         SYNONYMS.iter().find(|(theirs, ours)| same(theirs, name) && all.iter().any(|key| plain(key) == *ours));

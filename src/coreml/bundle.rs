@@ -15,10 +15,10 @@ use super::attention::AttentionImplementation;
 use super::components::Part;
 use super::metadata::{NAME, PackageMetadata};
 use crate::report::shell_word;
-use crate::source::Model;
 use crate::source::beside::{PART, beside};
 use crate::source::files::{settle, write_bytes};
 use crate::source::rename::rename_new;
+use crate::source::{Model, hex};
 
 /// Last parts of packages' names, and what Swift looks for in `Resources/`. It takes chunks before the whole.
 const COMPILED: [(&str, &str); 10] = [
@@ -245,7 +245,7 @@ fn is_untouched(text: &str) -> bool {
 }
 
 fn digest(text: &str) -> String {
-    Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(text)[..8])
 }
 
 /// Removes a folder with all that is in it, or a link.

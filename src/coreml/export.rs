@@ -42,7 +42,7 @@ pub struct UnetOptions {
     pub height: i64,
     /// Of the latents.
     pub width: i64,
-    /// Of the texts that it attends to, see [`prompt_tokens`](super::prompt::prompt_tokens).
+    /// How many the texts have that it attends to: [`prompt_tokens`](super::prompt::prompt_tokens).
     pub tokens: i64,
     pub target: Target,
     pub attention: AttentionImplementation,

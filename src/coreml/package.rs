@@ -16,6 +16,7 @@ pub use super::place::recover;
 use super::place::{Aside, is_taken};
 use super::proto::Model;
 use crate::source::files::at_place;
+use crate::source::hex;
 
 /// Who the two items of a package are written by, as Core ML's tools have it.
 const AUTHOR: &str = "com.apple.CoreML";
@@ -124,6 +125,6 @@ fn identifier(item: &str, content: &[&[u8]]) -> String {
     let mut bytes: Vec<u8> = hash.finalize()[..16].to_vec();
     bytes[6] = bytes[6] & 0x0f | 0x80;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(&bytes);
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }

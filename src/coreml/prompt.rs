@@ -24,8 +24,8 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Of one of a model's text encoders, by its tokenizer; where it has none, as many tokens as the network has positions,
-    /// and all filled up with the end-of-text.
+    /// The prompt of one of a model's text encoders, by its tokenizer. Without one it has as many tokens as the network has
+    /// positions, and is filled up with the end-of-text.
     ///
     /// # Errors
     /// The tokenizer or the configuration can't be read, or they do not fit.

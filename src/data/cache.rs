@@ -17,6 +17,7 @@ use tch::{Device, Tensor};
 
 use crate::ops::Weights;
 use crate::source::files::{TensorFile, write_safetensors};
+use crate::source::hex;
 
 /// What a cached tensor was made from, hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +51,7 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 

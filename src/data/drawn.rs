@@ -10,8 +10,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::manifest::hex;
 use super::picture::png_chunks;
+use crate::source::hex;
 
 /// What a picture was drawn from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

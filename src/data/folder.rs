@@ -22,7 +22,7 @@ pub struct Sample {
     /// The path below the folder that was read, its parts joined by `/`, in composed Unicode: the same on every system.
     pub name: String,
     pub caption: String,
-    /// Of the class rather than of the subject (DreamBooth's prior preservation).
+    /// Whether it shows the class rather than the subject (DreamBooth's prior preservation).
     pub is_class: bool,
     /// How often an epoch has it.
     pub repeats: usize,

@@ -13,7 +13,13 @@ pub(super) const PICTURES: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp"];
 const OTHER_PICTURES: &[&str] =
     &["gif", "tif", "tiff", "heic", "heif", "avif", "jxl", "jfif", "psd", "tga", "ppm", "apng", "jp2", "dng", "svg"];
 /// What Windows, macOS and disk stations put into folders, in lower case. Names that begin with a dot are theirs too.
-const SYSTEM: &[&str] = &["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", "$recycle.bin"];
+const SYSTEM: &[&str] =
+    &[".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", "$recycle.bin"];
+
+/// Whether a file or folder of this name is one of those.
+pub fn is_of_the_system(name: &str) -> bool {
+    SYSTEM.contains(&name.to_lowercase().as_str())
+}
 
 /// A file below a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,8 +156,7 @@ fn list(folder: &Path, inner: &Path, depth: usize, files: &mut Vec<PathBuf>) -> 
         let entry = entry.map_err(unreadable)?;
         let name = entry.file_name();
         // `.DS_Store`, macOS' `._` twins of pictures, half-written files.
-        if name.as_encoded_bytes().starts_with(b".") || SYSTEM.contains(&name.to_string_lossy().to_lowercase().as_str())
-        {
+        if name.as_encoded_bytes().starts_with(b".") || is_of_the_system(&name.to_string_lossy()) {
             continue;
         }
         let kind = entry.file_type().map_err(unreadable)?;

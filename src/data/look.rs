@@ -15,7 +15,7 @@ use super::picture::{decode_picture, is_animated};
 /// What one picture is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// Of the file's bytes.
+    /// The hash of the file's bytes.
     pub sha256: [u8; 32],
     /// px, upright.
     pub width: u32,

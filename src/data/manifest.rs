@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Sample;
+use crate::source::hex;
 
 /// The pictures of a data set, in its order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +27,7 @@ pub struct Picture {
     /// SHA-256 of the file's bytes, in hexadecimal.
     pub sha256: String,
     pub caption: String,
-    /// Of the class rather than of the subject.
+    /// Whether it shows the class rather than the subject.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_class: bool,
     /// How often an epoch has it.
@@ -164,11 +165,6 @@ fn short(caption: &str) -> String {
         Some((end, _)) => format!("{}…", &caption[..end]),
         None => caption.to_owned(),
     }
-}
-
-/// Bytes in hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ pub(super) fn read(listing: &Listing, file: &File, options: &CaptionOptions, pro
     let before = problems.len();
     let rows = rows(&path, problems);
     let mut captions: Vec<Option<(u64, String)>> = listing.pictures.iter().map(|_| None).collect();
-    // Of each column that lines lack: the first such line, what it has instead, how many more there are.
+    // For each column that lines lack: the first such line, what it has instead, how many more there are.
     let mut lacking: BTreeMap<&str, (u64, String, usize)> = BTreeMap::new();
     let (mut wrong, mut gone) = (Vec::new(), Vec::new());
     for Row { number, cells } in rows {
@@ -189,7 +189,7 @@ struct Places<'l> {
 impl<'l> Places<'l> {
     fn of(listing: &'l Listing) -> Self {
         let pictures = || listing.pictures.iter().enumerate();
-        // Of several with one stem the first.
+        // Where several have one stem, the first is taken.
         let reversed = || pictures().rev();
         let mut last: HashMap<&str, Option<usize>> = HashMap::new();
         for (place, file) in pictures() {

@@ -19,7 +19,7 @@
 pub mod cache;
 pub mod drawn;
 pub mod folder;
-mod listing;
+pub mod listing;
 pub mod look;
 pub mod manifest;
 mod metadata;

@@ -1,7 +1,7 @@
 //! The data set of a config: what its folders hold, and everything that is wrong with them. `check`, `train` and all other
 //! commands ask here, so that none of them knows what another one does not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -229,10 +229,9 @@ fn instance(settings: &Dreambooth) -> Result<Contents, Problems> {
              prompt"
         ));
     }
-    let of_a_picture =
-        |name: &str| listing.pictures.iter().any(|picture| name.strip_suffix(".txt") == Some(picture.stem()));
-    let texts = listing.others.iter().map(|file| file.name.as_str()).filter(|name| name.ends_with(".txt"));
-    let stray: Vec<&str> = texts.filter(|name| !of_a_picture(name)).collect();
+    let stems: HashSet<&str> = listing.pictures.iter().map(|picture| picture.stem()).collect();
+    let is_stray = |name: &&str| name.strip_suffix(".txt").is_some_and(|stem| !stems.contains(stem));
+    let stray: Vec<&str> = listing.others.iter().map(|file| file.name.as_str()).filter(is_stray).collect();
     if !stray.is_empty() {
         remarks.push(sidecars::stray(&listing, &stray));
     }

@@ -3,9 +3,9 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::schedule::{BetaDefaults, Prediction, alphas_cumprod};
+use super::schedule::{BetaDefaults, Clip, Prediction, alphas_cumprod};
 use super::settings::Settings;
-use super::spacing::{Spacing, timesteps};
+use super::spacing::{Spacing, read_timesteps};
 use super::walk::{Draws, Model, Walk};
 
 pub(super) struct Ddim {
@@ -15,8 +15,7 @@ pub(super) struct Ddim {
     alphas_cumprod: Vec<f64>,
     /// ᾱ after the last step.
     final_alpha: f64,
-    /// x₀ is held within ± this.
-    clip: Option<f64>,
+    clip: Clip,
     prediction: Prediction,
 }
 
@@ -25,15 +24,13 @@ impl Ddim {
         settings.refuse_true(&["thresholding"])?;
         let alphas_cumprod = alphas_cumprod(settings, BetaDefaults::USUAL, true)?;
         let train = alphas_cumprod.len() as i64;
-        let offset = settings.integer("steps_offset", 0, 0)?;
-        let timesteps = timesteps(Spacing::read(settings, Spacing::Leading)?, train, steps, offset)?;
-        let clip = settings.number("clip_sample_range", 1.0)?;
+        let timesteps = read_timesteps(settings, Spacing::Leading, train, steps)?;
         Ok(Self {
             timesteps: timesteps.into_iter().map(f64::round_ties_even).collect(),
             stride: train / steps,
             final_alpha: if settings.truth("set_alpha_to_one", true)? { 1.0 } else { alphas_cumprod[0] },
             alphas_cumprod,
-            clip: settings.truth("clip_sample", true)?.then_some(clip),
+            clip: Clip::read(settings, true)?,
             prediction: Prediction::from_settings(settings)?,
         })
     }
@@ -53,10 +50,7 @@ impl Walk for Ddim {
             let (signal, spread) = (alpha.sqrt(), (1.0 - alpha).sqrt());
             let x0 = self.prediction.x0(&x, &output, signal, spread);
             let noise = self.prediction.noise(&x, &output, signal, spread);
-            let x0 = match self.clip {
-                Some(range) => x0.clamp(-range, range),
-                None => x0,
-            };
+            let x0 = self.clip.apply(x0);
             x = x0 * next_alpha.sqrt() + noise * (1.0 - next_alpha).sqrt();
         }
         Ok(x)

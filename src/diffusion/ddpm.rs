@@ -3,9 +3,9 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::schedule::{BetaDefaults, Prediction, alphas_cumprod};
+use super::schedule::{BetaDefaults, Clip, Prediction, alphas_cumprod};
 use super::settings::Settings;
-use super::spacing::{Spacing, timesteps};
+use super::spacing::{Spacing, read_timesteps};
 use super::walk::{Draws, Model, Walk};
 
 /// `variance_type`: the variance of the noise that a step adds.
@@ -21,8 +21,7 @@ pub(super) struct Ddpm {
     timesteps: Vec<i64>,
     alphas_cumprod: Vec<f64>,
     variance: Variance,
-    /// x₀ is held within ± this.
-    clip: Option<f64>,
+    clip: Clip,
     prediction: Prediction,
 }
 
@@ -31,9 +30,7 @@ impl Ddpm {
         settings.refuse_true(&["thresholding"])?;
         let alphas_cumprod = alphas_cumprod(settings, BetaDefaults::USUAL, true)?;
         let train = alphas_cumprod.len() as i64;
-        let offset = settings.integer("steps_offset", 0, 0)?;
-        let timesteps = timesteps(Spacing::read(settings, Spacing::Leading)?, train, steps, offset)?;
-        let clip = settings.number("clip_sample_range", 1.0)?;
+        let timesteps = read_timesteps(settings, Spacing::Leading, train, steps)?;
         Ok(Self {
             timesteps: timesteps.into_iter().map(|t| t.round_ties_even() as i64).collect(),
             alphas_cumprod,
@@ -47,7 +44,7 @@ impl Ddpm {
                     ("fixed_large", Variance::Large),
                 ],
             )?,
-            clip: settings.truth("clip_sample", true)?.then_some(clip),
+            clip: Clip::read(settings, true)?,
             prediction: Prediction::from_settings(settings)?,
         })
     }
@@ -64,10 +61,7 @@ impl Walk for Ddpm {
             let alpha = self.alphas_cumprod[t as usize];
             let next = self.timesteps.get(index + 1).map_or(1.0, |&t| self.alphas_cumprod[t as usize]);
             let x0 = self.prediction.x0(&x, &output, alpha.sqrt(), (1.0 - alpha).sqrt());
-            let x0 = match self.clip {
-                Some(range) => x0.clamp(-range, range),
-                None => x0,
-            };
+            let x0 = self.clip.apply(x0);
             let (kept, added) = (alpha / next, 1.0 - alpha / next);
             let (before, after) = (1.0 - alpha, 1.0 - next);
             x = x0 * (next.sqrt() * added / before) + x * (kept.sqrt() * after / before);

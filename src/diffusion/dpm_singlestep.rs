@@ -12,7 +12,7 @@ use super::walk::{Draws, Model, Walk};
 pub(super) struct DpmSinglestep {
     schedule: DpmSchedule,
     kernel: Kernel,
-    /// Of each step: its place in its round, from 1.
+    /// The place of each step in its round, from 1.
     orders: Vec<usize>,
 }
 

@@ -5,29 +5,26 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::k_diffusion::{KSchedule, Reads};
+use super::schedule::Clip;
 use super::settings::Settings;
 use super::walk::{Draws, Model, Walk};
 
 pub(super) struct Heun {
     schedule: KSchedule,
-    /// x₀ is held within ± this.
-    clip: Option<f64>,
+    clip: Clip,
 }
 
 impl Heun {
     pub fn new(settings: Settings, steps: i64) -> Result<Self> {
-        let clip = settings.number("clip_sample_range", 1.0)?;
-        Ok(Self {
-            schedule: KSchedule::new(settings, steps, &Reads::USUAL)?,
-            clip: settings.truth("clip_sample", false)?.then_some(clip),
-        })
+        let clip = Clip::read(settings, false)?;
+        Ok(Self { schedule: KSchedule::new(settings, steps, &Reads::USUAL)?, clip })
     }
 
     fn slope(&self, x: &Tensor, sigma: f64, t: f64, model: &mut Model) -> Result<Tensor> {
-        match self.clip {
-            None => self.schedule.slope(x, sigma, t, model),
-            Some(range) => Ok((x - self.schedule.denoised(x, sigma, t, model)?.clamp(-range, range)) / sigma),
+        if !self.clip.is_on() {
+            return self.schedule.slope(x, sigma, t, model);
         }
+        Ok((x - self.clip.apply(self.schedule.denoised(x, sigma, t, model)?)) / sigma)
     }
 }
 

@@ -28,7 +28,7 @@ pub enum SamplerKind {
     Heun,
     /// k-diffusion's DPM-Solver-2; diffusers' `KDPM2DiscreteScheduler`.
     DpmTwo,
-    /// The same with fresh noise at each step; diffusers' `KDPM2AncestralDiscreteScheduler`.
+    /// DPM-Solver-2 with fresh noise at each step; diffusers' `KDPM2AncestralDiscreteScheduler`.
     DpmTwoAncestral,
     /// Lu et al. 2022b, DPM-Solver++(2M); diffusers' `DPMSolverMultistepScheduler`.
     DpmppTwoM,

@@ -4,7 +4,7 @@
 use anyhow::{Result, bail};
 use tch::Tensor;
 
-use super::schedule::{BetaDefaults, Prediction, alphas_cumprod};
+use super::schedule::{BetaDefaults, Clip, Prediction, alphas_cumprod};
 use super::settings::Settings;
 use super::walk::{Draws, Model, Walk};
 
@@ -16,8 +16,7 @@ pub(super) struct Lcm {
     alphas_cumprod: Vec<f64>,
     /// What a timestep is multiplied by in the boundary condition.
     timestep_scaling: f64,
-    /// x₀ is held within ± this.
-    clip: Option<f64>,
+    clip: Clip,
     prediction: Prediction,
 }
 
@@ -39,12 +38,11 @@ impl Lcm {
         // The timesteps that the model was distilled at, falling, and of them evenly spaced ones.
         let stride = original as f64 / steps as f64;
         let distilled = |index: i64| (original - index) * (train / original) - 1;
-        let clip = settings.number("clip_sample_range", 1.0)?;
         Ok(Self {
             timesteps: (0..steps).map(|i| distilled((i as f64 * stride).floor() as i64)).collect(),
             alphas_cumprod,
             timestep_scaling: settings.number("timestep_scaling", 10.0)?,
-            clip: settings.truth("clip_sample", false)?.then_some(clip),
+            clip: Clip::read(settings, false)?,
             prediction: Prediction::from_settings(settings)?,
         })
     }
@@ -60,10 +58,7 @@ impl Walk for Lcm {
             let output = model(&x, t as f64)?;
             let alpha = self.alphas_cumprod[t as usize];
             let x0 = self.prediction.x0(&x, &output, alpha.sqrt(), (1.0 - alpha).sqrt());
-            let x0 = match self.clip {
-                Some(range) => x0.clamp(-range, range),
-                None => x0,
-            };
+            let x0 = self.clip.apply(x0);
             // So that the answer at timestep 0 is the input.
             let scaled = t as f64 * self.timestep_scaling;
             let variance = scaled * scaled + SIGMA_DATA * SIGMA_DATA;

@@ -22,6 +22,32 @@ pub enum Prediction {
     VPrediction,
 }
 
+/// `clip_sample` and `clip_sample_range`: x₀ is held within ± this.
+#[derive(Clone, Copy)]
+pub(super) struct Clip(Option<f64>);
+
+impl Clip {
+    /// As the configuration says; where it does not, on or off as the sampler's `default`, within ±1.
+    ///
+    /// # Errors
+    /// A value of another type.
+    pub fn read(settings: Settings, default: bool) -> Result<Self> {
+        let range = settings.number("clip_sample_range", 1.0)?;
+        Ok(Self(settings.truth("clip_sample", default)?.then_some(range)))
+    }
+
+    pub fn is_on(self) -> bool {
+        self.0.is_some()
+    }
+
+    pub fn apply(self, x0: Tensor) -> Tensor {
+        match self.0 {
+            Some(range) => x0.clamp(-range, range),
+            None => x0,
+        }
+    }
+}
+
 impl Prediction {
     /// `prediction_type`, which is `epsilon` where a file does not say.
     pub(crate) fn from_settings(settings: Settings) -> Result<Self> {

@@ -58,6 +58,12 @@ pub(super) fn timesteps(spacing: Spacing, train: i64, steps: i64, offset: i64) -
     Ok(timesteps)
 }
 
+/// Those that `timestep_spacing`, else `default`, and `steps_offset` ask for.
+pub(super) fn read_timesteps(settings: Settings, default: Spacing, train: i64, steps: i64) -> Result<Vec<f64>> {
+    let offset = settings.integer("steps_offset", 0, 0)?;
+    timesteps(Spacing::read(settings, default)?, train, steps, offset)
+}
+
 /// Refuses timesteps that the schedule does not have.
 pub(super) fn within(timesteps: &[f64], train: i64) -> Result<()> {
     match timesteps.iter().find(|&&t| t > (train - 1) as f64) {

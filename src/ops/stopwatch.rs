@@ -41,9 +41,9 @@ pub struct Stopwatch {
     learns: bool,
     /// What has been added up.
     pub total: Seconds,
-    /// Of each operation that was run, by name and shapes.
+    /// The time of each operation that was run, by name and shapes.
     known: HashMap<String, Seconds>,
-    /// Of operations of one kind that were run: time and work. What comes after the deadline is judged by these.
+    /// Time and work of all operations of one kind that were run. What comes after the deadline is judged by these.
     rates: HashMap<&'static str, (Seconds, f64)>,
     deadline: Instant,
 }

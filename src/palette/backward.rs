@@ -25,7 +25,7 @@ pub struct SoftenRows {
 
 /// One table's, of entries that hold 1, 2 or 4 weights.
 pub(super) enum Group {
-    /// Of few points for each entry: the gradient stays what it is.
+    /// There are few points for each entry: the gradient stays what it is.
     Straight {
         hard_error: f64,
     },

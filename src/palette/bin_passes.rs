@@ -10,7 +10,7 @@ pub type Sums = Vec<f64>;
 
 /// What is done with each block of bins.
 pub trait Pass: Sync {
-    /// Of a run of bins.
+    /// What is added up over a run of bins.
     type Sums: Send;
     fn start(&self) -> Self::Sums;
     fn block(&self, sums: &mut Self::Sums, block: &Block);

@@ -21,7 +21,7 @@ use super::table::{Lines, Table};
 use super::{Form, Frozen, Palette, kmeans};
 use crate::ops::Weights;
 
-/// Of fewer points for each entry the soft weight is as good as the weight, and its gradient is taken to be the weight's own.
+/// With fewer points for each entry the soft weight is as good as the weight; its gradient is taken to be the weight's own.
 /// The exact one is that on average; but where a few weights alone decide where an entry lies, each that comes between two
 /// entries moves both by many times what it moves itself, and that once more in each iteration: 10⁵ times and more.
 const FEW_POINTS: f64 = 5.0;
@@ -128,8 +128,8 @@ pub struct DkmLayer {
     pub centroids: Vec<f64>,
     /// Mean squared error, a weight, of the best table of each group's weights as training began: the unit of temperature.
     pub kmeans_mse: Vec<f64>,
-    /// Of each group, a 32nd of the squared distance between neighbouring entries then, the median of them: what the error
-    /// of the k-means is at least in a group of so many weights that their values are everywhere between.
+    /// For each group, a 32nd of the median squared distance between neighbouring entries then: what the error of the
+    /// k-means is at least in a group of so many weights that their values are everywhere between.
     spacing: Vec<f64>,
     /// Mean square of the rows then.
     pub power: f64,
@@ -244,7 +244,7 @@ impl DkmLayer {
         points / self.rows.groups().max(1) as f64 / f64::from(1 << self.form.bits)
     }
 
-    /// Of temperature.
+    /// The unit of a group's temperature.
     fn unit(&self, group: usize) -> f64 {
         self.kmeans_mse[group].max(self.spacing[group])
     }

@@ -25,8 +25,8 @@ impl Faint {
     }
 }
 
-/// Of entry `j` of `entries` (ascending) at the temperature `tau`, the bins that matter to it of those with `values`
-/// (ascending) and `counts`. None without weights.
+/// The bins that matter to entry `j` of `entries` (ascending) at the temperature `tau`, among those with `values`
+/// (ascending) and `counts`. `None` without weights.
 pub fn find_faint(values: &[f64], counts: &[u32], entries: &[f64], j: usize, tau: f64) -> Option<Faint> {
     let middle = values.partition_point(|&u| u < entries[j]);
     // ln a_bj is at most −((u − c_j)² − (u − c_near)²)/τ, which falls on both sides of the entry, and ln K less at least.

@@ -67,7 +67,7 @@ fn unit(table: &[f64], scales: &[f64]) -> f64 {
     let least = (largest / 127.0).max(f64::MIN_POSITIVE);
     if scales.is_empty() {
         let near = f16::from_f64(least);
-        // Of the small ones, which are few, the one above: with the one below the largest entries would be cut off.
+        // Among the small ones, which are few, the one above is taken: the one below would cut off the largest entries.
         let above = if near.is_normal() || near.to_f64() >= least { near } else { f16::from_bits(near.to_bits() + 1) };
         return above.to_f64().max(SMALLEST);
     }

@@ -48,7 +48,7 @@ pub struct Table {
     centroids: Vec<Vec<f64>>,
     /// s¹ … s^T; 0 for faint entries.
     masses: Vec<Vec<f64>>,
-    /// Of each iteration.
+    /// For each iteration, what matters to each entry.
     faint: Vec<Vec<Faint>>,
 }
 

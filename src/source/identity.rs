@@ -18,7 +18,12 @@ pub fn identity(model: &Model) -> Result<String> {
         model.stored(component)?.identify(&mut hash)?;
     }
     hash.update(serde_json::to_string(&model.scheduler_config()?)?);
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

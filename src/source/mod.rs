@@ -25,7 +25,7 @@ mod tokenizer;
 mod vae;
 mod write;
 
-pub use identity::identity;
+pub use identity::{hex, identity};
 pub use model::Model;
 pub use options::{ModelOptions, PredictionType};
 pub use stored::Stored;

@@ -14,7 +14,8 @@ use crate::data::set::{class_folder, drawn_name};
 use crate::diffusion::{Noise, Own, Pipeline, Request};
 use crate::report::{Progress, pictures};
 use crate::source::files::write_bytes;
-use crate::source::{Model, identity};
+use crate::source::{Model, beside, identity};
+use crate::terminal::{tell, warn};
 
 /// Where, in the class folder, pictures are kept that were drawn from something else: hidden, by the key of their record.
 const ASIDE: &str = ".drawn-before";
@@ -79,22 +80,14 @@ fn alone(folder: &Path) -> Result<Option<File>> {
             Err(TryLockError::Error(_)) => return Ok(None),
             Err(TryLockError::WouldBlock) => {
                 if !told {
-                    crate::terminal::tell(format_args!(
-                        "another run is drawing class pictures in {}; waiting for it",
-                        folder.display()
-                    ));
+                    tell(format_args!("another run is drawing class pictures in {}; waiting for it", folder.display()));
                     told = true;
                 }
                 std::thread::sleep(Duration::from_millis(200));
             }
         }
     }
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(".drawn-") && name.ends_with(".part")) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
+    beside::tidy(folder);
     Ok(Some(file))
 }
 
@@ -105,7 +98,7 @@ fn draw(config: &Config, class: &Class, record: &Record, model: &Model, device: 
     }
     if !class.outdated.is_empty() {
         let shown = folder.join(ASIDE);
-        crate::terminal::tell(format_args!(
+        tell(format_args!(
             "{} pictures that were drawn from something else are kept in {}",
             class.outdated.len(),
             shown.display()
@@ -122,14 +115,12 @@ fn draw(config: &Config, class: &Class, record: &Record, model: &Model, device: 
     let shown = folder.display();
     if missing.len() < class.missing {
         let back = class.missing - missing.len();
-        crate::terminal::tell(format_args!(
-            "{shown}: {back} pictures that were drawn from the same before are taken back"
-        ));
+        tell(format_args!("{shown}: {back} pictures that were drawn from the same before are taken back"));
     }
     if missing.is_empty() {
         return Ok(());
     }
-    crate::terminal::tell(format_args!(
+    tell(format_args!(
         "{shown} has {} pictures of \"{}\"; the float model draws {} more",
         class.samples.len() + class.missing - missing.len(),
         settings.class_prompt,
@@ -137,7 +128,7 @@ fn draw(config: &Config, class: &Class, record: &Record, model: &Model, device: 
     ));
     let pipeline = Pipeline::load(model, None, Kind::Float, device)?;
     if let Some(warning) = pipeline.own_sampler().warning {
-        crate::terminal::tell(format_args!("warning: {warning}"));
+        warn(warning);
     }
     let side = config.data.resolution;
     let seed = |index: &usize| config.seed.wrapping_mul(1_000_003).wrapping_add(*index as u64);

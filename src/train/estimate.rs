@@ -176,13 +176,7 @@ fn optimizer_step(config: &Config, parameter: &Parameter, device: Device) -> Res
     let weights = Weights::from([(parameter.name.clone(), values)]);
     let network = vec![(Component::Unet, weights, vec![parameter.clone()])];
     let mut trained = Trained::new(network, &config.palettize, &config.train, device, &mut |_, _| {})?;
-    let optimizer = &config.train.optimizer;
-    let adamw = AdamW {
-        beta1: optimizer.betas[0],
-        beta2: optimizer.betas[1],
-        eps: optimizer.eps,
-        weight_decay: optimizer.weight_decay,
-    };
+    let adamw = AdamW::of(&config.train.optimizer);
     let mut seconds = 0.0;
     for step in 0..2 {
         let start = Instant::now();

@@ -14,7 +14,7 @@ use tch::{Device, Kind};
 
 use crate::config::{Config, TrainedComponent};
 use crate::data::Manifest;
-use crate::source::{Component, Model};
+use crate::source::{Component, Model, hex};
 use crate::torch::slices;
 
 /// The largest number of fp16, in which models and packages are written.
@@ -53,7 +53,7 @@ impl ModelIdentity {
             // Two models of one shape may differ in how their weights are used.
             let mut hash = Sha256::new();
             hash.update(described(&model.config_json(component)?));
-            if !starts_from_random(config, component) {
+            if !(config.model.train_from_scratch && config.train.learns(component)) {
                 hash.update(weights(model, component)?.to_le_bytes());
             }
             parts.insert(component.title().to_owned(), hex(&hash.finalize()));
@@ -84,16 +84,6 @@ fn is_used(config: &Config, component: Component) -> bool {
         TrainedComponent::Unet => true,
         TrainedComponent::Autoencoder => component == Component::Autoencoder,
     }
-}
-
-fn starts_from_random(config: &Config, component: Component) -> bool {
-    let learns = match config.train.component {
-        TrainedComponent::Unet => {
-            component == Component::Unet || (component == Component::TextEncoder && config.train.train_text_encoder)
-        }
-        TrainedComponent::Autoencoder => component == Component::Autoencoder,
-    };
-    config.model.train_from_scratch && learns
 }
 
 /// A configuration as text, without what says who wrote it and where it came from.
@@ -158,10 +148,6 @@ fn checksum(values: &[f32]) -> (u64, f32) {
         largest = largest.max(bits & 0x7FFF_FFFF);
     }
     (sum, f32::from_bits(largest))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub mod optimizer;
 mod output;
 pub mod palettes;
 pub mod plan;
-mod prompts;
+pub mod prompts;
 mod reconstruct;
 mod reporter;
 pub mod run_folder;
@@ -48,10 +48,11 @@ pub use self::output::{parts, unet_options};
 use self::plan::Action;
 use self::plan::Before;
 use self::reporter::{Reporter, SAMPLING, SAVING, VALIDATING};
-pub use self::setup::{open_model, supports, training_data};
+pub use self::setup::{manifest, open_model, supports};
 use self::trained::{Slot, Trained};
 use crate::config::{Config, DeviceChoice, MixedPrecision};
 use crate::source::Component;
+use crate::terminal::{note, tell};
 use crate::torch::random::{Purpose, generator};
 
 /// Which state a run starts from.
@@ -129,9 +130,8 @@ pub fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
 pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     let (device, kind) = device_and_kind(config)?;
     if let Action::Finished { step, gone, learned_from } = plan::plan(config, resume)?.action {
-        for line in plan::is_finished(config, step, &gone, learned_from.as_deref()) {
-            crate::terminal::tell(line);
-        }
+        let now = || setup::learns_from(config).ok();
+        plan::is_finished(config, step, &gone, learned_from.as_deref(), now).iter().for_each(tell);
         return Ok(Ended::Done);
     }
     run_folder::check_writable(&config.output_dir).context("output_dir")?;
@@ -151,7 +151,7 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
         trained
             .restore(&state::tensors(&resumed.checkpoint)?, resumed.facts.frozen)
             .with_context(|| format!("the checkpoint {checkpoint} does not fit this model and config"))?;
-        crate::terminal::tell(format_args!(
+        tell(format_args!(
             "resuming from {checkpoint} (step {} of {})",
             resumed.facts.step, config.train.max_train_steps
         ));
@@ -165,12 +165,12 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     if frozen && start < thawed {
         trained.thaw_palettes()?;
         frozen = false;
-        crate::terminal::tell(format_args!(
-            "note: assignments were fixed and learn again, up to step {thawed} of the longer run; then they are fixed again"
+        note(format_args!(
+            "assignments were fixed and learn again, up to step {thawed} of the longer run; then they are fixed again"
         ));
     } else if frozen && start < total && facts.is_some_and(|facts| facts.is_last()) {
-        crate::terminal::tell(format_args!(
-            "note: of {total} steps assignments are fixed from step {thawed} on: in those that were added they stay so"
+        note(format_args!(
+            "of {total} steps assignments are fixed from step {thawed} on: in those that were added they stay so"
         ));
     }
     let only = resumed.as_mut().and_then(|resumed| resumed.only.take());
@@ -350,13 +350,17 @@ impl Run<'_> {
         let temperature = self.schedules.temperature(step);
         let begun = trained.begin(temperature, learns)?;
         let micro_steps = train.gradient_accumulation_steps as u64;
-        // Means over all of the step.
+        // Means over all of the step. Each number is a wait for the device: parts are read where they are reported.
+        let due = self.reporter.due(step + 1);
         let (mut loss, mut parts) = (0.0, Vec::<(&str, f64)>::new());
         for micro in 0..micro_steps {
             let one = objective.loss(&begun.networks, step * micro_steps + micro)?;
             let scaled = one.total / micro_steps as f64;
             loss += scaled.double_value(&[]);
             scaled.f_backward().map_err(crate::torch::error)?;
+            if !due {
+                continue;
+            }
             parts.resize(one.parts.len(), ("", 0.0));
             for (part, (name, value)) in parts.iter_mut().zip(&one.parts) {
                 *part = (name, part.1 + value.double_value(&[]) / micro_steps as f64);
@@ -373,13 +377,7 @@ impl Run<'_> {
             _ if frozen && slot.palette.is_some() => rate * palette,
             _ => rate,
         };
-        let optimizer = &train.optimizer;
-        let adamw = AdamW {
-            beta1: optimizer.betas[0],
-            beta2: optimizer.betas[1],
-            eps: optimizer.eps,
-            weight_decay: optimizer.weight_decay,
-        };
+        let adamw = AdamW::of(&train.optimizer);
         let mut random = generator(config.seed, Purpose::Rounding, step);
         let norm = trained.apply(begun, &adamw, train.max_grad_norm, &mut random, rate_of)?;
         // Far beyond any rate that learns: a single step may leave what numbers hold, and what comes next would stumble.
@@ -394,7 +392,7 @@ impl Run<'_> {
             trained.update_average(train.ema_decay.min(young));
         }
         self.reporter.step(step + 1, loss);
-        if !self.reporter.due(step + 1) {
+        if !due {
             return Ok(());
         }
         let mut values = vec![("loss", loss), ("learning_rate", rate), ("gradient_norm", norm)];

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
+use crate::config::Optimizer;
 use crate::palette::{AdamWStep, Histogram, Pending};
 use crate::torch::rounding::stochastic;
 use crate::torch::{Arg, call};
@@ -35,6 +36,12 @@ impl Moments {
 }
 
 impl AdamW {
+    /// What `[train.optimizer]` asks for.
+    pub fn of(settings: &Optimizer) -> Self {
+        let [beta1, beta2] = settings.betas;
+        Self { beta1, beta2, eps: settings.eps, weight_decay: settings.weight_decay }
+    }
+
     /// [`Self::step`] of one parameter (fp32, on the CPU) with a gradient that is computed on the way, and multiplied by
     /// `factor`. Returns what [`Pending::step`] does.
     ///

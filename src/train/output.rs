@@ -29,6 +29,7 @@ use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::report::{Progress, write_report};
 use crate::source::{Component, Model, files, fill_model, write_component};
+use crate::terminal::note;
 
 /// The folder of a run, held.
 pub struct OutputDir {
@@ -38,21 +39,18 @@ pub struct OutputDir {
 }
 
 impl OutputDir {
-    /// Creates the folder and keeps other runs out of it, and decides what is to be done there.
+    /// Creates the folder, which [`plan`] found to be free or a run's, keeps other runs out of it, and decides what is to
+    /// be done there.
     ///
     /// # Errors
     /// It can't be written, or is being written; those of [`plan`].
     pub fn claim(config: &Config, resume: &Resume) -> Result<(Self, Action)> {
-        // Before a file is made in a folder of somebody else's.
-        plan(config, resume)?;
         let folder = config.output_dir.clone();
         let lock = run_folder::lock(&folder)?;
         run_folder::tidy(&folder);
         // Now that nobody else writes there.
         let Plan { action, notes } = plan(config, resume)?;
-        for note in notes {
-            crate::terminal::tell(format_args!("note: {note}"));
-        }
+        notes.iter().for_each(note);
         Ok((Self { folder, _lock: lock }, action))
     }
 
@@ -65,8 +63,8 @@ impl OutputDir {
             resumed.and_then(|resumed| resumed.beyond.take().map(|beyond| (resumed, beyond)))
         {
             let aside = run_folder::set_aside(&self.folder, &beyond, resumed.facts.step)?;
-            crate::terminal::tell(format_args!(
-                "note: what the run had beyond {} is in {} now: checkpoints, metrics, samples, results",
+            note(format_args!(
+                "what the run had beyond {} is in {} now: checkpoints, metrics, samples, results",
                 resumed.checkpoint.display(),
                 aside.display()
             ));

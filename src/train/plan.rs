@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::identity::{Identity, ModelIdentity};
+use super::identity::Identity;
 use super::run_folder::{CHECKPOINTS, FINISHED, Finished, Holds, PACKAGES, REPORT, RunFolder, file_of, wanted};
 use super::{Resume, state};
 use crate::config::{self, Change, Config, Difference};
@@ -240,7 +240,14 @@ impl Before<'_> {
 }
 
 /// What is told of a run that is finished: results that are gone and can't be written again, and data that changed since.
-pub fn is_finished(config: &Config, step: u64, gone: &[String], learned_from: Option<&Identity>) -> Vec<String> {
+/// `now` is what the config would learn from today, if that is there: data that are gone were needed for training only.
+pub fn is_finished(
+    config: &Config,
+    step: u64,
+    gone: &[String],
+    learned_from: Option<&Identity>,
+    now: impl FnOnce() -> Option<Identity>,
+) -> Vec<String> {
     let folder = config.output_dir.display();
     let more = match state::list(&config.output_dir.join(CHECKPOINTS)).is_empty() {
         true => "Its checkpoints are gone: to train longer, set another `output_dir`",
@@ -254,13 +261,8 @@ pub fn is_finished(config: &Config, step: u64, gone: &[String], learned_from: Op
             gone.join(", ")
         ));
     }
-    // Data that are gone were needed for training only.
-    let now = || {
-        let model = super::open_model(config)?;
-        anyhow::Ok(Identity { data: super::training_data(config, &model)?, model: ModelIdentity::of(&model, config)? })
-    };
     if let Some(before) = learned_from
-        && let Ok(now) = now()
+        && let Some(now) = now()
     {
         let changes = before.changes(&now);
         if !changes.is_empty() {

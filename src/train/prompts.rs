@@ -14,14 +14,19 @@ use crate::source::{Component, Model};
 /// Draws one picture a prompt, `[3, H, W]` in −1…1, always from the same noise.
 pub type Sampler = Box<dyn FnMut(&Networks) -> Result<Vec<Tensor>>>;
 
+/// Whether a run draws samples with the sampler of the model's scheduler.
+pub fn samples_with_own(config: &Config) -> bool {
+    let sample = &config.sample;
+    sample.sample_every_n_steps > 0 && !sample.prompts.is_empty() && sample.sampler.0.is_none()
+}
+
 /// Says once which sampler is used where the model's own is not there.
 pub fn warn_of_sampler(config: &Config, model: &Model) -> Result<()> {
-    let sample = &config.sample;
-    if sample.sample_every_n_steps == 0 || sample.prompts.is_empty() || sample.sampler.0.is_some() {
+    if !samples_with_own(config) {
         return Ok(());
     }
     if let Some(warning) = Own::of(&model.scheduler_config()?).warning {
-        crate::terminal::tell(format_args!("warning: {warning}"));
+        crate::terminal::warn(warning);
     }
     Ok(())
 }

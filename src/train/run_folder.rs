@@ -25,7 +25,8 @@ use super::identity::Identity;
 use super::state;
 use crate::config::{self, Config, TrainedComponent};
 use crate::coreml::export::PackageMetadata;
-use crate::source::beside;
+use crate::data::listing::is_of_the_system;
+use crate::source::{Model, ModelOptions, beside, hex};
 
 pub const CONFIG: &str = "config.resolved.toml";
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -125,8 +126,7 @@ impl RunFolder {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 // A run that wrote nothing yet, and what file managers leave.
                 let ours = |name: &str| {
-                    [LOCK, ".DS_Store", "Thumbs.db", "desktop.ini"].contains(&name)
-                        || (name.starts_with('.') && name.contains(CONFIG))
+                    name == LOCK || is_of_the_system(name) || (name.starts_with('.') && name.contains(CONFIG))
                 };
                 let entries = fs::read_dir(path).into_iter().flatten().flatten();
                 let mut names: Vec<String> =
@@ -169,11 +169,19 @@ impl RunFolder {
         found
     }
 
-    /// Where `path` is a run's folder: the run, and the folder of the model that it made.
+    /// Opens a model; where `model` is a run's folder, the one that the run made, under the run's name.
     ///
     /// # Errors
-    /// It is one that has no model, because it is not finished, or trained an autoencoder alone: says so.
-    pub fn model_of(path: &Path) -> Result<Option<(Box<Self>, PathBuf)>> {
+    /// As [`Model::open_with`]; a run that has no model, because it is not finished, or trained an autoencoder alone.
+    pub fn open(model: &str, options: &ModelOptions) -> Result<(Model, Option<Box<Self>>)> {
+        Ok(match Self::model_of(Path::new(model))? {
+            Some((run, made)) => (Model::open_with(&made.to_string_lossy(), options)?.named(run.name()), Some(run)),
+            None => (Model::open_with(model, options)?, None),
+        })
+    }
+
+    /// Where `path` is a run's folder: the run, and the folder of the model that it made.
+    fn model_of(path: &Path) -> Result<Option<(Box<Self>, PathBuf)>> {
         if !path.join(CONFIG).is_file() {
             return Ok(None);
         }
@@ -229,12 +237,24 @@ impl RunFolder {
         self.finished.as_ref().map_or(saved, |finished| finished.step.max(saved))
     }
 
+    /// The whole checkpoints, those set aside too.
+    fn all_checkpoints(&self) -> Vec<PathBuf> {
+        let asides = asides(&self.path.join(CHECKPOINTS));
+        let aside = asides.iter().flat_map(|(_, aside)| state::list(aside));
+        self.checkpoints.iter().cloned().chain(aside).map(|(_, path)| path).collect()
+    }
+
+    /// A file in one of the checkpoints that is not the run's: a user's.
+    pub fn stranger(&self) -> Option<PathBuf> {
+        let entries = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut files = self.all_checkpoints().into_iter().flat_map(entries);
+        let stranger = files.find(|file| !state::FILES.iter().any(|own| file.file_name() == *own));
+        stranger.map(|file| file.path())
+    }
+
     /// The files that `clean` removes, with their sizes: checkpoints, those set aside too, and what killed processes left.
     pub fn removable(&self) -> Vec<(PathBuf, u64)> {
-        let mut found: Vec<PathBuf> = self.checkpoints.iter().map(|(_, path)| path.clone()).collect();
-        for (_, aside) in asides(&self.path.join(CHECKPOINTS)) {
-            found.extend(state::list(&aside).into_iter().map(|(_, path)| path));
-        }
+        let mut found = self.all_checkpoints();
         for folder in folders(&self.path) {
             found.extend(beside::leftovers(&folder).into_iter().filter_map(|(found, place, kind)| {
                 let only_copy = [beside::OLD, beside::NEW].contains(&kind.as_str()) && !place.exists();
@@ -278,15 +298,9 @@ pub fn mark(path: &Path) -> Result<String> {
             Read::by_ref(&mut file).take(PIECE).read_to_end(&mut piece)?;
             hash.update(&piece);
         }
-        Ok(hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(&hash.finalize()[..16]))
     };
     read().with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// Files in a checkpoint that are not its own: a user's.
-pub fn strangers(checkpoint: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(checkpoint).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.filter(|path| !path.file_name().is_some_and(|name| state::FILES.iter().any(|own| name == *own))).collect()
 }
 
 /// Removes a checkpoint or leftover: out of sight first, so that half of one is never taken for a whole.

@@ -1,7 +1,5 @@
 //! From a config to what the loop needs: networks, data, teacher.
 
-use std::path::Path;
-
 use anyhow::{Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
@@ -39,11 +37,8 @@ pub struct Setup {
 /// # Errors
 /// As [`Model::open_with`]; a run that is not finished.
 pub fn open_model(config: &Config) -> Result<Model> {
-    let (model, options) = (&config.model.pretrained_model_name_or_path, config.model.options());
-    match RunFolder::model_of(Path::new(model))? {
-        Some((run, folder)) => Ok(Model::open_with(&folder.to_string_lossy(), &options)?.named(run.name())),
-        None => Model::open_with(model, &options),
-    }
+    let (model, _) = RunFolder::open(&config.model.pretrained_model_name_or_path, &config.model.options())?;
+    Ok(model)
 }
 
 /// Opens the model and the data of `config`. What the run to resume learned from is compared with them before any long
@@ -59,16 +54,21 @@ pub fn open(config: &Config, device: Device, kind: Kind, before: Before) -> Resu
     }
 }
 
-/// What a config trains on as far as it is there: DreamBooth's class pictures may still have to be drawn.
+/// What a run of this config would learn from today.
 ///
 /// # Errors
-/// Whatever is wrong with the data.
-pub fn training_data(config: &Config, model: &Model) -> Result<Manifest> {
-    manifest(&DataSet::read(config, class_images::drawing(config, model)?.as_ref())?)
+/// Whatever is wrong with the model or the data.
+pub fn learns_from(config: &Config) -> Result<Identity> {
+    let model = open_model(config)?;
+    let data = manifest(&DataSet::read(config, class_images::drawing(config, &model)?.as_ref())?)?;
+    Ok(Identity { model: ModelIdentity::of(&model, config)?, data })
 }
 
-/// What is trained on; validation is not.
-fn manifest(data: &DataSet) -> Result<Manifest> {
+/// What is trained on, as far as it is there: DreamBooth's class pictures may still have to be drawn. Validation is not.
+///
+/// # Errors
+/// A picture can't be read.
+pub fn manifest(data: &DataSet) -> Result<Manifest> {
     let class = data.class.iter().flat_map(|class| &class.samples);
     Manifest::of(&data.training.iter().chain(class).cloned().collect::<Vec<_>>())
 }
