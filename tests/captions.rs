@@ -59,6 +59,60 @@ fn sidecar_captions_are_read_in_order() {
 }
 
 #[test]
+fn captions_that_lose_to_another_file_are_told() {
+    let files = [
+        ("a.png", ""),
+        ("a.txt", "a dog"),
+        ("a.caption", "a cat"),
+        // Equal words, in two files: nothing is lost.
+        ("b.png", ""),
+        ("b.txt", "a bird\n"),
+        ("b.caption", " a  bird"),
+        // Letters in two cases, where the disk tells them apart; an empty one that is read before one with words.
+        ("c.png", ""),
+        ("c.caption", "a fish"),
+        ("c.CAPTION", "a snail"),
+        ("d.png", ""),
+        ("d.txt", ""),
+        ("d.caption", "a mouse"),
+    ];
+    let options = CaptionOptions { missing: Missing::Fill(String::new()), ..CaptionOptions::default() };
+    let lost = "HERE: 3 caption files are not read, whose pictures have another one, with another text: a.caption (a.txt \
+                is), c.CAPTION (c.caption is), d.caption (d.txt is)";
+    let told = remarks(&folder(&files), &options);
+    assert_eq!(told[0], format!("warning: {lost}"), "{told:#?}");
+    // The other order of extensions, one of them asked for in two cases.
+    let extensions = [".caption", ".CAPTION", ".txt"].map(String::from).to_vec();
+    let told = remarks(&folder(&files[..6]), &CaptionOptions { extensions, ..CaptionOptions::default() });
+    let lost =
+        "HERE: 1 caption file is not read, whose pictures have another one, with another text: a.txt (a.caption is)";
+    assert_eq!(told, [format!("warning: {lost}")]);
+    // Beside a table of captions.
+    let table = "{\"file_name\": \"a.png\", \"text\": \"a dog\"}\n{\"file_name\": \"b.png\", \"text\": \"a bird\"}";
+    let mut files = files[..6].to_vec();
+    files.push(("metadata.jsonl", table));
+    let lost = "HERE: 1 caption file is not read, because captions are those of metadata.jsonl: a.caption";
+    assert_eq!(remarks(&folder(&files), &CaptionOptions::default()), [format!("warning: {lost}")]);
+}
+
+#[test]
+fn a_key_that_a_line_has_twice_is_refused() {
+    let rows = [
+        r#"{"file_name": "a.png", "text": "a dog", "text": "a cat"}"#,
+        r#"{"file_name": "b.png", "text": "fine", "more": {"text": 1, "x": 2}}"#,
+        r#"{"file_name": "c.png", "file_name": "b.png", "te\u0078t": "x", "text": "y"}"#,
+    ];
+    let rows = rows.join("\n");
+    let folder = folder(&[("a.png", ""), ("b.png", ""), ("c.png", ""), ("metadata.jsonl", &rows)]);
+    let lines = problems(&folder, &CaptionOptions::default());
+    assert_eq!(
+        lines[..2],
+        ["metadata.jsonl:1: `text` is there twice", "metadata.jsonl:3: `file_name` is there twice"],
+        "{lines:#?}"
+    );
+}
+
+#[test]
 fn metadata_captions_are_read_in_order_of_the_path() {
     let folder = folder(&[
         ("b.png", ""),

@@ -234,6 +234,29 @@ fn drawn_pictures_count_only_when_they_would_be_drawn_so_today() {
     );
 }
 
+/// A picture is known by its pixels: saved again in another format, with an opaque channel more, or with a text in it, it
+/// is the same.
+#[test]
+fn a_picture_that_was_saved_again_is_the_same_picture() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    pictures(root, &["train/1.png", "train/2.png", "train/3.png", "train/4.png"]);
+    fs::create_dir(root.join("validation")).unwrap();
+    let open = |name: &str| image::open(root.join("train").join(name)).unwrap();
+    open("1.png").into_rgb8().save(root.join("validation/a.bmp")).unwrap();
+    open("2.png").into_rgba8().save(root.join("validation/b.png")).unwrap();
+    let with_text = with_record(&fs::read(root.join("train/3.png")).unwrap(), &record("a dog"));
+    fs::write(root.join("validation/c.png"), with_text).unwrap();
+    // Another by one value of one pixel.
+    let mut other = open("4.png").into_rgb8();
+    other.get_pixel_mut(3, 5).0[1] ^= 1;
+    other.save(root.join("validation/d.png")).unwrap();
+    let told = remarks(root, &full(root, &[]));
+    let expected = "warning: 3 of the 4 validation pictures are trained on too, and the validation loss looks better than \
+                    it is: a.bmp is 1.png, b.png is 2.png, c.png is 3.png";
+    assert!(told.iter().any(|line| line == expected), "{told:#?}");
+}
+
 #[test]
 fn what_may_be_a_mistake_is_remarked_before_the_work() {
     let root = tempfile::tempdir().unwrap();

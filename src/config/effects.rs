@@ -119,6 +119,12 @@ pub(super) fn captions(config: &Config) -> Option<Idle> {
     if unread { Idle::new(Refused, why) } else { None }
 }
 
+/// `data.caption_dropout_rate`.
+pub(super) fn dropout(config: &Config) -> Option<Idle> {
+    let why = "is 1: every caption is replaced by the empty one, and none is learned";
+    unet(config).or_else(|| if config.data.caption_dropout_rate == 1.0 { Idle::new(Odd, why) } else { None })
+}
+
 pub(super) fn dreambooth(config: &Config) -> Option<Idle> {
     let why = "[data.dreambooth] is for train.mode = \"dreambooth\"";
     if config.train.mode == Mode::Dreambooth { None } else { Idle::new(Refused, why) }
@@ -142,6 +148,13 @@ pub(super) fn class(config: &Config) -> Option<Idle> {
 pub(super) fn text_encoder(config: &Config) -> Option<Idle> {
     let why = "the text encoder is not trained (train.train_text_encoder = false)";
     if config.train.train_text_encoder { None } else { Idle::new(Forgotten("train.train_text_encoder"), why) }
+}
+
+/// `train.text_encoder_lr`.
+pub(super) fn text_encoder_rate(config: &Config) -> Option<Idle> {
+    let why = "is 0: the text encoder costs its memory and time and learns nothing; train.train_text_encoder = false does the \
+               same without";
+    text_encoder(config).or_else(|| if config.train.text_encoder_lr == 0.0 { Idle::new(Odd, why) } else { None })
 }
 
 /// `train.stop_text_encoder_training`.
@@ -190,7 +203,12 @@ pub(super) fn power(config: &Config) -> Option<Idle> {
 
 pub(super) fn ema(config: &Config) -> Option<Idle> {
     let why = "no moving average is kept (train.use_ema = false)";
-    if config.train.use_ema { None } else { Idle::new(Forgotten("train.use_ema"), why) }
+    let all = "is 0: the average is the last weights, as without train.use_ema";
+    match config.train.use_ema {
+        false => Idle::new(Forgotten("train.use_ema"), why),
+        true if config.train.ema_decay == 0.0 => Idle::new(Odd, all),
+        true => None,
+    }
 }
 
 pub(super) fn palettes(config: &Config) -> Option<Idle> {
@@ -238,6 +256,12 @@ pub(super) fn frozen(config: &Config) -> Option<Idle> {
     let why = "assignments are never fixed before the run ends (palettize.freeze_fraction, train.max_train_steps)";
     let never = freeze_at(config) >= config.train.max_train_steps;
     palettes(config).or_else(|| if never { Idle::new(Passing, why) } else { None })
+}
+
+/// `palettize.palette_learning_rate`.
+pub(super) fn palette_rate(config: &Config) -> Option<Idle> {
+    let why = "is 0: palettes stay as they are when assignments are fixed";
+    frozen(config).or_else(|| if config.palettize.palette_learning_rate == 0.0 { Idle::new(Odd, why) } else { None })
 }
 
 /// `palettize.recipe`.

@@ -116,7 +116,11 @@ pub fn read_folder(folder: &Path, options: &CaptionOptions) -> Result<Contents, 
     let metadata = metadata::choose(&listing, &mut remarks);
     let kohya = if metadata.is_none() { Kohya::of(&listing, &mut remarks) } else { None };
     let Captions { captions, found } = match metadata {
-        Some(file) => metadata::read(&listing, file, options, &mut problems),
+        Some(file) => {
+            let captions = metadata::read(&listing, file, options, &mut problems);
+            remarks.extend(sidecars::beside_table(&listing, file, &captions, options));
+            captions
+        }
         None => sidecars::read(&listing, options, kohya.is_none(), &mut problems, &mut remarks),
     };
     let (mut samples, mut lacking, mut filled) = (Vec::new(), Vec::new(), Vec::new());

@@ -15,8 +15,9 @@ use super::picture::{decode_picture, is_animated};
 /// What one picture is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// The hash of the file's bytes.
-    pub sha256: [u8; 32],
+    /// The hash of its pixels, upright and in RGB, as they are trained on: the same for a picture that was saved again in
+    /// another lossless format, or with other metadata.
+    pub pixels: [u8; 32],
     /// px, upright.
     pub width: u32,
     pub height: u32,
@@ -32,8 +33,12 @@ pub fn look(path: &Path) -> Result<Look> {
     let named = || format!("cannot read the picture {}", path.display());
     let bytes = fs::read(path).with_context(named)?;
     let picture = decode_picture(&bytes).with_context(named)?;
+    let mut hash = Sha256::new();
+    // Rows of other lengths may have the same pixels.
+    hash.update(picture.width().to_le_bytes());
+    hash.update(picture.as_raw());
     Ok(Look {
-        sha256: Sha256::digest(&bytes).into(),
+        pixels: hash.finalize().into(),
         width: picture.width(),
         height: picture.height(),
         animated: is_animated(&bytes),
@@ -53,9 +58,9 @@ pub(super) fn twice(pictures: &Looked, what: &str) -> Option<String> {
     let mut first: HashMap<[u8; 32], &Sample> = HashMap::new();
     let mut copies = Vec::new();
     for (sample, look) in pictures {
-        match first.get(&look.sha256) {
+        match first.get(&look.pixels) {
             Some(earlier) => copies.push(format!("{} is {}", sample.name, earlier.name)),
-            None => drop(first.insert(look.sha256, sample)),
+            None => drop(first.insert(look.pixels, sample)),
         }
     }
     let are = if copies.len() == 1 { "is a copy of another" } else { "are copies of others" };
@@ -64,8 +69,8 @@ pub(super) fn twice(pictures: &Looked, what: &str) -> Option<String> {
 
 /// Warns of pictures of one set that are in another one too, under whatever name.
 pub(super) fn shared(pictures: &Looked, others: &Looked, what: &str, harm: &str) -> Option<String> {
-    let known: HashMap<[u8; 32], &Sample> = others.iter().map(|(sample, look)| (look.sha256, *sample)).collect();
-    let found = pictures.iter().filter_map(|(sample, look)| Some((sample, known.get(&look.sha256)?)));
+    let known: HashMap<[u8; 32], &Sample> = others.iter().map(|(sample, look)| (look.pixels, *sample)).collect();
+    let found = pictures.iter().filter_map(|(sample, look)| Some((sample, known.get(&look.pixels)?)));
     let names: Vec<String> = found.map(|(sample, other)| format!("{} is {}", sample.name, other.name)).collect();
     (!names.is_empty())
         .then(|| format!("warning: {} of the {} {what}, {harm}: {}", names.len(), pictures.len(), listed(&names)))

@@ -2,9 +2,12 @@
 //! a picture).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
+use serde::Deserializer;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use unicode_normalization::UnicodeNormalization;
 
@@ -61,12 +64,38 @@ fn rows(path: &Path, problems: &mut Vec<String>) -> Vec<Row> {
     rows
 }
 
+/// The first key that a JSON object has twice, of which a reader would take the last without a word.
+fn key_twice(object: &str) -> Option<String> {
+    struct Keys;
+    impl<'de> Visitor<'de> for Keys {
+        type Value = Option<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let (mut seen, mut twice) = (HashSet::new(), None);
+            while let Some((key, IgnoredAny)) = entries.next_entry::<String, IgnoredAny>()? {
+                if twice.is_none() && !seen.insert(key.clone()) {
+                    twice = Some(key);
+                }
+            }
+            Ok(twice)
+        }
+    }
+    serde_json::Deserializer::from_str(object).deserialize_map(Keys).ok().flatten()
+}
+
 fn json_rows(path: &Path, text: &str) -> (Vec<Row>, Vec<String>) {
     let (mut rows, mut wrong) = (Vec::new(), Vec::new());
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let place = format!("{}:{number}", path.display());
         match serde_json::from_str::<Value>(line) {
-            Ok(Value::Object(cells)) => rows.push(Row { number, cells }),
+            Ok(Value::Object(cells)) => match key_twice(line) {
+                Some(key) => wrong.push(format!("{place}: `{key}` is there twice")),
+                None => rows.push(Row { number, cells }),
+            },
             Ok(_) => wrong.push(format!("{place}: not an object like {{\"file_name\": \"a.png\", \"text\": \"...\"}}")),
             Err(error) => wrong.push(format!("{place}: not JSON: {error}")),
         }

@@ -36,6 +36,60 @@ fn without<'n>(name: &'n str, extension: &str) -> Option<&'n str> {
     (end.eq_ignore_ascii_case(extension) && !stem.is_empty() && !stem.ends_with('/')).then_some(stem)
 }
 
+/// The caption files of each stem, that which is read before the others: in the order of the extensions; of files that
+/// differ in case alone, the one in the asked case first.
+fn by_stem<'l>(listing: &'l Listing, options: &CaptionOptions) -> HashMap<&'l str, Vec<&'l File>> {
+    let mut found: HashMap<&str, Vec<((usize, bool), &File)>> = HashMap::new();
+    for file in &listing.others {
+        for (place, extension) in options.extensions.iter().enumerate() {
+            if let Some(stem) = without(&file.name, extension) {
+                let files = found.entry(stem).or_default();
+                // An extension may be asked for twice, in two cases.
+                if files.iter().all(|(_, known)| known.name != file.name) {
+                    files.push(((place, !file.name.ends_with(extension.as_str())), file));
+                }
+            }
+        }
+    }
+    let sorted = found.into_iter().map(|(stem, mut files)| {
+        files.sort_by_key(|(rank, _)| *rank);
+        (stem, files.into_iter().map(|(_, file)| file).collect())
+    });
+    sorted.collect()
+}
+
+/// Whether a caption file that is not read says something else than the caption that is taken.
+fn reads_otherwise(listing: &Listing, file: &File, taken: Option<&String>) -> bool {
+    read_caption(&listing.folder.join(&file.path)).ok().as_ref() != taken
+}
+
+/// Warns of caption files that are not read, whose texts are lost.
+fn told_unread(listing: &Listing, names: &[String], why: &str) -> Option<String> {
+    let what = match names.len() {
+        0 => return None,
+        1 => "1 caption file is not read,".to_owned(),
+        count => format!("{count} caption files are not read,"),
+    };
+    Some(format!("warning: {}: {what} {why}: {}", listing.folder.display(), listed(names)))
+}
+
+/// Warns of caption files beside pictures whose captions are those of `table`, where they say something else.
+pub(super) fn beside_table(
+    listing: &Listing,
+    table: &File,
+    captions: &Captions,
+    options: &CaptionOptions,
+) -> Option<String> {
+    let files = by_stem(listing, options);
+    let mut unread = Vec::new();
+    for (picture, caption) in listing.pictures.iter().zip(&captions.captions) {
+        let taken = if let Caption::Text(text) = caption { Some(text) } else { None };
+        let beside = files.get(picture.stem()).into_iter().flatten();
+        unread.extend(beside.filter(|file| reads_otherwise(listing, file, taken)).map(|file| file.name.clone()));
+    }
+    told_unread(listing, &unread, &format!("because captions are those of {}", table.last()))
+}
+
 /// Reads the caption beside each picture. Where pictures lack theirs and that is a mistake (`strict`: nothing else gives
 /// them one), captions that belong to no picture are problems too; else they are told of in one line.
 pub(super) fn read(
@@ -45,28 +99,22 @@ pub(super) fn read(
     problems: &mut Vec<String>,
     remarks: &mut Vec<String>,
 ) -> Captions {
-    // (place of the extension, stem) → file. Of two files that differ in case alone, the one in the asked case.
-    let mut files: HashMap<(usize, &str), &File> = HashMap::new();
-    for file in &listing.others {
-        for (place, extension) in options.extensions.iter().enumerate() {
-            if let Some(stem) = without(&file.name, extension) {
-                let asked = file.name.ends_with(extension.as_str());
-                files
-                    .entry((place, stem))
-                    .and_modify(|known| *known = if asked { file } else { *known })
-                    .or_insert(file);
-            }
-        }
-    }
-    let mut found = false;
+    let files = by_stem(listing, options);
+    let (mut found, mut unread) = (false, Vec::new());
     let asked = options.extensions.join(" or ");
     let caption = |picture: &File| {
-        let file = (0..options.extensions.len()).find_map(|place| files.get(&(place, picture.stem())));
-        let Some(file) = file else {
+        let Some((file, others)) = files.get(picture.stem()).and_then(|files| files.split_first()) else {
             return Caption::None(format!("{} has no caption file ({asked})", listing.shown(picture)));
         };
         found = true;
-        match read_caption(&listing.folder.join(&file.path)) {
+        let text = read_caption(&listing.folder.join(&file.path));
+        unread.extend(
+            others
+                .iter()
+                .filter(|other| reads_otherwise(listing, other, text.as_ref().ok()))
+                .map(|other| format!("{} ({} is)", other.name, file.last())),
+        );
+        match text {
             Ok(text) if text.is_empty() => {
                 Caption::None(format!("{} has an empty caption file ({asked})", listing.shown(picture)))
             }
@@ -78,6 +126,7 @@ pub(super) fn read(
         }
     };
     let captions: Vec<Caption> = listing.pictures.iter().map(caption).collect();
+    remarks.extend(told_unread(listing, &unread, "whose pictures have another one, with another text"));
     let stems: HashSet<&str> = listing.pictures.iter().map(File::stem).collect();
     let owned = |file: &&File| {
         options.extensions.iter().filter_map(|own| without(&file.name, own)).all(|stem| !stems.contains(stem))

@@ -52,8 +52,7 @@ impl DpmSchedule {
             Sigmas::new(&mut alphas_cumprod, reads.zero_snr && settings.truth("rescale_betas_zero_snr", false)?);
 
         // Timesteps whose λ is under `lambda_min_clipped` are not walked; needed by the cosine schedule.
-        let least_lambda =
-            if reads.clip { settings.number("lambda_min_clipped", f64::NEG_INFINITY)? } else { f64::NEG_INFINITY };
+        let least_lambda = if reads.clip { settings.lambda_min()? } else { f64::NEG_INFINITY };
         let clipped = table.0.iter().rev().take_while(|sigma| -sigma.ln() < least_lambda).count() as i64;
         let last = train - clipped;
         let (spacing, offset) = if reads.spacing {

@@ -37,6 +37,6 @@ pub use noise::Noise;
 pub use pipeline::{Output, Pipeline, Request};
 pub use sampler::{Own, Sampler};
 pub use schedule::{MOST_TIMESTEPS, NoiseSchedule, Prediction};
-pub use settings::{Settings, parse_config};
+pub use settings::{Settings, config_text, parse_config};
 pub use text_to_image::TextToImage;
 pub use walk::{Draws, Model};

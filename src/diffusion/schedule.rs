@@ -32,8 +32,8 @@ impl Clip {
     /// # Errors
     /// A value of another type.
     pub fn read(settings: Settings, default: bool) -> Result<Self> {
-        let range = settings.number("clip_sample_range", 1.0)?;
-        Ok(Self(settings.truth("clip_sample", default)?.then_some(range)))
+        let on = settings.truth("clip_sample", default)?;
+        Ok(Self(if on { Some(settings.number("clip_sample_range", 1.0)?) } else { None }))
     }
 
     pub fn is_on(self) -> bool {
@@ -140,7 +140,7 @@ impl BetaDefaults {
         for (key, value) in
             [("beta_start", json!(self.start)), ("beta_end", json!(self.end)), ("beta_schedule", json!(schedule))]
         {
-            if config.get(key).is_none_or(Value::is_null) {
+            if config.get(key).is_none() {
                 config[key] = value;
             }
         }

@@ -1,5 +1,6 @@
-//! Typed reading of `scheduler_config.json`: a key that is missing (or `null`) takes the reader's default, a key of
-//! another type is an error that names the key and the value.
+//! Typed reading of `scheduler_config.json`: a key that is missing takes the reader's default, a key of another type is an
+//! error that names the key and the value. A `null` is what diffusers makes of it: false where true or false is expected,
+//! nothing where nothing is allowed, and an error elsewhere.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -10,7 +11,8 @@ use serde_json::Value;
 pub struct Settings<'a>(&'a Value);
 
 /// Parses the text of a `scheduler_config.json`. Python's `json` writes `-Infinity` for `lambda_min_clipped`, which
-/// is no JSON: such a number is read as `null`, which means the default, which it is.
+/// is no JSON: such a number is read as `null`, which means the default of this key, which it is. [`config_text`] writes it
+/// back.
 ///
 /// # Errors
 /// Text that is not JSON.
@@ -41,6 +43,15 @@ pub fn parse_config(text: &str) -> Result<Value> {
     Ok(serde_json::from_str(&json)?)
 }
 
+/// The text of a `scheduler_config.json`, as diffusers reads it.
+pub fn config_text(config: &Value) -> String {
+    let null = format!("\"{LAMBDA_MIN}\": null");
+    format!("{config:#}\n").replace(&null, &null.replace("null", "-Infinity"))
+}
+
+/// The key that diffusers writes as `-Infinity`.
+const LAMBDA_MIN: &str = "lambda_min_clipped";
+
 /// A value that diffusers may know and this version does not.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -69,8 +80,22 @@ impl<'a> Settings<'a> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
+    /// The value of a key, `None` where it is missing.
+    ///
+    /// # Errors
+    /// It is `null`, which is not the default; or a number that is not finite, see [`parse_config`].
+    fn given(&self, key: &str, what: &str) -> Result<Option<&'a Value>> {
+        match self.0.get(key) {
+            Some(Value::Null) => bail!(
+                "scheduler_config.json: `{key}` is null or not finite, which is not its default; it should be {what}, or the \
+                 key left out"
+            ),
+            value => Ok(value),
+        }
+    }
+
     fn read<T>(&self, key: &str, default: T, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<T> {
-        match self.get(key) {
+        match self.given(key, what)? {
             None => Ok(default),
             Some(value) => {
                 read(value).with_context(|| format!("scheduler_config.json: `{key}` should be {what}, and is {value}"))
@@ -82,9 +107,17 @@ impl<'a> Settings<'a> {
         self.read(key, default, "a number", Value::as_f64)
     }
 
-    /// A number, or nothing where the key is missing.
+    /// A number, or nothing where the key is missing or `null`.
     pub fn optional_number(&self, key: &str) -> Result<Option<f64>> {
-        self.read(key, None, "a number", |value| value.as_f64().map(Some))
+        match self.get(key) {
+            None => Ok(None),
+            Some(_) => self.number(key, 0.0).map(Some),
+        }
+    }
+
+    /// `lambda_min_clipped`
+    pub fn lambda_min(&self) -> Result<f64> {
+        Ok(self.optional_number(LAMBDA_MIN)?.unwrap_or(f64::NEG_INFINITY))
     }
 
     /// A whole number of at least `least`.
@@ -94,13 +127,18 @@ impl<'a> Settings<'a> {
         })
     }
 
+    /// True or false; a `null` is false, as in Python.
     pub fn truth(&self, key: &str, default: bool) -> Result<bool> {
+        if self.0.get(key).is_some_and(Value::is_null) {
+            return Ok(false);
+        }
         self.read(key, default, "true or false", Value::as_bool)
     }
 
     /// One of the named values.
     pub fn choice<T: Copy>(&self, key: &str, default: T, choices: &[(&str, T)]) -> Result<T> {
-        let Some(value) = self.get(key) else { return Ok(default) };
+        let what = || choices.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" or ");
+        let Some(value) = self.given(key, &what())? else { return Ok(default) };
         match choices.iter().find(|(name, _)| value.as_str() == Some(*name)) {
             Some((_, choice)) => Ok(*choice),
             None => Err(Unsupported::one_of(key, choices.iter().map(|(name, _)| *name), value)),
@@ -109,15 +147,19 @@ impl<'a> Settings<'a> {
 
     /// One of a few whole numbers.
     pub fn choice_of_numbers(&self, key: &str, default: i64, choices: &[i64]) -> Result<i64> {
-        let Some(value) = self.get(key) else { return Ok(default) };
+        let what = || choices.iter().map(i64::to_string).collect::<Vec<_>>().join(" or ");
+        let Some(value) = self.given(key, &what())? else { return Ok(default) };
         match value.as_i64().filter(|number| choices.contains(number)) {
             Some(number) => Ok(number),
             None => Err(Unsupported::one_of(key, choices.iter(), value)),
         }
     }
 
-    /// A list of numbers, or nothing where the key is missing.
+    /// A list of numbers, or nothing where the key is missing or `null`.
     pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        if self.get(key).is_none() {
+            return Ok(None);
+        }
         self.read(key, None, "a list of numbers", |value| {
             value.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<_>>>().map(Some)
         })
@@ -145,9 +187,33 @@ mod tests {
     fn infinities_of_python_are_defaults() {
         let config = parse_config(r#"{"lambda_min_clipped": -Infinity, "a\"Infinity": "NaN", "b": 0.5}"#).unwrap();
         let settings = Settings::new(&config).unwrap();
-        assert_eq!(settings.number("lambda_min_clipped", f64::NEG_INFINITY).unwrap(), f64::NEG_INFINITY);
+        assert_eq!(settings.lambda_min().unwrap(), f64::NEG_INFINITY);
         assert_eq!(settings.get("a\"Infinity").unwrap(), "NaN");
         assert_eq!(settings.number("b", 0.0).unwrap(), 0.5);
+        // And it is written as it was read.
+        let text = config_text(&config);
+        assert!(text.contains("\"lambda_min_clipped\": -Infinity"), "{text}");
+        assert_eq!(parse_config(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn a_null_is_what_diffusers_makes_of_it() {
+        let config = parse_config(r#"{"a": null, "trained_betas": null, "b": NaN}"#).unwrap();
+        let settings = Settings::new(&config).unwrap();
+        for result in [
+            settings.number("a", 1.0).map(drop),
+            settings.integer("a", 1, 0).map(drop),
+            settings.choice("a", 1, &[("x", 1)]).map(drop),
+            settings.choice_of_numbers("a", 1, &[1, 2]).map(drop),
+            settings.number("b", 1.0).map(drop),
+        ] {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("` is null or not finite") && error.contains("or the key left out"), "{error}");
+        }
+        assert!(!settings.truth("a", true).unwrap());
+        assert!(
+            settings.numbers("trained_betas").unwrap().is_none() && settings.optional_number("a").unwrap().is_none()
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Reading a network's `config.json`: what is missing takes diffusers' default, and what is not supported is
-//! refused with its key and value.
+//! refused with its key and value, a `null` in place of a value too.
 
 use anyhow::{Result, bail};
 use serde_json::Value;
@@ -40,8 +40,13 @@ impl<'a> Json<'a> {
         }
     }
 
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.value.get(key).filter(|value| !value.is_null())
+    /// The value of a key, `None` where it is missing. A `null` is not its default: diffusers takes it for a value, and most
+    /// fail on it.
+    fn get(&self, key: &str, expected: &str) -> Result<Option<&'a Value>> {
+        match self.value.get(key) {
+            Some(Value::Null) => self.refuse(key, &Value::Null, &format!("{expected}, or no such key")),
+            value => Ok(value),
+        }
     }
 
     fn refuse<T>(&self, key: &str, value: &Value, expected: &str) -> Result<T> {
@@ -59,17 +64,18 @@ impl<'a> Json<'a> {
     }
 
     fn up_to(&self, key: &str, default: i64, most: i64) -> Result<i64> {
-        match self.get(key) {
+        let expected = format!("an integer from 1 to {most} is");
+        match self.get(key, &expected)? {
             None => Ok(default),
             Some(value) => match value.as_i64().filter(|&n| n > 0 && n <= most) {
                 Some(n) => Ok(n),
-                None => self.refuse(key, value, &format!("an integer from 1 to {most} is")),
+                None => self.refuse(key, value, &expected),
             },
         }
     }
 
     pub(super) fn number(&self, key: &str, default: f64) -> Result<f64> {
-        match self.get(key) {
+        match self.get(key, "a number is")? {
             None => Ok(default),
             Some(value) => match value.as_f64().filter(|n| n.is_finite()) {
                 Some(n) => Ok(n),
@@ -78,9 +84,11 @@ impl<'a> Json<'a> {
         }
     }
 
+    /// True or false; a `null` is false, as in Python.
     pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        match self.get(key) {
+        match self.value.get(key) {
             None => Ok(default),
+            Some(Value::Null) => Ok(false),
             Some(value) => match value.as_bool() {
                 Some(flag) => Ok(flag),
                 None => self.refuse(key, value, "true or false is"),
@@ -90,7 +98,7 @@ impl<'a> Json<'a> {
 
     /// One number of layers or heads for all blocks, or a list with one each.
     pub(super) fn per_block(&self, key: &str, default: i64, blocks: usize) -> Result<Vec<i64>> {
-        match self.get(key) {
+        match self.value.get(key) {
             Some(Value::Array(_)) => {
                 let list = self.list(key, &[], limits::LAYERS)?;
                 if list.len() != blocks {
@@ -108,22 +116,22 @@ impl<'a> Json<'a> {
     }
 
     fn list(&self, key: &str, default: &[i64], most: i64) -> Result<Vec<i64>> {
-        let Some(value) = self.get(key) else { return Ok(default.to_vec()) };
+        let expected = format!("a list of at most {} integers from 1 to {most} is", limits::BLOCKS);
+        let Some(value) = self.get(key, &expected)? else { return Ok(default.to_vec()) };
         let list = value.as_array().filter(|items| items.len() <= limits::BLOCKS).and_then(|items| {
             items.iter().map(|item| item.as_i64().filter(|&n| n > 0 && n <= most)).collect::<Option<Vec<_>>>()
         });
         match list {
             Some(list) if !list.is_empty() => Ok(list),
-            _ => {
-                let expected = format!("a list of at most {} integers from 1 to {most} is", limits::BLOCKS);
-                self.refuse(key, &shortened(value), &expected)
-            }
+            _ => self.refuse(key, &shortened(value), &expected),
         }
     }
 
     /// A list of names, each one of `known`.
     pub(super) fn names(&self, key: &str, default: &[&str], known: &[&str]) -> Result<Vec<String>> {
-        let Some(value) = self.get(key) else { return Ok(default.iter().map(|s| s.to_string()).collect()) };
+        let Some(value) = self.get(key, "a list of block types is")? else {
+            return Ok(default.iter().map(|s| s.to_string()).collect());
+        };
         let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
         if items.len() > limits::BLOCKS {
             let expected = format!("at most {} block types are", limits::BLOCKS);
@@ -142,13 +150,18 @@ impl<'a> Json<'a> {
         Ok(names)
     }
 
-    /// A text, `default` when missing or null.
+    /// A text, `default` when missing.
     pub(super) fn text(&self, key: &str, default: &str) -> Result<String> {
-        match self.get(key) {
+        match self.get(key, "a text is")? {
             None => Ok(default.to_string()),
             Some(Value::String(text)) => Ok(text.clone()),
             Some(value) => self.refuse(key, value, "a text is"),
         }
+    }
+
+    /// Whether the key has a value other than `null`.
+    pub(super) fn is_there(&self, key: &str) -> bool {
+        self.value.get(key).is_some_and(|value| !value.is_null())
     }
 
     /// True when the key stands there as `null` (which is not the same as missing).
@@ -156,10 +169,14 @@ impl<'a> Json<'a> {
         self.value.get(key).is_some_and(Value::is_null)
     }
 
-    /// Refuses any value but those listed; missing and null pass.
+    /// Refuses any value but those listed; missing passes, and null where nothing or `false` is listed.
     pub(super) fn only(&self, key: &str, allowed: &[Value]) -> Result<()> {
-        match self.get(key) {
-            Some(value) if !allowed.iter().any(|a| a == value || (a.is_number() && a.as_f64() == value.as_f64())) => {
+        let is_one = |value: &Value| match value {
+            Value::Null => allowed.is_empty() || allowed.iter().any(|a| a.is_null() || *a == Value::Bool(false)),
+            value => allowed.iter().any(|a| a == value || (a.is_number() && a.as_f64() == value.as_f64())),
+        };
+        match self.value.get(key) {
+            Some(value) if !is_one(value) => {
                 let list: Vec<String> = allowed.iter().map(Value::to_string).collect();
                 let expected = if list.is_empty() { "null is".into() } else { format!("{} is", list.join(" or ")) };
                 self.refuse(key, value, &expected)
@@ -176,5 +193,36 @@ fn shortened(value: &Value) -> Value {
             items.iter().take(3).cloned().chain([Value::from("…")]).collect()
         }
         _ => value.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_null_is_no_default() {
+        let value = json!({"a": null, "names": ["x"]});
+        let json = Json::new("N", &value).unwrap();
+        let refused = |result: Result<()>| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("`a`: null") && error.contains("or no such key"), "{error}");
+        };
+        refused(json.integer("a", 1).map(drop));
+        refused(json.layers("a", 1).map(drop));
+        refused(json.number("a", 1.0).map(drop));
+        refused(json.per_block("a", 1, 2).map(drop));
+        refused(json.integers("a", &[1]).map(drop));
+        refused(json.names("a", &["x"], &["x"]).map(drop));
+        refused(json.text("a", "x").map(drop));
+        assert!(json.only("a", &[json!("x")]).is_err() && json.only("a", &[json!(1)]).is_err());
+        // Python takes it for false; and for what it is where the class has it as its default.
+        assert!(!json.flag("a", true).unwrap());
+        json.only("a", &[]).unwrap();
+        json.only("a", &[json!(false)]).unwrap();
+        json.only("a", &[json!("x"), Value::Null]).unwrap();
+        assert_eq!(json.integer("b", 3).unwrap(), 3);
     }
 }

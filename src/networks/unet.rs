@@ -77,9 +77,9 @@ impl<'a, V> From<&'a V> for Condition<'a, V> {
 
 impl Addition {
     fn from_json(json: &Json) -> Result<Option<Self>> {
-        json.only("addition_embed_type", &[json!("text_time")])?;
+        json.only("addition_embed_type", &[json!("text_time"), Value::Null])?;
         let (embeds, wide) = ("addition_time_embed_dim", "projection_class_embeddings_input_dim");
-        if json.text("addition_embed_type", "")?.is_empty() {
+        if !json.is_there("addition_embed_type") {
             json.only(embeds, &[])?;
             json.only(wide, &[])?;
             return Ok(None);
@@ -117,7 +117,7 @@ impl UnetConfig {
             );
         }
         let mid_block = !json.is_null("mid_block_type");
-        json.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
+        json.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn"), Value::Null])?;
         json.only("act_fn", &[json!("silu"), json!("swish")])?;
         json.only("resnet_time_scale_shift", &[json!("default")])?;
         json.only("time_embedding_type", &[json!("positional")])?;
@@ -158,7 +158,8 @@ impl UnetConfig {
         let config = Self {
             in_channels: json.integer("in_channels", 4)?,
             out_channels: json.integer("out_channels", 4)?,
-            sample_size: json.integer("sample_size", 64)?,
+            // diffusers' own default is none.
+            sample_size: if json.is_there("sample_size") { json.integer("sample_size", 64)? } else { 64 },
             down_attention: down_types.iter().map(|name| name == down[0]).collect(),
             up_attention: up_types.iter().map(|name| name == up[0]).collect(),
             mid_block,

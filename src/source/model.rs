@@ -16,7 +16,7 @@ use super::single_file::SingleFile;
 use super::stored::{Origin, Place, Stored};
 use super::vae::Vae;
 use super::{Component, SwiftTokenizer, Tokenizer, folder, hub, tokenizer};
-use crate::diffusion::parse_config;
+use crate::diffusion::{config_text, parse_config};
 use crate::networks::autoencoder::AutoencoderConfig;
 use crate::networks::safety_checker::SafetyCheckerConfig;
 use crate::networks::text_encoder::TextEncoderConfig;
@@ -297,7 +297,7 @@ impl Model {
             })?,
         }
         if matches!(self.form, Form::File(_)) || self.options.change_scheduler() {
-            let scheduler = serde_json::to_string_pretty(&self.scheduler_config()?)? + "\n";
+            let scheduler = config_text(&self.scheduler_config()?);
             write_bytes(&to.join("scheduler/scheduler_config.json"), scheduler.as_bytes())?;
         }
         Ok(())

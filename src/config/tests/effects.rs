@@ -95,6 +95,19 @@ fn a_key_without_effect_is_refused_or_warned_of() {
             vec![],
             "`palettize.palette_learning_rate` has no effect",
         ),
+        // Rates at their ends.
+        ("[data]\ncaption_dropout_rate = 1", vec![], "`data.caption_dropout_rate` is 1: every caption is replaced"),
+        (
+            "[train]\ntrain_text_encoder = true\ntext_encoder_lr = 0",
+            vec![],
+            "`train.text_encoder_lr` is 0: the text encoder costs",
+        ),
+        (
+            "[palettize]\nenabled = false\n[train]\nuse_ema = true\nema_decay = 0",
+            vec![],
+            "`train.ema_decay` is 0: the average is the last weights",
+        ),
+        ("[palettize]\npalette_learning_rate = 0", vec![], "`palettize.palette_learning_rate` is 0: palettes stay"),
     ] {
         let (_, found) = loaded(&format!("{SMALL}{lines}\n"), &overrides);
         assert!(found.len() == 1 && found[0].contains(expected), "{lines}: {found:?}");
