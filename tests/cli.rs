@@ -128,6 +128,27 @@ fn a_misspelt_key_names_the_nearest_and_its_line() {
 }
 
 #[test]
+fn layers_that_are_kept_twice_and_budgets_that_decide_nothing_are_told() {
+    let work = Work::new();
+    let analyze = ["analyze", MODEL, "--config", "run.toml", "-o", "r.toml"];
+    let kept = ["--target-bits", "4", "--keep", "conv_in.weight=4", "--keep", "conv_*=8"];
+    let error = fails(work.folder.path(), &[&analyze[..], &kept].concat(), 2);
+    assert!(error.contains("--keep conv_in.weight: has no effect, because later ones replace it"), "{error}");
+    // Before the pictures to measure on are missed.
+    let (code, _, error) = run(work.folder.path(), &[&analyze[..], &["--target-bits", "15"]].concat());
+    assert!(code == 2 && error.contains("the budget is more than the largest palettes take"), "{error}");
+}
+
+#[test]
+fn help_tells_the_exit_codes() {
+    let (code, out, _) = run(Path::new("."), &["--help"]);
+    assert_eq!(code, 0);
+    for line in ["0    done", "1    the work failed", "2    the command line or the config", "130  stopped by Ctrl-C"] {
+        assert!(out.contains(line), "{out}");
+    }
+}
+
+#[test]
 fn all_mistakes_in_the_data_are_told_at_once() {
     let work = Work::new();
     std::fs::remove_file(work.path("pictures/0.png")).unwrap();
@@ -137,7 +158,7 @@ fn all_mistakes_in_the_data_are_told_at_once() {
     );
     std::fs::create_dir_all(work.path("runs/try")).unwrap();
     std::fs::write(work.path("runs/try/thesis.txt"), "mine").unwrap();
-    let error = work.check(1);
+    let error = work.check(2);
     for expected in ["pictures/0.txt", "pictures/1.png", "no.such.*", "runs/try exists and is not a run"] {
         assert!(error.contains(expected), "{expected:?} is not in\n{error}");
     }
@@ -393,6 +414,33 @@ fn inspect_reads_packages() {
     assert!(out.contains("2-bit palette") && out.contains("input sample"), "{out}");
 }
 
+/// What is left of a package is named for what it lacks, by itself and in a folder.
+#[test]
+fn a_package_without_a_part_is_named_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (code, out, error) = run(at, &["export", MODEL, "-o", "x"]);
+    assert_eq!(code, 0, "{error}");
+    let package = out.trim().to_owned();
+    let aside = |file: &str| {
+        let path = at.join(&package).join(file);
+        std::fs::rename(&path, at.join("aside")).unwrap();
+        for what in [package.as_str(), "x"] {
+            let said = fails(at, &["inspect", what], 1);
+            assert!(said.contains(&format!("is not a sound Core ML package: {file} is missing")), "{said}");
+        }
+        let said = fails(at, &["verify", &package], 1);
+        assert!(said.contains(&format!("{file} is missing")), "{said}");
+        std::fs::rename(at.join("aside"), path).unwrap();
+    };
+    aside("Manifest.json");
+    aside("Data/com.apple.CoreML/model.mlmodel");
+    // Under another name, too.
+    std::fs::rename(at.join(&package), at.join("renamed")).unwrap();
+    std::fs::remove_file(at.join("renamed/Manifest.json")).unwrap();
+    assert!(fails(at, &["inspect", "renamed"], 1).contains("Manifest.json is missing"));
+}
+
 /// A model's folder, one of its networks' and a run's: what they are, and the files in them.
 #[test]
 fn inspect_of_a_folder_tells_its_files() {
@@ -568,10 +616,18 @@ fn verify_and_generate_refuse_what_has_no_effect() {
         ),
         (vec!["--palettes", palettes, "--quantize-nbits", "unet=8"], "are both for the UNet: one of them"),
         (vec!["--quantize-nbits", "vae_decoder=8"], "--quantize-nbits has no effect: it names none"),
+        (
+            vec!["--quantize-nbits", "8", "--vae", MODEL],
+            "--vae has no effect: none of the packages is an autoencoder's",
+        ),
     ] {
         let error = fails(at, &[&verify[..], &more[..]].concat(), 2);
         assert!(error.contains(expected), "{error}");
     }
+    let (code, out, error) = run(at, &["export", MODEL, "-o", "y", "--component", "vae_decoder"]);
+    assert_eq!(code, 0, "{error}");
+    let error = fails(at, &["verify", out.trim(), "--against", MODEL, "--prediction-type", "epsilon"], 2);
+    assert!(error.contains("--prediction-type has no effect: none of the packages is a UNet"), "{error}");
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pipeline/model");
     let drawn = ["generate", model, "--prompt", "a", "-o", "b.png", "--steps", "1", "--save-latents", "x.safetensors"];
     assert_eq!(run(at, &drawn).0, 0);
@@ -583,6 +639,9 @@ fn verify_and_generate_refuse_what_has_no_effect() {
             "--seed has no effect with --latents",
         ),
         (vec!["--height", "60"], "--height 60 is not a multiple of"),
+        (vec!["--width", "1000000"], "--width 1000000 is more than 8192, the most that is drawn"),
+        (vec!["--seed", "-1"], "a seed is a whole number of at least 0"),
+        (vec!["--steps", "-3"], "invalid value '-3' for '--steps"),
         (vec!["--steps", "2000"], "--steps 2000: "),
         (vec!["--scheduler", "deis"], "`deis` is not a sampler"),
         (vec!["--device", "tpu"], "auto, cpu, cuda and mps"),

@@ -269,6 +269,55 @@ fn packages_of_large_pictures_are_sound() {
     Package::open(&path).unwrap().check_values().unwrap();
 }
 
+/// Two models of one name, as two fine-tunes in folders of the same name are: their packages are not mixed in a bundle.
+#[test]
+fn two_models_of_one_name_are_not_mixed() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["a", "b"].map(|place| folder.path().join(place).join("dog"));
+    copy(Path::new(MODEL), &first);
+    copy(Path::new(MODEL), &second);
+    change_weights(&second.join("unet/diffusion_pytorch_model.safetensors"), |tensors| {
+        let bias = tensors.get_mut("conv_out.bias").unwrap();
+        *bias = &*bias + 0.5;
+    });
+    let [first, second] = [first, second].map(|path| path.to_str().unwrap().to_owned());
+    let out = folder.path().join("out");
+    let at = out.to_str().unwrap();
+    let bundle = ["--bundle-resources-for-swift-cli", "--overwrite"];
+    export(&first, &out, &["--component", "text_encoder,vae_decoder"]);
+    let id = |part: &str| {
+        let package = Package::open(&out.join(format!("Stable_Diffusion_version_dog_{part}.mlpackage"))).unwrap();
+        package.metadata().user_defined["palettist.model_id"].clone()
+    };
+    assert_eq!(id("text_encoder"), id("vae_decoder"));
+    // Without a bundle it is said, with one it is refused before anything is written.
+    let said = "text_encoder.mlpackage is of another model of this name: its weights are not those of";
+    let arguments = ["export", second.as_str(), "-o", at, "--component", "unet"];
+    let (code, out_text, err) = run(&[&arguments[..], &bundle].concat());
+    assert!(code == 2 && err.contains(said) && err.contains("--component all --overwrite"), "{out_text}{err}");
+    assert!(!out.join("Resources").exists() && !out.join("Stable_Diffusion_version_dog_unet.mlpackage").exists());
+    let (_, warned) = export(&second, &out, &["--component", "unet"]);
+    assert!(warned.contains(&format!("warning: {at}/Stable_Diffusion_version_dog_{said}")), "{warned}");
+    assert_ne!(id("unet"), id("text_encoder"));
+    // All of one model.
+    export(&second, &out, &[&["--component", "all"][..], &bundle].concat());
+    assert_eq!(id("unet"), id("text_encoder"));
+    // What was compiled of another model, of which no package is there any more.
+    fs::remove_dir_all(out.join("Stable_Diffusion_version_dog_text_encoder.mlpackage")).unwrap();
+    let compiled = out.join("Resources/TextEncoder.mlmodelc");
+    fs::create_dir_all(&compiled).unwrap();
+    let about = |id: &str| json!([{"userDefinedMetadata": {"palettist.model_id": id}}]).to_string();
+    fs::write(compiled.join("metadata.json"), about("another")).unwrap();
+    let (code, _, err) = run(&[&arguments[..], &bundle].concat());
+    assert!(code == 2 && err.contains("TextEncoder.mlmodelc is of another model of this name"), "{err}");
+    fs::write(compiled.join("metadata.json"), about(&id("unet"))).unwrap();
+    let (code, _, err) = run(&[&arguments[..], &bundle].concat());
+    assert_eq!(code, 0, "{err}");
+    // An autoencoder in place of the model's own makes no other model of it.
+    export(&second, &out, &["--component", "vae_decoder", "--vae", &first, "--overwrite"]);
+    assert_eq!(id("vae_decoder"), id("unet"));
+}
+
 #[test]
 fn packages_are_not_written_into_the_model_nor_without_a_name() {
     let folder = tempfile::tempdir().unwrap();

@@ -439,6 +439,18 @@ fn every_scheduler_of_the_file_draws() {
 }
 
 #[test]
+fn guidance_that_overflows_is_named() {
+    let pipeline = pipeline();
+    let draw = |guidance_scale: f64| {
+        let request = Request { guidance_scale, steps: 1, ..request(None) };
+        pipeline.generate(&request, &mut |_, _| Ok(())).map(drop)
+    };
+    let error = draw(1e300).unwrap_err().to_string();
+    assert!(error.contains("not finite: the guidance scale 1") && error.contains("is too large"), "{error}");
+    draw(20.0).unwrap();
+}
+
+#[test]
 fn finished_pictures_survive_an_interrupt() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = model_path();

@@ -57,9 +57,14 @@ impl Work {
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     }
 
+    /// What cannot be used.
     fn says(&self, arguments: &[&str], words: &[&str]) {
+        self.ends(arguments, 1, words);
+    }
+
+    fn ends(&self, arguments: &[&str], expected: i32, words: &[&str]) {
         let (code, _, error) = self.run(arguments);
-        assert_eq!(code, 1, "{arguments:?}: {error}");
+        assert_eq!(code, expected, "{arguments:?}: {error}");
         for word in words {
             assert!(error.contains(word), "{arguments:?}: `{word}` is not in: {error}");
         }
@@ -160,19 +165,64 @@ fn schedules_that_are_not_supported_are_refused_by_all_commands() {
 
 #[test]
 fn what_a_run_could_not_draw_or_palettize_is_refused_before_it_begins() {
-    let both = |work: &Work, overrides: &[&str], words: &[&str]| {
+    let both = |work: &Work, overrides: &[&str], code: i32, words: &[&str]| {
         for command in ["check", "train"] {
-            work.says(&[&[command, "run.toml"][..], overrides].concat(), words);
+            work.ends(&[&[command, "run.toml"][..], overrides].concat(), code, words);
         }
     };
     let work = Work::new();
     let drawing = ["sample.prompts=[\"a cat\"]", "sample.sample_every_n_steps=1"];
     work.set("scheduler/scheduler_config.json", "timestep_spacing", json!("weird"));
-    both(&work, &drawing, &["timestep_spacing", "weird", "sample.sample_steps"]);
-    both(&Work::new(), &["palettize.weight_threshold=100000000"], &["no layer of the UNet would get a palette"]);
+    both(&work, &drawing, 1, &["timestep_spacing", "weird", "sample.sample_steps"]);
+    // What the config asks of the model ends as what is wrong in it by itself.
+    both(&Work::new(), &["palettize.weight_threshold=100000000"], 2, &["no layer of the UNet would get a palette"]);
+    both(&Work::new(), &["data.resolution=40"], 2, &["data.resolution is 40", "multiples of"]);
+    let unmatched = "palettize.overrides=[{match=\"no.such.*\", skip=true}]";
+    both(&Work::new(), &[unmatched], 2, &["match = \"no.such.*\" is no weight of this UNet"]);
+    let steps = ["sample.prompts=[\"a cat\"]", "sample.sample_every_n_steps=1", "sample.sample_steps=1000"];
+    let work = Work::new();
+    work.set("scheduler/scheduler_config.json", "num_train_timesteps", json!(500));
+    both(&work, &steps, 2, &["sample.sample_steps = 1000", "500"]);
+    if !tch::Cuda::is_available() {
+        both(&Work::new(), &["train.device=cuda"], 2, &["`train.device` is \"cuda\", but libtorch finds no CUDA GPU"]);
+    }
     let work = Work::new();
     work.set("vae/config.json", "scaling_factor", json!(0.0));
     work.all_say(&["`scaling_factor`: 0", "must be above 0"]);
+}
+
+/// diffusers takes a null for a value and fails on it, or computes something else: it is not the default.
+#[test]
+fn nulls_are_no_defaults() {
+    for (file, key, words) in [
+        ("scheduler/scheduler_config.json", "beta_start", "`beta_start` is null"),
+        ("unet/config.json", "norm_num_groups", "`norm_num_groups`: null"),
+        ("vae/config.json", "scaling_factor", "`scaling_factor`: null"),
+        ("text_encoder/config.json", "num_hidden_layers", "`num_hidden_layers`: null"),
+    ] {
+        let work = Work::new();
+        work.set(file, key, Value::Null);
+        work.all_say(&[words, "the key left out"].map(|word| match word {
+            "the key left out" if file != "scheduler/scheduler_config.json" => "or no such key",
+            word => word,
+        }));
+    }
+}
+
+/// A model that was saved as a pipeline for something else draws from texts if its UNet does, and that is said.
+#[test]
+fn other_pipelines_are_named() {
+    let work = Work::new();
+    let named = "model was saved as a StableDiffusionInpaintPipeline: its UNet, autoencoder and text encoders are used";
+    let check = ["check", "run.toml", "--no-estimate"];
+    assert!(!work.run(&check).2.contains("was saved as"));
+    work.set("model_index.json", "_class_name", json!("StableDiffusionInpaintPipeline"));
+    let (code, _, error) = work.run(&check);
+    assert!(code == 0 && error.matches(named).count() == 1, "{error}");
+    let (code, _, error) = work.run(&["export", "model", "-o", "out", "--component", "text_encoder"]);
+    assert!(code == 0 && error.contains(named), "{error}");
+    work.set("model_index.json", "_class_name", json!(["mine", "Pipeline"]));
+    assert!(work.run(&check).2.contains("was saved as a [\"mine\",\"Pipeline\"]"));
 }
 
 #[test]
@@ -219,7 +269,11 @@ fn options_about_the_model_are_honoured() {
     assert_eq!(scheduler("runs/said/model")["prediction_type"], "v_prediction");
     assert_eq!(scheduler("runs/said/model")["rescale_betas_zero_snr"], true);
 
-    work.says(&["generate", "model", "--revision", "main", "--prompt", "a", "-o", "a.png"], &["on this disk", "main"]);
+    work.ends(
+        &["generate", "model", "--revision", "main", "--prompt", "a", "-o", "a.png"],
+        2,
+        &["on this disk", "main"],
+    );
     // A scheduler that does not know the key gives way, in the index too.
     work.set("scheduler/scheduler_config.json", "_class_name", json!("PNDMScheduler"));
     work.set("model_index.json", "scheduler", json!(["diffusers", "PNDMScheduler"]));

@@ -55,7 +55,7 @@ impl Run {
         let found = || contents(&self.out()).into_iter().filter(|(path, _)| shown(path)).collect::<Vec<_>>();
         let before = found();
         for command in ["check", "train"] {
-            ends(self.path(), &self.arguments(command, changes), 1, expected);
+            ends(self.path(), &self.arguments(command, changes), 2, expected);
         }
         assert!(found() == before, "{changes:?}");
     }
@@ -84,6 +84,12 @@ fn a_finished_run_says_so_and_writes_nothing() {
     assert!(checked.contains("run is finished (2 steps)"), "{checked}");
     run.refused(&["train.max_train_steps=1"], "is finished, with 2 steps, and max_train_steps is 1");
     run.refused(&["train.max_train_steps=2", "seed=7"], "`seed` was 42 and is now 7");
+
+    // What would change what is learned is not taken up, and that is said.
+    same(
+        &["train.learning_rate=0.002"],
+        "note: not used, because nothing is left to learn: learning_rate = 0.002 (was",
+    );
 
     // What is gone is written again, and nothing else.
     fs::remove_dir_all(run.out().join("model/vae")).unwrap();
@@ -444,7 +450,16 @@ fn a_run_is_a_model_wherever_one_is_asked_for() {
     assert!(evaluated["palettized"].is_f64(), "{evaluated}");
     // As a base for another run, too.
     let more = ["model.pretrained_model_name_or_path=run", "output_dir=next", "train.max_train_steps=1"];
-    ends(run.path(), &run.arguments("train", &more), 0, "");
+    let values = "the model of run holds the values of its palettes: training begins from these";
+    ends(run.path(), &run.arguments("train", &more), 0, values);
+    // And its model by itself, which says nothing of where it came from.
+    let more = ["model.pretrained_model_name_or_path=run/model", "output_dir=more", "train.max_train_steps=1"];
+    let values = "different values: they were quantized before (palettes, fp8), and training begins from these values";
+    ends(run.path(), &run.arguments("train", &more), 0, values);
+    let checked = succeed(common::runs::run(run.path(), &run.arguments("check", &more[..1])));
+    assert!(checked.contains(values), "{checked}");
+    let float = succeed(common::runs::run(run.path(), &run.arguments("check", &["output_dir=none"])));
+    assert!(!float.contains("quantized before"), "{float}");
 
     let unfinished = Run::new();
     killed_after(&unfinished, &[], "step-000002");
@@ -477,6 +492,99 @@ fn a_users_files_in_a_run_survive_a_longer_run() {
     assert!(hidden(&run.out()).is_empty());
 }
 
+/// A finished run that is called otherwise writes what is named after it once more; what has the old name is told of.
+#[test]
+fn a_run_under_another_name_tells_of_what_has_the_old_one() {
+    let run = Run::new();
+    run.train(&["train.max_train_steps=2"]);
+    let named = "note: the run is called cat now (was tiny); what it wrote under the old name stays as it is in run: \
+                 coreml/Stable_Diffusion_version_tiny_unet.mlpackage, tiny.palettes.safetensors";
+    let checked =
+        succeed(common::runs::run(run.path(), &run.arguments("check", &["train.max_train_steps=2", "name=cat"])));
+    assert!(checked.contains(named), "{checked}");
+    for steps in ["train.max_train_steps=2", "train.max_train_steps=3"] {
+        let told = run.train(&[steps, "name=cat"]);
+        assert!(told.contains(named) || steps.ends_with('3'), "{told}");
+        assert!(
+            run.out().join("cat.palettes.safetensors").is_file()
+                && run.out().join("tiny.palettes.safetensors").is_file()
+        );
+    }
+}
+
+/// What somebody changed among a run's results is there after a longer run, under another name; what nobody changed is
+/// replaced.
+#[test]
+fn results_that_were_changed_survive_a_longer_run() {
+    let run = Run::new();
+    run.train(&["train.max_train_steps=2"]);
+    let package = run.out().join("coreml/Stable_Diffusion_version_tiny_unet.mlpackage");
+    let weights = package.join("Data/com.apple.CoreML/weights/weight.bin");
+    let report = run.out().join("report.html");
+    let own = fs::read(&report).unwrap();
+    fs::write(package.join("notes.txt"), "mine").unwrap();
+    let changed = [&fs::read(&weights).unwrap()[..], b"more"].concat();
+    fs::write(&weights, &changed).unwrap();
+    fs::write(package.join(".DS_Store"), "of the system").unwrap();
+    fs::write(run.out().join("tiny.palettes.safetensors"), "mine").unwrap();
+    let told = run.train(&["train.max_train_steps=3"]);
+    for name in ["coreml/Stable_Diffusion_version_tiny_unet.mlpackage", "tiny.palettes.safetensors"] {
+        let note = format!("run/{name} was changed since the run wrote it; what was there is run/{name}.changed now");
+        assert!(told.contains(&note), "{told}");
+    }
+    let kept = |inner: &str| fs::read(package.with_extension("mlpackage.changed").join(inner)).unwrap();
+    assert_eq!(kept("notes.txt"), b"mine");
+    assert_eq!(kept("Data/com.apple.CoreML/weights/weight.bin"), changed);
+    assert_eq!(fs::read(run.out().join("tiny.palettes.safetensors.changed")).unwrap(), b"mine");
+    assert!(!package.join("notes.txt").exists() && fs::read(&weights).unwrap() != changed);
+    assert!(!run.out().join("report.html.changed").exists() && fs::read(&report).unwrap() != own);
+    // Only what the system leaves, then nothing: nothing more is kept.
+    fs::write(package.join(".DS_Store"), "of the system").unwrap();
+    let told = run.train(&["train.max_train_steps=4"]);
+    assert!(!told.contains("was changed since"), "{told}");
+    // Ended and killed before it could say so: what is there is the run's own.
+    let finished = run.out().join("finished.json");
+    let before = fs::read(&finished).unwrap();
+    run.train(&["train.max_train_steps=5"]);
+    let whole = contents(&run.out());
+    fs::write(&finished, before).unwrap();
+    let told = run.train(&["train.max_train_steps=5"]);
+    assert!(!told.contains("was changed since") && !told.contains("kept in"), "{told}");
+    assert!(contents(&run.out()) == whole);
+}
+
+/// What a run keeps on another disk, through a link, is not deleted.
+#[test]
+#[cfg(unix)]
+fn clean_deletes_nothing_through_a_link() {
+    use std::os::unix::fs::symlink;
+    let run = Run::new();
+    run.train(&["train.max_train_steps=2", "export.coreml=false"]);
+    let (checkpoints, elsewhere) = (run.out().join("checkpoints"), run.path().join("elsewhere"));
+    let refused = |link: &str| {
+        let before = contents(&elsewhere);
+        for arguments in [&["clean", "run"][..], &["clean", "run", "--dry-run"]] {
+            let told = ends(run.path(), arguments, 1, &format!("{link} is a link, and what it leads to lies outside"));
+            assert!(told.contains("nothing was deleted"), "{told}");
+        }
+        assert!(contents(&elsewhere) == before && !before.is_empty());
+    };
+    fs::rename(&checkpoints, &elsewhere).unwrap();
+    symlink(&elsewhere, &checkpoints).unwrap();
+    refused("run/checkpoints");
+    // A run resumes from there all the same.
+    run.train(&["train.max_train_steps=3", "export.coreml=false"]);
+    fs::remove_file(&checkpoints).unwrap();
+    fs::create_dir(&checkpoints).unwrap();
+    symlink(elsewhere.join("step-000003"), checkpoints.join("step-000003")).unwrap();
+    refused("run/checkpoints/step-000003");
+    fs::remove_file(checkpoints.join("step-000003")).unwrap();
+    symlink(&elsewhere, checkpoints.join("set-aside-1")).unwrap();
+    refused("run/checkpoints/set-aside-1");
+    fs::remove_file(checkpoints.join("set-aside-1")).unwrap();
+    succeed(common::runs::run(run.path(), &["clean", "run"]));
+}
+
 #[test]
 fn check_refuses_what_train_could_not_write() {
     let run = Run::new();
@@ -488,7 +596,7 @@ fn check_refuses_what_train_could_not_write() {
         ("export.latent_h=5000", "1 to 4096"),
     ] {
         for command in ["check", "train"] {
-            ends(run.path(), &run.arguments(command, &[change]), 1, expected);
+            ends(run.path(), &run.arguments(command, &[change]), 2, expected);
         }
     }
     assert_eq!(hidden(run.path()), Vec::<PathBuf>::new());

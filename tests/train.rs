@@ -330,7 +330,7 @@ fn mistakes_get_one_line_and_change_nothing() {
 
     fs::create_dir(folder.path().join("run")).unwrap();
     fs::write(folder.path().join("run/mine.txt"), "keep").unwrap();
-    refused(&["train", config], 1, "is not a run of this program");
+    refused(&["train", config], 2, "is not a run of this program");
     assert_eq!(fs::read_to_string(folder.path().join("run/mine.txt")).unwrap(), "keep");
     fs::remove_dir_all(folder.path().join("run")).unwrap();
 
@@ -338,8 +338,8 @@ fn mistakes_get_one_line_and_change_nothing() {
     let palettes = folder.path().join("run/tiny.palettes.safetensors");
     let before = fs::read(&palettes).unwrap();
     refused(&["train", config, "train.max_train_steps=2", "train.seed=7"], 2, "seed");
-    refused(&["train", config, "train.max_train_steps=2", "seed=7"], 1, "`seed` was 42 and is now 7");
-    refused(&["train", config, "train.max_train_steps=2", "--resume", "never"], 1, "holds a run already");
+    refused(&["train", config, "train.max_train_steps=2", "seed=7"], 2, "`seed` was 42 and is now 7");
+    refused(&["train", config, "train.max_train_steps=2", "--resume", "never"], 2, "holds a run already");
     assert_eq!(fs::read(&palettes).unwrap(), before);
     // A longer run is the same run.
     succeed(run(folder.path(), &["train", config, "train.max_train_steps=3", "export.coreml=false"]));

@@ -17,6 +17,7 @@ use crate::palette::allocate::{Allocation, Choice, allocate};
 use crate::palette::{BITS, Form};
 use crate::report::{Progress, duration};
 use crate::source::{Component, files};
+use crate::terminal::note;
 use crate::train::evaluate::{Evaluation, snr};
 use crate::train::sensitivity::{Effect, Measurements, Sensitivity, measure};
 
@@ -98,6 +99,14 @@ pub fn run(args: Args) -> Result<()> {
     let parameters = model.parameters(Component::Unet)?;
     let plan = Plan::new(&config, &keep, &candidates, &parameters)?;
     let budget = plan.budget(args.target_bits, args.target_megabytes)?;
+    let most: u64 =
+        plan.layers.iter().map(|layer| layer.forms.iter().map(|form| layer.bytes(form)).max().unwrap_or(0)).sum();
+    if budget > most {
+        note(format_args!(
+            "the budget is more than the largest palettes take, {:.3} bits a palettized weight: it decides nothing",
+            most as f64 * 8.0 / plan.elements().max(1) as f64
+        ));
+    }
 
     stop_on_interrupt()?;
     let by_loss = args.measure == "loss";
@@ -213,6 +222,15 @@ impl Plan {
             parameters.iter().all(|parameter| !parameter.palettizable || !matches_glob(pattern, &parameter.name))
         }) {
             return Err(Usage(format!("--keep {pattern}: is no conv's or linear layer's weight of this UNet")).into());
+        }
+        // Of several that match a layer the last holds.
+        let names = || parameters.iter().filter(|parameter| parameter.palettizable).map(|parameter| &parameter.name);
+        let holds = |place: usize, name: &str| {
+            matches_glob(&keep[place].0, name) && !keep[place + 1..].iter().any(|(later, _)| matches_glob(later, name))
+        };
+        if let Some(place) = (0..keep.len()).find(|&place| !names().any(|name| holds(place, name))) {
+            let message = format!("--keep {}: has no effect, because later ones replace it", keep[place].0);
+            return Err(Usage(message).into());
         }
         let mut plan = Self { layers: Vec::new(), kept_dense: Vec::new(), dense_bytes: 0 };
         for Parameter { name, shape, palettizable, .. } in parameters {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::doctor::free_disk;
-use super::{Mistakes, grouped, print, size};
-use crate::config::{self, Config, DeviceChoice, Loaded, MixedPrecision, Recipe, SamplePrompt, TrainedComponent};
+use super::{Mistakes, Usage, grouped, is_usage, print, size};
+use crate::config::{self, Config, DeviceChoice, Loaded, MixedPrecision, SamplePrompt, TrainedComponent};
 use crate::coreml::apple;
 use crate::coreml::cost::Cost;
 use crate::data::set::class_folder;
@@ -18,7 +18,7 @@ use crate::terminal::tell;
 use crate::train::estimate::{Pictures, estimate};
 use crate::train::identity::{Identity, ModelIdentity};
 use crate::train::plan::{self, Action, Before, Plan, plan};
-use crate::train::prompts::samples_with_own;
+use crate::train::prompts::other_sampler;
 use crate::train::{self, Resume, device_and_kind, drawing, run_folder};
 
 /// Reads config, data and model headers and tells what a run would do; trains nothing
@@ -62,6 +62,8 @@ pub fn run(args: Args) -> Result<()> {
             let words: Vec<String> = words.map(|word| shell_word(&word)).collect();
             print(format_args!("nothing wrong found; to train: palettist train {}", words.join(" ")))
         }
+        // As `train` would end.
+        false if report.usage => Err(Usage(report.mistakes.join("\n")).into()),
         false => Err(Mistakes(report.mistakes).into()),
     }
 }
@@ -71,16 +73,12 @@ pub fn run(args: Args) -> Result<()> {
 struct Report {
     lines: Vec<String>,
     mistakes: Vec<String>,
+    /// Whether one of them is the config's own.
+    usage: bool,
     /// The model's, where it can be read.
     tokenizer: Option<Tokenizer>,
     /// The pictures, where their folders can be read.
     data: Option<DataSet>,
-}
-
-/// Whether a run draws pictures, samples or those of the class, with the sampler of the model's scheduler.
-fn draws_with_own_sampler(config: &Config) -> bool {
-    samples_with_own(config)
-        || config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.with_prior_preservation)
 }
 
 impl Report {
@@ -92,6 +90,7 @@ impl Report {
     /// The value of a result; an error is noted among the mistakes, unless it stands there already.
     fn take<T>(&mut self, result: Result<T>) -> Option<T> {
         let note = |error: anyhow::Error| {
+            self.usage |= is_usage(&error);
             let text = format!("{error:#}").replace('\n', " ");
             if !self.mistakes.contains(&text) {
                 self.mistakes.push(text);
@@ -120,31 +119,18 @@ impl Report {
         }
         self.tokenizer = self.take(model.tokenizer());
         self.take(train::supports(config, model));
-        if let Some(scheduler) = model.scheduler_config().ok().filter(|_| draws_with_own_sampler(config)) {
-            let own = crate::diffusion::Own::of(&scheduler);
-            if let Some(warning) = own.warning {
-                self.line("", format!("warning: {warning}"));
-            }
+        if let Some(warning) = other_sampler(config, model).ok().flatten() {
+            self.line("", format!("warning: {warning}"));
         }
-        if config.train.component == TrainedComponent::Unet && config.palettize.enabled {
-            // The recipe's layers stand before the overrides; they are looked at where their lines are known.
-            let mut from_recipe = 0;
-            if let Some(path) = &config.palettize.recipe
-                && let Some(recipe) = self.take(Recipe::read(path).map_err(Into::into))
-            {
-                from_recipe = recipe.overrides().len();
-                let checked = model.parameters(Component::Unet).map(|parameters| recipe.check(&parameters));
-                if let Ok(Err(config::Error { problems })) = checked {
+        if config.train.component == TrainedComponent::Unet
+            && let Err(error) = train::names_layers(config, model)
+        {
+            match error.downcast::<config::Error>() {
+                Ok(config::Error { problems }) => {
+                    self.usage = true;
                     self.mistakes.extend(problems.iter().map(ToString::to_string));
                 }
-            }
-            for exception in config.palettize.overrides.iter().skip(from_recipe) {
-                let fits = |name: &str| config::matches_glob(&exception.pattern, name);
-                let parameters = model.parameters(Component::Unet).unwrap_or_default();
-                if !parameters.is_empty() && !parameters.iter().any(|p| p.palettizable && fits(&p.name)) {
-                    let pattern = &exception.pattern;
-                    self.mistakes.push(format!("palettize.overrides: match = \"{pattern}\" is no weight of this UNet"));
-                }
+                Err(error) => drop(self.take::<()>(Err(error))),
             }
         }
     }
@@ -252,11 +238,8 @@ impl Report {
             let each = if pictures == 1 { "1 picture".to_owned() } else { format!("{pictures} pictures") };
             self.line("", format!("{each} per epoch: {epochs:.1} epochs"));
         }
+        self.take(device_and_kind(config));
         let cuda = tch::Cuda::is_available();
-        if train.device == DeviceChoice::Cuda && !cuda {
-            self.mistakes
-                .push("train.device = \"cuda\", but libtorch finds no GPU (see `palettist doctor`)".to_string());
-        }
         let device = if cuda && train.device != DeviceChoice::Cpu { "the GPU" } else { "the CPU" };
         let kind = match train.mixed_precision {
             MixedPrecision::No => "fp32",
@@ -397,7 +380,11 @@ impl Report {
         self.take(run_folder::check_writable(&config.output_dir).context("output_dir"));
         self.take(run_folder::check_writable(&config.data.cache_dir).context("data.cache_dir"));
         // Weights that nothing could be learned from are found on the way.
-        let identity = model.and_then(|model| self.take(ModelIdentity::of(model, config)));
+        let read = model.and_then(|model| self.take(ModelIdentity::of(model, config)));
+        if let Some(remark) = read.as_ref().and_then(|read| train::begins_from(config, read)) {
+            self.line("", format!("note: {remark}"));
+        }
+        let identity = read.map(|read| read.identity);
         let Some(Plan { action, notes }) = self.take(plan(config, &Resume::Auto)) else { return };
         notes.iter().for_each(|note| self.line("", format!("note: {note}")));
         // What is wrong with the model or the data has been noted.

@@ -46,6 +46,13 @@ pub fn run(args: Args) -> Result<()> {
             "{shown} has trained beyond the steps of its results and resumes from its checkpoints; nothing was deleted"
         );
     }
+    if let Some(link) = run.link() {
+        bail!(
+            "{} is a link, and what it leads to lies outside the run; delete that yourself, or move it here in its place; \
+             nothing was deleted",
+            link.display()
+        );
+    }
     if let Some(file) = run.stranger().filter(|_| !args.dry_run) {
         bail!("{} is not of the run; move it elsewhere first; nothing was deleted", file.display());
     }

@@ -10,7 +10,7 @@ use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print};
 use crate::coreml::apple::{misfits, takes_safety_checker};
 use crate::coreml::attention::AttentionImplementation;
-use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle, of_another_model};
+use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle, of_another_model, of_other_weights};
 use crate::coreml::chunk::{chunk_paths, export_in_chunks};
 use crate::coreml::components::{
     Attended, Part, autoencoder_numbers, export_safety_checker, export_text_encoder, export_vae_decoder,
@@ -68,10 +68,10 @@ pub struct Args {
     #[arg(long, value_name = "TARGET")]
     min_deployment_target: Option<Target>,
     /// Height of the latents, an eighth of the picture's; the model's own if not given, a run's as its config has it
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     latent_h: Option<i64>,
     /// Width of the latents
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     latent_w: Option<i64>,
     /// A batch of one: two calls a step for classifier-free guidance, less memory
     #[arg(long)]
@@ -273,6 +273,22 @@ pub fn run(args: Args) -> Result<()> {
     {
         let message = "is of another model, and Resources holds one: choose another folder";
         return Err(Usage(format!("{} {message}", other.display())).into());
+    }
+    let replaced: Vec<PathBuf> = parts
+        .iter()
+        .flat_map(|&part| {
+            let chunks = chunk_paths(&path(part));
+            std::iter::once(path(part)).chain(chunks.into_iter().filter(move |_| part == Part::Unet))
+        })
+        .collect();
+    if let Some(other) = of_other_weights(&args.output, &metadata, &replaced) {
+        let message = format!("{} is of another model of this name: its weights are not those of", other.display());
+        let message = format!("{message} {}", model.path().display());
+        if args.bundle_resources_for_swift_cli {
+            let advice = "choose another folder, or export all of the model with --component all --overwrite";
+            return Err(Usage(format!("{message}; {advice}")).into());
+        }
+        warn(message);
     }
     for part in &parts {
         let whole = path(*part);

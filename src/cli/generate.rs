@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
+use super::doctor::memory;
 use super::model::ModelArgs;
 use super::train::stop_on_interrupt;
 use super::{Interrupted, Usage, print};
@@ -46,7 +47,7 @@ pub struct Args {
     pub steps: usize,
 
     /// How strongly the prompt rules; 1 or less switches guidance off [default: 7.5, and 5 for Stable Diffusion XL].
-    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    #[arg(long, value_name = "S")]
     pub guidance_scale: Option<f64>,
 
     /// The sampler: auto (that of the model's own scheduler), ddim, ddpm, pndm, lms, euler, euler_a, heun, dpm_2, dpm_2_a,
@@ -56,7 +57,7 @@ pub struct Args {
     pub scheduler: SamplerChoice,
 
     /// Seed of the noise: the initial one, and that which some samplers add at each step [default: 0].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = seed)]
     pub seed: Option<u64>,
 
     /// Height of the picture in pixels [default: the model's own].
@@ -104,6 +105,13 @@ pub fn device(name: &str) -> Result<Device> {
         "mps" => bail!("libtorch finds no Metal device here; `palettist doctor` says what there is"),
         _ => bail!("there are auto, cpu, cuda and mps"),
     }
+}
+
+/// Height and width of a picture, px, as in a config.
+const LARGEST_SIDE: i64 = 8192;
+
+fn seed(text: &str) -> Result<u64> {
+    text.parse().map_err(|_| anyhow!("a seed is a whole number of at least 0"))
 }
 
 fn precision(name: &str) -> Result<Kind> {
@@ -168,8 +176,24 @@ fn check(args: &Args) -> Result<()> {
 fn check_with(args: &Args, model: &Model, request: &Request) -> Result<()> {
     let factor = model.autoencoder_config()?.factor();
     for (name, side) in [("height", args.height), ("width", args.width)] {
-        if let Some(side) = side.filter(|side| *side < 1 || side % factor != 0) {
+        let Some(side) = side else { continue };
+        if side < 1 || side % factor != 0 {
             return Err(Usage(format!("--{name} {side} is not a multiple of {factor}")).into());
+        }
+        if side > LARGEST_SIDE {
+            return Err(Usage(format!("--{name} {side} is more than {LARGEST_SIDE}, the most that is drawn")).into());
+        }
+    }
+    // What the decoder reads and writes at full size: less than all that it takes.
+    if let (Some((height, width)), Some((memory, _))) = (request.size, memory().filter(|_| args.device == Device::Cpu))
+    {
+        let channels = model.autoencoder_config()?.block_out_channels.first().copied().unwrap_or(1);
+        let needed = 8 * channels as u64 * height as u64 * width as u64;
+        if needed > memory {
+            let (needed, memory) = (super::size(needed), super::size(memory));
+            let message =
+                format!("{height} × {width} pixels (height × width) take {needed} at least, of {memory} here");
+            return Err(Usage(message).into());
         }
     }
     if let (Noise::Latents(latents, _), Some((height, width))) = (&request.noise, request.size)

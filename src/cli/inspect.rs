@@ -79,7 +79,7 @@ pub struct Contents {
 impl Contents {
     fn read(path: &Path) -> Result<Self> {
         let found = path.metadata().with_context(|| path.display().to_string())?;
-        if found.is_dir() && path.join("Manifest.json").exists() {
+        if found.is_dir() && is_package(path) {
             return Self::package(path);
         }
         if found.is_dir() {
@@ -304,6 +304,12 @@ fn palette_kind(bits: u32, groups: u64, vector: u64) -> String {
     format!("{bits}-bit palette{groups}{vector}")
 }
 
+/// Whether a folder is a package or what is left of one, which may lack its manifest.
+fn is_package(folder: &Path) -> bool {
+    let named = folder.extension().is_some_and(|extension| extension == "mlpackage");
+    named || ["Manifest.json", "Data/com.apple.CoreML"].iter().any(|part| folder.join(part).exists())
+}
+
 /// How deep in a folder files are looked for: in a run, `model/unet/` is two folders down.
 const DEEPEST: usize = 2;
 
@@ -321,7 +327,7 @@ fn weight_files(folder: &Path, deeper: usize) -> Result<Vec<PathBuf>> {
             continue;
         }
         let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if (is("safetensors") && path.is_file()) || (folder && is("mlpackage")) {
+        if (is("safetensors") && path.is_file()) || (folder && is_package(&path)) {
             files.push(path);
         } else if folder && deeper > 0 {
             files.extend(weight_files(&path, deeper - 1)?);

@@ -1,8 +1,8 @@
 //! The command line: one file a command, each with its `Args` and `run`.
 //!
-//! Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 1 the work failed; 2 the
-//! command line or the config is wrong, or what is to be written is there already ([`Usage`], [`crate::config::Error`]);
-//! 130 stopped by Ctrl-C, with what was done kept ([`Interrupted`], [`crate::train::Stopped`]). Whatever is written takes
+//! Results go to standard output, progress and errors to standard error. Exit codes are in [`EXIT_CODES`]: 2 is for
+//! [`Usage`], [`crate::config::Error`], [`crate::train::plan::Refused`] and [`crate::source::Misused`], 130 for [`Interrupted`] and
+//! [`crate::train::Stopped`]. Whatever is written takes
 //! a new name or says that the old one is there: nothing is overwritten, but for packages with `export --overwrite`, and
 //! what `generate` draws, which replaces files as a compiler's `-o` does.
 
@@ -29,14 +29,23 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, Loaded};
 use crate::terminal::{printable, tell, warn};
 
+/// What `--help` ends with.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the work failed, or what is named (a model, pictures, a package) cannot be used
+  2    the command line or the config is wrong, or does not go with the model, the machine or a run that is there already;
+       or what is to be written is there already
+  130  stopped by Ctrl-C; what was done is kept";
+
 /// Fine-tunes Stable Diffusion while it learns 2- and 4-bit palettes, and exports Core ML packages.
 #[derive(Parser)]
-#[command(name = "palettist", version, about, max_term_width = 100)]
+#[command(name = "palettist", version, about, max_term_width = 100, after_help = EXIT_CODES)]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -85,19 +94,33 @@ fn dispatch(command: Command) -> Result<()> {
     }
 }
 
+/// The commands with their options, all of which take numbers below 0 for values, not for options that there are not: what
+/// is wrong with such a number is then told.
+fn command_line() -> clap::Command {
+    CommandLine::command().mut_subcommands(|command| {
+        command.mut_args(|arg| {
+            let takes = arg.get_action().takes_values();
+            arg.allow_negative_numbers(takes)
+        })
+    })
+}
+
 /// The program.
 pub fn run() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         if panic.location().is_some_and(|place| crate::report::is_caught(place.file())) {
             return;
         }
-        let message = panic.payload_as_str().unwrap_or("no message").lines().next().unwrap_or_default();
+        // libtorch puts its C++ stack under its messages, whose line ends are written out in a panic's.
+        let message = panic.payload_as_str().unwrap_or("no message").split(['\n']).next().unwrap_or_default();
+        let message = message.split("\\n").next().unwrap_or_default();
         let place = panic.location().map_or_else(String::new, |l| format!(" ({}:{})", l.file(), l.line()));
         tell(format_args!(
             "error: internal error{place}: {message}; this is a bug in palettist, please report it with your command"
         ));
     }));
-    let line = match CommandLine::try_parse() {
+    let matches = command_line().try_get_matches();
+    let line = match matches.and_then(|matches| CommandLine::from_arg_matches(&matches)) {
         Ok(line) => line,
         Err(answer) => {
             // Help and versions come this way too, with code 0. A closed pipe is nobody's mistake.
@@ -126,7 +149,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(130);
     }
     // libtorch puts its C++ stack under its messages; configs and data have one mistake a line.
-    let usage = error.is::<crate::config::Error>() || error.is::<Usage>();
+    let usage = is_usage(error);
     let many = usage || error.is::<Mistakes>() || error.is::<crate::data::Problems>();
     let text = format!("{error:#}");
     let text = printable(&text);
@@ -134,6 +157,14 @@ fn report(error: &anyhow::Error) -> ExitCode {
         let _ = writeln!(std::io::stderr(), "error: {line}");
     }
     ExitCode::from(if usage { 2 } else { 1 })
+}
+
+/// Whether an error is the command line's or the config's: exit code 2.
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<crate::config::Error>()
+        || error.is::<Usage>()
+        || error.is::<crate::train::plan::Refused>()
+        || error.is::<crate::source::Misused>()
 }
 
 /// The command line is wrong: exit code 2. One mistake a line.
@@ -274,7 +305,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory;
-        CommandLine::command().debug_assert();
+        command_line().debug_assert();
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::config::Config;
 use crate::coreml::export::PackageMetadata;
 use crate::palette::PalettizedCheckpoint;
-use crate::source::{Model, ModelOptions, PredictionType};
+use crate::source::{Model, ModelOptions, PredictionType, model_id};
 use crate::terminal::note;
 use crate::train::run_folder::RunFolder;
 
@@ -142,11 +142,12 @@ impl Opened {
     /// What packages of the model say of it, called `name` or else as the model is.
     pub fn metadata(&self, name: Option<&str>) -> PackageMetadata {
         let name = name.unwrap_or(self.model.name());
-        match self.run.as_ref().and_then(|run| run.finished.as_ref()) {
+        let metadata = match self.run.as_ref().and_then(|run| run.finished.as_ref()) {
             // The run's own packages were made beside the base model, whose card told it.
             Some(finished) => PackageMetadata { model: name.to_owned(), ..finished.package.clone() },
             None => PackageMetadata::of_folder(name, self.model.path()),
-        }
+        };
+        PackageMetadata { id: model_id(&self.model), ..metadata }
     }
 
     /// Says of a run with palettes that its model holds their values, so that `what` is of those.

@@ -49,7 +49,7 @@ pub struct Args {
     quantize_nbits: Option<Nbits>,
     /// Less than this many dB, in either arithmetic, is a failure, as are parameters that are not the model's or, where
     /// palettes are given, not theirs
-    #[arg(long, default_value_t = 35.0, allow_negative_numbers = true, requires = "against")]
+    #[arg(long, default_value_t = 35.0, requires = "against")]
     min_psnr: f64,
     /// Compares every layer too, and shows where the error grows
     #[arg(long, requires = "against")]
@@ -190,18 +190,26 @@ fn check_palettes(package: &Chain, part: Part, form: Option<Form>, checkpoint: b
     if form.is_none() && !checkpoint { Ok(Some(message)) } else { Err(Usage(message).into()) }
 }
 
-/// Refuses palettes that none of the packages has.
+/// Refuses palettes that none of the packages has, and options about a network that none of them is.
 fn refuse_unused(args: &Args, model: &Model) -> Result<(), Usage> {
     let nbits = args.quantize_nbits.clone().unwrap_or_default();
     if args.palettes.is_some() && nbits.names(Part::Unet) {
         return Err(Usage("--quantize-nbits unet=… and --palettes are both for the UNet: one of them".into()));
     }
-    if args.palettes.is_none() && args.quantize_nbits.is_none() {
+    let (of_autoencoder, of_noise) = (args.model_options.about_autoencoder(), args.model_options.about_noise());
+    if args.palettes.is_none() && args.quantize_nbits.is_none() && of_autoencoder.or(of_noise).is_none() {
         return Ok(());
     }
     // What is wrong with a package is told when it is verified.
     let parts: Result<Vec<Part>> = args.packages.iter().map(|path| part_of(&Chain::open(path)?, model)).collect();
     let Ok(parts) = parts else { return Ok(()) };
+    let has_autoencoder = parts.iter().any(|part| matches!(part, Part::VaeDecoder | Part::VaeEncoder));
+    if let Some(option) = of_autoencoder.filter(|_| !has_autoencoder) {
+        return Err(Usage(format!("{option} has no effect: none of the packages is an autoencoder's")));
+    }
+    if let Some(option) = of_noise.filter(|_| !parts.contains(&Part::Unet)) {
+        return Err(Usage(format!("{option} has no effect: none of the packages is a UNet")));
+    }
     if args.palettes.is_some() && !parts.contains(&Part::Unet) {
         return Err(Usage("--palettes has no effect: none of the packages is a UNet".into()));
     }

@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::attention::AttentionImplementation;
 use super::components::Part;
-use super::metadata::{NAME, PackageMetadata};
+use super::metadata::{MODEL_ID, NAME, PackageMetadata};
+use super::proto::Model;
 use crate::report::shell_word;
 use crate::source::beside::{PART, beside};
 use crate::source::files::{settle, write_bytes};
+use crate::source::hex;
 use crate::source::rename::rename_new;
-use crate::source::{Model, hex};
 
 /// Last parts of packages' names, and what Swift looks for in `Resources/`. It takes chunks before the whole.
 const COMPILED: [(&str, &str); 10] = [
@@ -180,7 +182,7 @@ impl Bundle<'_> {
     }
 
     /// What Apple's programs will miss in the bundle of a model, and what they will not load: a line each.
-    pub fn missing(&self, model: &Model) -> Vec<String> {
+    pub fn missing(&self, model: &crate::source::Model) -> Vec<String> {
         let there = self.packages();
         let has = |name: &str| there.iter().any(|(_, compiled)| *compiled == name);
         let network = |name: &str| has(name) || (has(&format!("{name}Chunk1")) && has(&format!("{name}Chunk2")));
@@ -287,6 +289,33 @@ pub fn of_another_model(folder: &Path, metadata: &PackageMetadata, parts: &[Part
             name.starts_with(NAME) && all.iter().any(|component| name.ends_with(&format!("_{component}.mlpackage")));
         package && !own.iter().any(|own| own == name)
     })
+}
+
+/// A package in `folder`, or a compiled one of its bundle, that was made beside other weights than those of the model that
+/// `metadata` is of, though it has the model's name; those at `replaced` aside. What does not say is not told.
+pub fn of_other_weights(folder: &Path, metadata: &PackageMetadata, replaced: &[PathBuf]) -> Option<PathBuf> {
+    let is_other = |id: Option<String>| id.is_some_and(|id| !metadata.id.is_empty() && id != metadata.id);
+    COMPILED.iter().chain([&SAFETY_CHECKER]).find_map(|(component, compiled)| {
+        let package = folder.join(metadata.package_name(component));
+        if replaced.contains(&package) {
+            return None;
+        }
+        let compiled = folder.join("Resources").join(format!("{compiled}.mlmodelc"));
+        let of_package = is_other(id_of(&package)).then_some(package);
+        of_package.or_else(|| is_other(id_of_compiled(&compiled)).then_some(compiled))
+    })
+}
+
+/// What a package says of the model that it was made beside.
+fn id_of(package: &Path) -> Option<String> {
+    let model = fs::read(package.join("Data/com.apple.CoreML/model.mlmodel")).ok()?;
+    Model::decode(&model[..]).ok()?.description?.metadata?.user_defined.remove(MODEL_ID)
+}
+
+/// The same of a package that Apple's compiler has compiled, which writes what packages say into a file of its own.
+fn id_of_compiled(compiled: &Path) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(compiled.join("metadata.json")).ok()?).ok()?;
+    Some(json.get(0)?.get("userDefinedMetadata")?.get(MODEL_ID)?.as_str()?.to_owned())
 }
 
 #[cfg(test)]

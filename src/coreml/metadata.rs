@@ -16,6 +16,9 @@ pub const CUT_FROM: &str = "palettist.cut_from";
 /// Which network a package holds, by the name that [`Part`](super::components::Part) has, as its further entries say.
 pub const COMPONENT: &str = "palettist.component";
 
+/// Which model's weights a package was made beside, as its further entries say: see [`PackageMetadata::id`].
+pub const MODEL_ID: &str = "palettist.model_id";
+
 /// Who wrote a package, as its further entries say.
 pub const VERSION: &str = "palettist.version";
 
@@ -34,6 +37,9 @@ pub struct PackageMetadata {
     pub model: String,
     pub author: String,
     pub license: String,
+    /// [`model_id`](crate::source::model_id), the same in all packages of a model; empty where it is not known.
+    #[serde(skip)]
+    pub id: String,
     /// Further entries, e.g. how the palettes were made; keys in the form of a domain turned round.
     pub user_defined: BTreeMap<String, String>,
 }
@@ -62,7 +68,7 @@ impl PackageMetadata {
         {
             user_defined.insert("palettist.base_model".to_owned(), base);
         }
-        Self { model: model.to_owned(), author, license, user_defined }
+        Self { model: model.to_owned(), author, license, user_defined, id: String::new() }
     }
 
     /// `Stable_Diffusion_version_<model>_<component>.mlpackage`, as Apple's converter has it.
@@ -75,6 +81,9 @@ impl PackageMetadata {
         let mut user_defined = self.user_defined.clone();
         user_defined.insert(VERSION.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
         user_defined.insert(COMPONENT.to_owned(), component.to_owned());
+        if !self.id.is_empty() {
+            user_defined.insert(MODEL_ID.to_owned(), self.id.clone());
+        }
         proto::Metadata {
             short_description: about.to_owned(),
             version_string: self.model.clone(),

@@ -190,6 +190,9 @@ pub fn sampler_of(config: &Value, asked: Option<SamplerKind>, steps: usize) -> R
     })
 }
 
+/// Guidance beyond which what it multiplies is the first to be suspected of an overflow.
+const FAR_GUIDANCE: f64 = 100.0;
+
 impl Pipeline {
     /// Loads all that drawing needs; with `palettes`, in place of the UNet's weights.
     ///
@@ -376,11 +379,16 @@ impl Pipeline {
                 done += 1;
                 progress(done, total)
             })?;
-            ensure!(
-                drawn.isfinite().all().int64_value(&[]) != 0,
-                "the latents are not finite: the weights are damaged, or the networks overflow in {:?}",
-                self.kind
-            );
+            if drawn.isfinite().all().int64_value(&[]) == 0 {
+                let scale = request.guidance_scale;
+                let cause = match guidance {
+                    Some(_) if scale > FAR_GUIDANCE => {
+                        format!("the guidance scale {scale} is too large; models draw with 1 to 20")
+                    }
+                    _ => format!("the weights are damaged, or the networks overflow in {:?}", self.kind),
+                };
+                bail!("the latents are not finite: {cause}");
+            }
             finished(Output { images: self.decode(&drawn)?, latents: drawn.to_device(Device::Cpu) })?;
         }
         Ok(())

@@ -40,6 +40,29 @@ pub fn check(folder: &Path) -> Result<bool> {
     Ok(folder.join("text_encoder_2").is_dir())
 }
 
+/// Pipelines that draw from a text alone.
+const TEXT_TO_IMAGE: [&str; 4] = [
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "FlaxStableDiffusionPipeline",
+    "FlaxStableDiffusionXLPipeline",
+];
+
+/// What is said of a model that was saved as a pipeline for something else, as `model_index.json` has it. What its UNet
+/// can do is told by that itself: an index may be of a pipeline for inpainting whose UNet draws from text alone.
+pub fn other_pipeline(folder: &Path) -> Result<Option<String>> {
+    let Some(index) = read_json_if_there(&folder.join("model_index.json"))? else { return Ok(None) };
+    let class = index.get("_class_name").map(|class| class.as_str().map_or_else(|| class.to_string(), str::to_owned));
+    let other = class.filter(|class| !TEXT_TO_IMAGE.contains(&class.as_str()));
+    Ok(other.map(|class| {
+        format!(
+            "{} was saved as a {class}: its UNet, autoencoder and text encoders are used by themselves, and what else that \
+             pipeline does is not",
+            folder.display()
+        )
+    }))
+}
+
 /// What a folder with this `config.json` at its top is, in parentheses.
 fn one_component(config: &Value) -> String {
     let class = config.get("_class_name").or_else(|| config.pointer("/architectures/0")).and_then(Value::as_str);

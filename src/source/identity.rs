@@ -21,6 +21,25 @@ pub fn identity(model: &Model) -> Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
+/// The identifier of a model's weights, which its packages carry: the same for all networks of a model, another for another
+/// model of the same name. It is that of the model's own networks, whatever options replace, and of those that can be read.
+pub fn model_id(model: &Model) -> String {
+    let mut hash = Sha256::new();
+    let model = model.without_options();
+    for component in model.components().filter(|component| model.has(*component)) {
+        let mut own = Sha256::new();
+        let read = || -> Result<()> {
+            own.update(serde_json::to_string(&model.config_json(component)?)?);
+            model.stored(component)?.identify(&mut own)
+        };
+        if { read }().is_ok() {
+            hash.update(component.folder());
+            hash.update(own.finalize());
+        }
+    }
+    hex(&hash.finalize()[..16])
+}
+
 /// Bytes in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

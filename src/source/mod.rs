@@ -25,9 +25,9 @@ mod tokenizer;
 mod vae;
 mod write;
 
-pub use identity::{hex, identity};
+pub use identity::{hex, identity, model_id};
 pub use model::Model;
-pub use options::{ModelOptions, PredictionType};
+pub use options::{Misused, ModelOptions, PredictionType};
 pub use stored::Stored;
 pub use tokenizer::{SwiftTokenizer, Tokenizer};
 pub use write::{copy_model, fill_model, write_component};

@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 use super::files::{TensorFile, write_bytes};
 use super::json::{not_json, read_json, read_json_if_there, read_text};
 use super::ldm::Layout;
-use super::options::ModelOptions;
+use super::options::{Misused, ModelOptions};
 use super::parts;
 use super::single_file::SingleFile;
 use super::stored::{Origin, Place, Stored};
@@ -22,6 +22,7 @@ use crate::networks::safety_checker::SafetyCheckerConfig;
 use crate::networks::text_encoder::TextEncoderConfig;
 use crate::networks::unet::UnetConfig;
 use crate::ops::{Parameter, Weights};
+use crate::terminal::note;
 
 /// A Stable Diffusion model on disk.
 #[derive(Clone)]
@@ -71,6 +72,9 @@ impl Model {
     /// One line that says what was expected.
     pub fn open_with(model: &str, options: &ModelOptions) -> Result<Self> {
         let (name, form, is_xl) = Self::find(model, options)?;
+        if let Form::Folder(folder) = &form {
+            folder::other_pipeline(folder)?.iter().for_each(note);
+        }
         let mut model = Self { name, form, is_xl, vae: None, options: options.clone() };
         if let Some(vae) = &options.vae {
             let own = model.has(Component::Autoencoder).then(|| model.autoencoder_config().ok()).flatten();
@@ -85,7 +89,10 @@ impl Model {
         let named = |part: Option<&std::ffi::OsStr>| part.map_or("model".into(), |name| name.to_string_lossy().into());
         let (is_file, is_dir) = (path.is_file(), path.is_dir());
         if let Some(revision) = options.revision.as_ref().filter(|_| is_file || is_dir) {
-            bail!("{model} is on this disk, and the revision {revision} is one of a hub id (owner/name): leave it out");
+            let message = "is on this disk, and the revision";
+            return Err(
+                Misused(format!("{model} {message} {revision} is one of a hub id (owner/name): leave it out")).into()
+            );
         }
         if is_file {
             let file = SingleFile::open(path, options);
@@ -110,7 +117,9 @@ impl Model {
         if hub::is_id(id) && !is_file_name {
             let revision = match (within, &options.revision) {
                 (Some(within), Some(revision)) if within != revision => {
-                    bail!("{model} names one revision, and {revision} is given as another: leave one out")
+                    let message =
+                        format!("{model} names one revision, and {revision} is given as another: leave one out");
+                    return Err(Misused(message).into());
                 }
                 (within, revision) => within.or(revision.as_deref()),
             };
@@ -133,6 +142,11 @@ impl Model {
     /// What to call it: its hub id, or the name of its folder or file.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The model as its own files have it.
+    pub fn without_options(&self) -> Self {
+        Self { vae: None, options: ModelOptions::default(), ..self.clone() }
     }
 
     /// The same model, called `name`.

@@ -41,6 +41,11 @@ const WITHOUT_RESCALING: [&str; 8] = [
     "PNDMScheduler",
 ];
 
+/// An option that does not go with the model that it is given with.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Misused(pub String);
+
 impl ModelOptions {
     /// Whether the scheduler's configuration is not the file's.
     pub(super) fn change_scheduler(&self) -> bool {

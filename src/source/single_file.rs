@@ -32,6 +32,11 @@ pub struct SingleFile {
     scaling_factor: Option<f64>,
 }
 
+/// Whether a UNet with these parameters is that of a Stable Diffusion XL.
+fn is_xl_unet(unet: &[Place]) -> bool {
+    unet.iter().any(|place| place.parameter.starts_with("add_embedding."))
+}
+
 impl SingleFile {
     /// Reads the header of `path`. What had to be assumed about the model, and what of the file is not used, is said on
     /// standard error.
@@ -54,7 +59,7 @@ impl SingleFile {
         };
         let linear = |place: &Place| place.tensor.ends_with(".proj_in.weight") && rank(&file, &place.tensor) == 2;
         let version = match places.get(&Component::TextEncoder) {
-            _ if unet.iter().any(|place| place.parameter.starts_with("add_embedding.")) => Version::Xl,
+            _ if is_xl_unet(unet) => Version::Xl,
             Some(text) if text.iter().any(|place| place.tensor.starts_with(OPEN_CLIP)) => Version::Two,
             // Without a text encoder the UNet tells: only that of Stable Diffusion 2 has linear projections.
             None if unet.iter().any(linear) => Version::Two,
@@ -65,13 +70,18 @@ impl SingleFile {
     }
 
     /// The autoencoder of the file `path`, which may hold nothing else, to go with a model that is a Stable Diffusion XL or
-    /// not and whose own autoencoder multiplies latents by `scaling_factor`: the file does not tell.
+    /// not and whose own autoencoder multiplies latents by `scaling_factor`: a file of an autoencoder alone does not tell.
     ///
     /// # Errors
     /// As [`SingleFile::open`]; without an autoencoder.
     pub fn open_autoencoder(path: &Path, is_xl: bool, scaling_factor: Option<f64>) -> Result<Self> {
         let file = Arc::new(TensorFile::open(path)?);
         let (mut places, alone) = found(&file, &file.names())?;
+        // Of a whole checkpoint the UNet tells.
+        let (is_xl, scaling_factor) = match places.get(&Component::Unet) {
+            Some(unet) => (is_xl_unet(unet), None),
+            None => (is_xl, scaling_factor),
+        };
         places.retain(|component, _| *component == Component::Autoencoder);
         if places.is_empty() {
             bail!(

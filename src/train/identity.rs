@@ -4,7 +4,7 @@
 //! Weights are read once before any work, which also finds those that nothing could be learned from: values that are not
 //! finite, or beyond what fp16 holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
@@ -42,19 +42,72 @@ impl Identity {
 #[serde(transparent)]
 pub struct ModelIdentity(BTreeMap<String, String>);
 
+/// What reading a model's weights told.
+pub struct Read {
+    pub identity: ModelIdentity,
+    /// Whether the UNet's weights were quantized before; `None` where they were not read.
+    pub values: Option<FewValues>,
+}
+
+/// How many of a network's larger layers hold few different values, as palettes and fp8 leave them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FewValues {
+    /// Layers with enough weights to tell.
+    looked_at: usize,
+    /// Those with few values.
+    few: usize,
+    /// The most values that one of these has.
+    most: usize,
+}
+
+impl FewValues {
+    /// How many of a layer's first weights are looked at, and how many values are few: float weights have many hundred.
+    const LOOKED_AT: usize = 4096;
+    const FEW: usize = 256;
+
+    fn add(&mut self, values: &[f32]) {
+        let Some(first) = values.get(..Self::LOOKED_AT) else { return };
+        let mut seen = HashSet::new();
+        let many = first.iter().any(|value| seen.insert(value.to_bits()) && seen.len() > Self::FEW);
+        self.looked_at += 1;
+        if !many {
+            self.few += 1;
+            self.most = self.most.max(seen.len());
+        }
+    }
+
+    fn joined(self, other: Self) -> Self {
+        Self { looked_at: self.looked_at + other.looked_at, few: self.few + other.few, most: self.most.max(other.most) }
+    }
+
+    /// A remark where most layers have few values.
+    pub fn remark(self) -> Option<String> {
+        (2 * self.few > self.looked_at).then(|| {
+            format!(
+                "{} of the UNet's {} larger layers hold at most {} different values: they were quantized before (palettes, \
+                 fp8), and training begins from these values, not from float weights",
+                self.few, self.looked_at, self.most
+            )
+        })
+    }
+}
+
 impl ModelIdentity {
     /// Reads all weights that training begins with, and checks them.
     ///
     /// # Errors
     /// A weight is not finite or beyond fp16: names the tensor. The model can't be read.
-    pub fn of(model: &Model, config: &Config) -> Result<Self> {
+    pub fn of(model: &Model, config: &Config) -> Result<Read> {
         let mut parts = BTreeMap::new();
+        let mut few = None;
         for component in model.components().filter(|&component| is_used(config, component)) {
             // Two models of one shape may differ in how their weights are used.
             let mut hash = Sha256::new();
             hash.update(described(&model.config_json(component)?));
             if !(config.model.train_from_scratch && config.train.learns(component)) {
-                hash.update(weights(model, component)?.to_le_bytes());
+                let (sum, values) = weights(model, component)?;
+                hash.update(sum.to_le_bytes());
+                few = few.or(Some(values).filter(|_| component == Component::Unet));
             }
             parts.insert(component.title().to_owned(), hex(&hash.finalize()));
         }
@@ -63,7 +116,7 @@ impl ModelIdentity {
             let vocabulary = model.tokenizer_for_swift()?.files.map(|(_, text)| text).concat();
             parts.insert("tokenizer".into(), hex(&Sha256::digest(vocabulary)));
         }
-        Ok(Self(parts))
+        Ok(Read { identity: Self(parts), values: few })
     }
 
     fn changes(&self, now: &Self) -> Vec<String> {
@@ -97,12 +150,13 @@ fn described(json: &serde_json::Value) -> String {
     json.to_string()
 }
 
-/// A checksum of all weights of a network by name and value, whatever type they are stored in.
-fn weights(model: &Model, component: Component) -> Result<u64> {
+/// A checksum of all weights of a network by name and value, whatever type they are stored in; and how many values they
+/// take.
+fn weights(model: &Model, component: Component) -> Result<(u64, FewValues)> {
     let stored = model.stored(component)?;
     let mut names: Vec<&str> = stored.names().collect();
     names.sort_unstable();
-    let sums: Vec<u64> = names
+    let sums: Vec<(u64, FewValues)> = names
         .par_iter()
         .map(|name| {
             super::go_on()?;
@@ -121,19 +175,24 @@ fn weights(model: &Model, component: Component) -> Result<u64> {
             if largest > LARGEST {
                 bail!("{} holds {largest}, beyond {LARGEST}, the largest number of fp16", place());
             }
-            Ok(sum)
+            let mut few = FewValues::default();
+            if tensor.dim() > 1 {
+                few.add(&values);
+            }
+            Ok((sum, few))
         })
         .collect::<Result<_>>()
         .with_context(|| format!("the {} cannot be trained with", component.title()))?;
     let mut hash = Sha256::new();
-    for (name, sum) in names.iter().zip(sums) {
+    let few = sums.iter().fold(FewValues::default(), |all, (_, few)| all.joined(*few));
+    for (name, (sum, _)) in names.iter().zip(sums) {
         hash.update((name.len() as u64).to_le_bytes());
         hash.update(name);
         hash.update(sum.to_le_bytes());
     }
     let mut first = [0; 8];
     first.copy_from_slice(&hash.finalize()[..8]);
-    Ok(u64::from_le_bytes(first))
+    Ok((u64::from_le_bytes(first), few))
 }
 
 /// A sum over the bits of all values, each times an odd number of its place; and the largest magnitude, which is not
@@ -164,5 +223,22 @@ mod tests {
         assert!(checksum(&[1.0, f32::NAN]).1.is_nan());
         assert_eq!(checksum(&[1.0, f32::NEG_INFINITY]).1, f32::INFINITY);
         assert_eq!(checksum(&[-0.0]).1, 0.0);
+    }
+
+    #[test]
+    fn layers_of_few_values_are_counted() {
+        let few = |layers: &[(usize, usize)]| {
+            let mut all = FewValues::default();
+            for &(weights, values) in layers {
+                all.add(&(0..weights).map(|place| (place % values) as f32 * 0.01 - 1.0).collect::<Vec<_>>());
+            }
+            all
+        };
+        assert_eq!(few(&[(4095, 4)]), FewValues::default(), "too few to tell");
+        assert_eq!(few(&[(4096, 257), (9000, 5000)]).remark(), None);
+        // One layer of zeros is no palette.
+        assert_eq!(few(&[(4096, 4000), (9000, 1)]).remark(), None);
+        let told = few(&[(4096, 16), (9000, 256), (5000, 3000)]).remark().unwrap();
+        assert!(told.starts_with("2 of the UNet's 3 larger layers hold at most 256 different values"), "{told}");
     }
 }

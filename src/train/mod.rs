@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
 pub use self::class_images::drawing;
@@ -48,7 +48,7 @@ pub use self::output::{parts, unet_options};
 use self::plan::Action;
 use self::plan::Before;
 use self::reporter::{Reporter, SAMPLING, SAVING, VALIDATING};
-pub use self::setup::{manifest, open_model, supports};
+pub use self::setup::{begins_from, manifest, names_layers, open_model, supports};
 use self::trained::{Slot, Trained};
 use crate::config::{Config, DeviceChoice, MixedPrecision};
 use crate::source::Component;
@@ -111,7 +111,10 @@ pub fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
     let device = match config.train.device {
         DeviceChoice::Cpu => Device::Cpu,
         DeviceChoice::Cuda if !tch::Cuda::is_available() => {
-            bail!("`train.device` is \"cuda\", but libtorch finds no CUDA GPU; `palettist doctor` says what it sees")
+            return plan::refused(
+                "`train.device` is \"cuda\", but libtorch finds no CUDA GPU; `palettist doctor` says what it sees"
+                    .into(),
+            );
         }
         DeviceChoice::Cuda => Device::Cuda(0),
         DeviceChoice::Auto => Device::cuda_if_available(),
@@ -129,7 +132,9 @@ pub fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
 /// One line: what, where, what to do. What was saved before stays usable. [`Stopped`] before the first step.
 pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     let (device, kind) = device_and_kind(config)?;
-    if let Action::Finished { step, gone, learned_from } = plan::plan(config, resume)?.action {
+    let plan = plan::plan(config, resume)?;
+    if let Action::Finished { step, gone, learned_from } = plan.action {
+        plan.notes.iter().for_each(note);
         let now = || setup::learns_from(config).ok();
         plan::is_finished(config, step, &gone, learned_from.as_deref(), now).iter().for_each(tell);
         return Ok(Ended::Done);

@@ -23,12 +23,13 @@ use crate::coreml::interface::{Destination, Weighted};
 use crate::coreml::program::Target;
 use crate::coreml::prompt::{Prompt, prompt_tokens};
 use crate::coreml::velocity::Velocity;
+use crate::data::listing::is_of_the_system;
 use crate::diffusion::text_to_image;
 use crate::ops::Weights;
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::report::{Progress, write_report};
-use crate::source::{Component, Model, files, fill_model, write_component};
+use crate::source::{Component, Model, files, fill_model, model_id, write_component};
 use crate::terminal::note;
 
 /// The folder of a run, held.
@@ -104,8 +105,8 @@ impl Ending<'_> {
         let palettized = config.palettize.enabled.then(|| self.palettized(&networks)).transpose()?;
         let name = run_folder::palettes_file(&config.name);
         if let Some(palettized) = palettized.as_ref().filter(|_| self.wants(&name)) {
-            let path = output.folder.join(name);
-            palettized.write(&path)?;
+            let path = output.folder.join(&name);
+            self.replacing(&name, || palettized.write(&path))?;
             reporter.wrote("the palettized checkpoint", &path);
         }
         let mut written = None;
@@ -116,13 +117,16 @@ impl Ending<'_> {
             written = Some(files);
             reporter.wrote("the model, a diffusers folder", &folder);
         }
-        let metadata = PackageMetadata::of_folder(&config.name, model.path());
+        let mut metadata = PackageMetadata::of_folder(&config.name, model.path());
         if config.export.coreml {
+            // That of the model which the run made, as `export` of the run has it.
+            let made = output.folder.join(MODEL);
+            metadata.id = model_id(&Model::open(&made.to_string_lossy())?);
             self.packages(&networks, palettized.as_ref(), &metadata)?;
         }
         if self.wants(REPORT) {
             let facts = facts(config, self.trained, palettized.as_ref());
-            write_report(&output.folder, &config.name, &facts)?;
+            self.replacing(REPORT, || write_report(&output.folder, &config.name, &facts))?;
             reporter.wrote("the report", &output.folder.join(REPORT));
         }
         self.finished(&metadata, written)
@@ -146,6 +150,30 @@ impl Ending<'_> {
         Ok(PalettizedCheckpoint { palettes, dense, metadata })
     }
 
+    /// Writes a result where another may be, of an earlier end of the run. One that somebody changed since is kept, under
+    /// another name.
+    fn replacing(&self, result: &str, write: impl FnOnce() -> Result<()>) -> Result<()> {
+        let path = self.output.folder.join(result);
+        let kept = self.finished_before()?.filter(|finished| is_changed(finished, result, &path)).map(|_| {
+            let names = (1..).map(|number| {
+                let mut name = path.clone().into_os_string();
+                name.push(if number == 1 { ".changed".to_owned() } else { format!(".changed-{number}") });
+                PathBuf::from(name)
+            });
+            names.into_iter().find(|name| fs::symlink_metadata(name).is_err()).unwrap_or_default()
+        });
+        let Some(kept) = kept else { return write() };
+        fs::rename(&path, &kept).with_context(|| format!("cannot keep {} as {}", path.display(), kept.display()))?;
+        write()?;
+        if marks(&kept)? == marks(&path)? {
+            // Nobody changed it: it was written at this end, by a process that was killed before it could note so.
+            return run_folder::remove(&kept);
+        }
+        let (path, kept) = (path.display(), kept.display());
+        self.reporter.say(&format!("note: {path} was changed since the run wrote it; what was there is {kept} now"));
+        Ok(())
+    }
+
     /// Puts a new `model/` in the place of one that is there. Files in the old one that this program did not write, or
     /// that were changed since, are kept in the new one. Its path, and the files that were written.
     fn replace_model(&self, write: impl FnOnce(&Path) -> Result<()>) -> Result<(PathBuf, Vec<String>)> {
@@ -160,7 +188,9 @@ impl Ending<'_> {
                 if to.exists() {
                     // Without a record it is taken for what a run wrote that was killed as it ended.
                     let ours = written.as_ref().and_then(|written| written.get(&file));
-                    if ours.is_none_or(|hash| mark(&from).is_ok_and(|now| now == *hash)) {
+                    let now = mark(&from).ok();
+                    // The same as what is written now it is too, where a process was killed as it ended.
+                    if ours.is_none_or(|hash| now.as_ref() == Some(hash)) || now == mark(&to).ok() {
                         continue;
                     }
                     let mut name = to.file_name().unwrap_or_default().to_owned();
@@ -227,10 +257,11 @@ impl Ending<'_> {
             reporter.say(&format!("warning: {misfit}"));
         }
         for part in parts(config).into_iter().filter(|part| wanted(*part)) {
-            match palettized {
-                Some(palettized) if part == Part::Unet => export(palettized, part)?,
-                _ => export(&networks[&part.component()], part)?,
-            }
+            let result = run_folder::package(&config.name, part.name());
+            self.replacing(&result, || match palettized {
+                Some(palettized) if part == Part::Unet => export(palettized, part),
+                _ => export(&networks[&part.component()], part),
+            })?;
         }
         Ok(())
     }
@@ -320,6 +351,20 @@ fn facts(config: &Config, trained: &Trained, palettized: Option<&PalettizedCheck
         facts.push(("palettes' mean relative squared error", format!("{:.5}", trained.palette_error())));
     }
     facts
+}
+
+/// Whether a result is there and not as the run wrote it.
+fn is_changed(finished: &Finished, result: &str, path: &Path) -> bool {
+    let Some(written) = finished.results.get(result).filter(|_| path.exists()) else { return false };
+    // What cannot be read is nothing that the run wrote.
+    marks(path).map_or(true, |now| now.iter().any(|(file, mark)| written.get(file) != Some(mark)))
+}
+
+/// A hash of some bytes of each file of a result, without what systems leave in folders.
+fn marks(path: &Path) -> Result<BTreeMap<String, String>> {
+    let files = if path.is_dir() { all_files(path) } else { vec![String::new()] };
+    let ours = files.into_iter().filter(|file| !is_of_the_system(file.rsplit('/').next().unwrap_or_default()));
+    ours.map(|file| Ok((file.clone(), mark(&run_folder::file_of(path, &file))?))).collect()
 }
 
 /// All files below a folder, as paths in it, sorted.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::identity::Identity;
 use super::run_folder::{CHECKPOINTS, FINISHED, Finished, Holds, PACKAGES, REPORT, RunFolder, file_of, wanted};
@@ -36,6 +36,20 @@ pub struct Resumed {
     pub beyond: Option<Vec<PathBuf>>,
 }
 
+/// The config does not go with the model, the machine or what is in its `output_dir`: it is for the user to change, as what
+/// is wrong in the config by itself is.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+/// Refuses a config.
+///
+/// # Errors
+/// Always: [`Refused`].
+pub fn refused<T>(text: String) -> Result<T> {
+    Err(Refused(text).into())
+}
+
 /// Decides what a config would do in its `output_dir`; writes nothing.
 ///
 /// # Errors
@@ -44,9 +58,12 @@ pub fn plan(config: &Config, resume: &Resume) -> Result<Plan> {
     let folder = &config.output_dir;
     let shown = folder.display();
     let run = match RunFolder::of(folder).context("output_dir")? {
-        Holds::Other(entry) => bail!(
-            "the output folder {shown} exists and is not a run of this program (it holds {entry}); set another `output_dir`"
-        ),
+        Holds::Other(entry) => {
+            return refused(format!(
+                "the output folder {shown} exists and is not a run of this program (it holds {entry}); set another \
+                 `output_dir`"
+            ));
+        }
         Holds::Nothing => None,
         Holds::Run(run) => Some(run),
     };
@@ -54,7 +71,9 @@ pub fn plan(config: &Config, resume: &Resume) -> Result<Plan> {
     let checkpoint = match (resume, &run) {
         (Resume::From(path), _) => Some(path.clone()),
         (Resume::Never, Some(_)) => {
-            bail!("the output folder {shown} holds a run already; set another `output_dir`, or resume it")
+            return refused(format!(
+                "the output folder {shown} holds a run already; set another `output_dir`, or resume it"
+            ));
         }
         (_, None) => return start(Vec::new()),
         (_, Some(run)) => run.checkpoints.last().map(|(_, path)| path.clone()),
@@ -72,17 +91,18 @@ pub fn plan(config: &Config, resume: &Resume) -> Result<Plan> {
     let facts = state::facts(&checkpoint)?;
     let before = config::parse_resolved(&facts.config, "its config.resolved.toml")
         .with_context(|| format!("the checkpoint {}", checkpoint.display()))?;
-    let notes = accepted(&before, config).with_context(|| format!("the output folder {shown}"))?;
+    let mut notes = accepted(&before, config).with_context(|| format!("the output folder {shown}"))?;
     let total = config.train.max_train_steps;
     if facts.step > total {
-        bail!(
+        return refused(format!(
             "the checkpoint {} has done {} steps, and max_train_steps is {total}: set it to at least {}, or resume from an \
              earlier checkpoint with --resume",
             checkpoint.display(),
             facts.step,
             facts.step
-        );
+        ));
     }
+    notes.extend(run.as_deref().and_then(|run| of_the_old_name(config, run)));
     let beyond = match (resume, run) {
         (Resume::From(_), Some(run)) => run.beyond(&checkpoint, facts.step),
         _ => None,
@@ -98,18 +118,18 @@ fn finished_plan(config: &Config, run: &RunFolder, finished: &Finished, checkpoi
     let differences = before.differences(config);
     refuse(&differences).with_context(|| format!("the output folder {shown}"))?;
     if finished.step < total {
-        bail!(
+        return refused(format!(
             "the run in {shown} is finished ({} steps) and its checkpoints are gone, so that it cannot go on to \
              max_train_steps = {total}; set another `output_dir`",
             finished.step
-        );
+        ));
     }
     if finished.step > total {
-        bail!(
+        return refused(format!(
             "the run in {shown} is finished, with {} steps, and max_train_steps is {total}; set it back, or set another \
              `output_dir`",
             finished.step
-        );
+        ));
     }
     // Packages made for something else are to be made again.
     let export = differences.iter().any(|difference| difference.key.starts_with("export."));
@@ -131,7 +151,40 @@ fn finished_plan(config: &Config, run: &RunFolder, finished: &Finished, checkpoi
             Action::Finished { step, gone: missing.into_iter().collect(), learned_from }
         }
     };
-    Ok(Plan { action, notes: Vec::new() })
+    // What a run that learns nothing more cannot take up; another name it can.
+    let unused: Vec<String> = differences
+        .iter()
+        .filter(|difference| difference.change == Change::Notice && difference.key != "name")
+        .map(told)
+        .collect();
+    let mut notes = of_the_old_name(config, run).map_or_else(Vec::new, |note| vec![note]);
+    if !unused.is_empty() {
+        notes.push(format!("not used, because nothing is left to learn: {}", unused.join(", ")));
+    }
+    Ok(Plan { action, notes })
+}
+
+/// A remark on the results of a run that goes on under another name: they stay, and are not kept up.
+fn of_the_old_name(config: &Config, run: &RunFolder) -> Option<String> {
+    let (name, finished) = (run.name(), run.finished.as_ref()?);
+    let wanted = wanted(config);
+    let left = finished.results.keys().filter(|result| !wanted.contains(*result) && run.path.join(result).exists());
+    let left: Vec<&str> = left.map(String::as_str).collect();
+    (name != config.name && !left.is_empty()).then(|| {
+        format!(
+            "the run is called {} now (was {name}); what it wrote under the old name stays as it is in {}: {}",
+            config.name,
+            run.path.display(),
+            left.join(", ")
+        )
+    })
+}
+
+/// `learning_rate = 1e-5 (was 1e-6)`
+fn told(difference: &Difference) -> String {
+    let key = difference.key.strip_prefix("train.").unwrap_or(&difference.key);
+    let [was, is] = [&difference.before, &difference.now].map(|v| v.as_deref().unwrap_or("not set"));
+    format!("{key} = {is} (was {was})")
 }
 
 /// The plan for a run that has no checkpoint and is not known to be finished.
@@ -149,15 +202,16 @@ fn without_checkpoint(config: &Config, run: &RunFolder) -> Result<Plan> {
             let action = Action::Finished { step, gone: Vec::new(), learned_from: None };
             return Ok(Plan { action, notes: Vec::new() });
         }
-        bail!(
+        return refused(format!(
             "the output folder {shown} holds results ({}) and no checkpoint to go on from: they would be overwritten; set \
              another `output_dir`, or move them away",
             results.join(", ")
-        );
+        ));
     }
     // Ended before its first checkpoint: nothing is lost by beginning again, if it was this run.
     if run.name() != config.name {
-        bail!("the output folder {shown} is that of the run `{}`; set another `output_dir`", run.name());
+        let name = run.name();
+        return refused(format!("the output folder {shown} is that of the run `{name}`; set another `output_dir`"));
     }
     let note = format!("{shown} holds no checkpoint: this run starts from the beginning");
     Ok(Plan { action: Action::Start, notes: vec![note] })
@@ -170,29 +224,22 @@ fn without_checkpoint(config: &Config, run: &RunFolder) -> Result<Plan> {
 pub fn accepted(before: &Config, now: &Config) -> Result<Vec<String>> {
     let differences = before.differences(now);
     refuse(&differences)?;
-    let noticed: Vec<String> = differences
-        .iter()
-        .filter(|difference| difference.change == Change::Notice)
-        .map(|difference| {
-            let key = difference.key.strip_prefix("train.").unwrap_or(&difference.key);
-            let [was, is] = [&difference.before, &difference.now].map(|v| v.as_deref().unwrap_or("not set"));
-            format!("{key} = {is} (was {was})")
-        })
-        .collect();
+    let noticed: Vec<String> =
+        differences.iter().filter(|difference| difference.change == Change::Notice).map(told).collect();
     Ok(if noticed.is_empty() { Vec::new() } else { vec![format!("continuing with {}", noticed.join(", "))] })
 }
 
 fn refuse(differences: &[Difference]) -> Result<()> {
-    let refused: Vec<String> =
+    let changed: Vec<String> =
         differences.iter().filter(|difference| difference.change == Change::Refused).map(ToString::to_string).collect();
-    if refused.is_empty() {
+    if changed.is_empty() {
         return Ok(());
     }
-    let (it, these) = if refused.len() == 1 { ("it", "a key") } else { ("them", "keys") };
-    bail!(
+    let (it, these) = if changed.len() == 1 { ("it", "a key") } else { ("them", "keys") };
+    refused(format!(
         "{}: {these} that may not change when a run is resumed; change {it} back, or set another `output_dir`",
-        refused.join("; ")
-    )
+        changed.join("; ")
+    ))
 }
 
 /// What a run that is resumed learned from.
@@ -214,11 +261,11 @@ impl Before<'_> {
         if changes.is_empty() {
             return Ok(());
         }
-        bail!(
+        refused(format!(
             "the run in {} learned from something else: {}; change it back, or set another `output_dir`",
             self.folder.display(),
             changes.join("; ")
-        )
+        ))
     }
 
     /// The same before class pictures are drawn: those that are gone may come again.

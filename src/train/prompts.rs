@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
+use super::plan::Refused;
 use super::trained::Networks;
 use crate::config::{Config, Sample, SamplePrompt};
 use crate::data::set::class_folder;
@@ -20,15 +21,13 @@ pub fn samples_with_own(config: &Config) -> bool {
     sample.sample_every_n_steps > 0 && !sample.prompts.is_empty() && sample.sampler.0.is_none()
 }
 
-/// Says once which sampler is used where the model's own is not there.
-pub fn warn_of_sampler(config: &Config, model: &Model) -> Result<()> {
-    if !samples_with_own(config) {
-        return Ok(());
-    }
-    if let Some(warning) = Own::of(&model.scheduler_config()?).warning {
-        crate::terminal::warn(warning);
-    }
-    Ok(())
+/// Which sampler is used for the pictures of a run, those of the class too, where the model's own is not there.
+///
+/// # Errors
+/// The scheduler's configuration can't be read.
+pub fn other_sampler(config: &Config, model: &Model) -> Result<Option<String>> {
+    let draws = samples_with_own(config) || class_folder(config).is_some();
+    Ok(if draws { Own::of(&model.scheduler_config()?).warning } else { None })
 }
 
 /// Checks that the samplers of a run's pictures, DreamBooth's of the class too, can do what is asked of them.
@@ -46,7 +45,12 @@ pub fn check_samplers(config: &Config, model: &Model) -> Result<()> {
         asked.push(("data.dreambooth.prior_sample_steps", None, settings.prior_sample_steps));
     }
     for (key, sampler, steps) in asked {
-        sampler_of(&scheduler, sampler, steps).with_context(|| format!("{key} = {steps}"))?;
+        // Whatever the number of steps, it is the model's scheduler that cannot.
+        let by_steps = |error: anyhow::Error| match sampler_of(&scheduler, sampler, 1) {
+            Ok(_) => Refused(format!("{key} = {steps}: {error:#}")).into(),
+            Err(_) => error.context(format!("{key} = {steps}")),
+        };
+        sampler_of(&scheduler, sampler, steps).map_err(by_steps)?;
     }
     Ok(())
 }

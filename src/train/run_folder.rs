@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::identity::Identity;
+use super::plan::refused;
 use super::state;
 use crate::config::{self, Config, TrainedComponent};
 use crate::coreml::export::PackageMetadata;
@@ -118,7 +119,7 @@ impl RunFolder {
     pub fn of(path: &Path) -> Result<Holds> {
         let shown = path.display();
         if path.exists() && !path.is_dir() {
-            bail!("{shown} is a file, not a folder");
+            return refused(format!("{shown} is a file, not a folder"));
         }
         let resolved = path.join(CONFIG);
         let text = match fs::read_to_string(&resolved) {
@@ -250,6 +251,13 @@ impl RunFolder {
         let mut files = self.all_checkpoints().into_iter().flat_map(entries);
         let stranger = files.find(|file| !state::FILES.iter().any(|own| file.file_name() == *own));
         stranger.map(|file| file.path())
+    }
+
+    /// A link among the run's folders: what it leads to lies elsewhere and is not the run's to delete.
+    pub fn link(&self) -> Option<PathBuf> {
+        let asides = asides(&self.path.join(CHECKPOINTS)).into_iter().map(|(_, aside)| aside);
+        let own = folders(&self.path).into_iter().skip(1);
+        own.chain(asides).chain(self.all_checkpoints()).find(|path| path.is_symlink())
     }
 
     /// The files that `clean` removes, with their sizes: checkpoints, those set aside too, and what killed processes left.
@@ -417,7 +425,7 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     let above = above.filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !above.is_dir() {
         let what = if above.exists() { "is a file" } else { "is a link to nothing" };
-        bail!("{shown} cannot be written: {} {what}", above.display());
+        return refused(format!("{shown} cannot be written: {} {what}", above.display()));
     }
     let probe = beside::beside(&above.join("palettist"), beside::PART);
     let made = beside::create(&probe).map(drop);

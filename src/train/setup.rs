@@ -1,20 +1,22 @@
 //! From a config to what the loop needs: networks, data, teacher.
 
-use anyhow::{Result, bail, ensure};
+use std::path::Path;
+
+use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::denoise::Denoise;
 use super::examples::{Encoder, Examples, Texts, epoch};
-use super::identity::{Identity, ModelIdentity};
+use super::identity::{Identity, ModelIdentity, Read};
 use super::initialise::initialise;
 use super::objective::Objective;
-use super::plan::Before;
+use super::plan::{Before, refused};
 use super::reconstruct::Reconstruct;
-use super::run_folder::RunFolder;
+use super::run_folder::{Holds, RunFolder};
 use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
-use crate::config::{Config, Recipe, TrainedComponent};
+use crate::config::{self, Config, PaletteOverride, Recipe, TrainedComponent, matches_glob};
 use crate::coreml::export::{LARGEST_LATENTS, takes_latents};
 use crate::data::set::class_folder;
 use crate::data::{Cache, Crop, DataSet, Manifest, Sample, Transform, load_picture};
@@ -22,6 +24,7 @@ use crate::diffusion::text_to_image::{self, TextToImage};
 use crate::ops::{Parameter, Weights};
 use crate::report::Progress;
 use crate::source::{Component, Model};
+use crate::terminal::note;
 use crate::torch::random::{Purpose, generator, uniform};
 
 /// What the loop works on.
@@ -39,6 +42,20 @@ pub struct Setup {
 pub fn open_model(config: &Config) -> Result<Model> {
     let (model, _) = RunFolder::open(&config.model.pretrained_model_name_or_path, &config.model.options())?;
     Ok(model)
+}
+
+/// What is said of a model whose UNet training does not begin from float weights: `read` is what its weights told.
+pub fn begins_from(config: &Config, read: &Read) -> Option<String> {
+    let values = read.values?;
+    let path = Path::new(&config.model.pretrained_model_name_or_path);
+    match RunFolder::of(path) {
+        // Those of any form, which the values alone may not show.
+        Ok(Holds::Run(run)) if run.config.palettize.enabled => Some(format!(
+            "the model of {} holds the values of its palettes: training begins from these",
+            path.display()
+        )),
+        _ => values.remark(),
+    }
 }
 
 /// Opens the model and the data of `config`. What the run to resume learned from is compared with them before any long
@@ -61,7 +78,7 @@ pub fn open(config: &Config, device: Device, kind: Kind, before: Before) -> Resu
 pub fn learns_from(config: &Config) -> Result<Identity> {
     let model = open_model(config)?;
     let data = manifest(&DataSet::read(config, class_images::drawing(config, &model)?.as_ref())?)?;
-    Ok(Identity { model: ModelIdentity::of(&model, config)?, data })
+    Ok(Identity { model: ModelIdentity::of(&model, config)?.identity, data })
 }
 
 /// What is trained on, as far as it is there: DreamBooth's class pictures may still have to be drawn. Validation is not.
@@ -87,7 +104,7 @@ fn initial(config: &Config, model: &Model, component: Component) -> Result<(Weig
 fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind, before: Before) -> Result<Setup> {
     supports(config, &model)?;
     // Before the long work: what is wrong with the data is told at once.
-    let identity = ModelIdentity::of(&model, config)?;
+    let identity = ModelIdentity::of(&model, config)?.identity;
     let (data, learned_from) = read_data(config, &model, identity, before, device)?;
     let DataSet { training, validation, .. } = data;
     let (mut weights, parameters) = initial(config, &model, Component::Autoencoder)?;
@@ -157,29 +174,31 @@ pub fn transform(config: &Config, index: usize) -> Transform {
 /// What it asks for that does not go with the model.
 pub fn supports(config: &Config, model: &Model) -> Result<()> {
     if model.is_xl() && config.train.train_text_encoder {
-        bail!(
+        return refused(format!(
             "train.train_text_encoder = true, and {} is a Stable Diffusion XL, whose two text encoders are not trained here; \
              set it to false",
             model.path().display()
-        );
+        ));
     }
     let (height, width) = (config.export.latent_h, config.export.latent_w);
-    ensure!(
-        !config.export.coreml || takes_latents(height, width),
-        "export.latent_h = {height} and export.latent_w = {width}: a package can be made for 1 to {LARGEST_LATENTS} each; \
-         set them, or export.coreml = false"
-    );
+    if config.export.coreml && !takes_latents(height, width) {
+        return refused(format!(
+            "export.latent_h = {height} and export.latent_w = {width}: a package can be made for 1 to {LARGEST_LATENTS} \
+             each; set them, or export.coreml = false"
+        ));
+    }
     let factor = match config.train.component {
         TrainedComponent::Unet => {
             let factor = TextToImage::of(model)?.autoencoder.factor();
             prompts::check_samplers(config, model)?;
             let palettes = |p: &Parameter| p.palettizable && config.palettize.form_of(&p.name, &p.shape).is_some();
-            ensure!(
-                !config.palettize.enabled || model.parameters(Component::Unet)?.iter().any(palettes),
-                "no layer of the UNet would get a palette: see palettize.weight_threshold ({}), group_size and overrides, or \
-                 set palettize.enabled = false",
-                config.palettize.weight_threshold
-            );
+            if config.palettize.enabled && !model.parameters(Component::Unet)?.iter().any(palettes) {
+                return refused(format!(
+                    "no layer of the UNet would get a palette: see palettize.weight_threshold ({}), group_size and \
+                     overrides, or set palettize.enabled = false",
+                    config.palettize.weight_threshold
+                ));
+            }
             // The end of a run writes the whole model: what cannot be copied then is found now.
             model.check_small_files()?;
             factor
@@ -187,26 +206,52 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
         TrainedComponent::Autoencoder => model.autoencoder_config()?.factor(),
     };
     let resolution = config.data.resolution;
-    ensure!(
-        resolution % factor == 0,
-        "data.resolution is {resolution}, and the autoencoder of {} takes multiples of {factor}",
-        model.path().display()
-    );
+    if resolution % factor != 0 {
+        return refused(format!(
+            "data.resolution is {resolution}, and the autoencoder of {} takes multiples of {factor}",
+            model.path().display()
+        ));
+    }
     Ok(())
+}
+
+/// Checks that the layers that a config names, in its recipe and in overrides, are layers of the UNet.
+///
+/// # Errors
+/// Each that is not, a [`config::Error`].
+pub fn names_layers(config: &Config, model: &Model) -> Result<()> {
+    if !config.palettize.enabled {
+        return Ok(());
+    }
+    let parameters = model.parameters(Component::Unet)?;
+    let (mut problems, mut from_recipe) = (Vec::new(), 0);
+    if let Some(path) = &config.palettize.recipe {
+        let recipe = Recipe::read(path)?;
+        // Its layers stand before the overrides; they are looked at where their lines are known.
+        from_recipe = recipe.overrides().len();
+        problems.extend(recipe.check(&parameters).err().into_iter().flat_map(|error| error.problems));
+    }
+    for PaletteOverride { pattern, .. } in config.palettize.overrides.iter().skip(from_recipe) {
+        if !parameters.iter().any(|p| p.palettizable && matches_glob(pattern, &p.name)) {
+            let message = format!("match = \"{pattern}\" is no weight of this UNet");
+            problems.extend(config::Error::about("palettize.overrides", &message).problems);
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(config::Error { problems }.into()) }
 }
 
 fn unet(config: &Config, model: Model, device: Device, kind: Kind, before: Before) -> Result<Setup> {
     supports(config, &model)?;
+    prompts::other_sampler(config, &model)?.iter().for_each(crate::terminal::warn);
     if !config.model.train_from_scratch {
         // Before the long work: what is wrong with the file is told at once.
         model.check(Component::Unet)?;
     }
-    if let Some(path) = &config.palettize.recipe {
-        Recipe::read(path)?.check(&model.parameters(Component::Unet)?)?;
-    }
+    names_layers(config, &model)?;
     let schedule = text_to_image::schedule(&model)?;
-    let identity = ModelIdentity::of(&model, config)?;
-    let (data, learned_from) = read_data(config, &model, identity, before, device)?;
+    let read = ModelIdentity::of(&model, config)?;
+    begins_from(config, &read).iter().for_each(note);
+    let (data, learned_from) = read_data(config, &model, read.identity, before, device)?;
     let cache = Cache::open(&config.data.cache_dir)?;
     let Encoded { scaling_factor, examples, class, validation } = encoded(config, &model, &data, &cache, device)?;
 
@@ -245,7 +290,6 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind, before: Befor
     } else {
         None
     };
-    prompts::warn_of_sampler(config, &model)?;
     let objective = Denoise {
         unet: model.unet_config()?,
         schedule,

@@ -265,6 +265,15 @@ fn another_autoencoder_takes_the_place_of_the_models_own() {
     fs::write(&config, json.to_string()).unwrap();
     let opened = with_vae(&model, &other).unwrap();
     assert_says(Pipeline::load(&opened, None, Kind::Float, CPU), &["16", "autoencoder"]);
+    // That of a whole checkpoint is what its UNet says: of another kind of model, whatever model it is given for.
+    let of_xl =
+        with(&tensors, &[("model.diffusion_model.label_emb.0.0.weight", Tensor::zeros([8, 8], (Kind::Half, CPU)))]);
+    let whole = folder.path().join("whole.safetensors");
+    write(&whole, &of_xl, &[]);
+    for model in [&model, &path] {
+        let opened = with_vae(model, &whole).unwrap();
+        assert_says(Pipeline::load(&opened, None, Kind::Float, CPU), &["scaling_factor", "0.13025", "0.18215"]);
+    }
     // The file alone is no model.
     assert_says(Model::open(file.to_str().unwrap()), &["autoencoder alone", "--vae"]);
 }

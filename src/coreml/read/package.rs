@@ -60,6 +60,10 @@ impl Package {
     fn read(path: &Path) -> Result<Self> {
         ensure!(path.exists(), "there is no such folder");
         ensure!(path.is_dir(), "it is a file; a package is a folder, NAME.mlpackage");
+        let files = [MANIFEST.to_owned(), format!("Data/{AUTHOR}/{MODEL}")];
+        if let Some(missing) = files.iter().find(|file| fs::symlink_metadata(path.join(file)).is_err()) {
+            bail!("{missing} is missing: export it again, or copy all of the folder");
+        }
         let manifest = read_file(&path.join(MANIFEST), 1 << 20)?;
         ensure!(!manifest.is_empty(), damaged(MANIFEST, "it is empty"));
         let items: Value = serde_json::from_slice(&manifest).map_err(|error| {
