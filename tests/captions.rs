@@ -247,7 +247,8 @@ fn stray_text_files_are_told_and_do_no_harm() {
 fn extensions_are_taken_in_any_case_and_may_have_two_dots() {
     let folder = folder(&[("a.png", ""), ("a.TXT", "one"), ("b.png", ""), ("b.Txt", "no"), ("b.txt", "two")]);
     assert_eq!(samples(&folder, &CaptionOptions::default()), pairs(&[("a.png", "one"), ("b.png", "two")]));
-    assert_eq!(remarks(&folder, &CaptionOptions::default()), [""; 0]);
+    let lost = "1 caption file is not read, whose pictures have another one, with another text: b.Txt (b.txt is)";
+    assert_eq!(remarks(&folder, &CaptionOptions::default()), [format!("warning: HERE: {lost}")]);
     fs::write(folder.path().join("a.wd14.txt"), "three").unwrap();
     fs::write(folder.path().join("b.wd14.txt"), "four").unwrap();
     let options = CaptionOptions { extensions: vec![".wd14.txt".into()], ..CaptionOptions::default() };

@@ -34,16 +34,19 @@ impl Ddpm {
         Ok(Self {
             timesteps: timesteps.into_iter().map(|t| t.round_ties_even() as i64).collect(),
             alphas_cumprod,
-            variance: settings.choice(
-                "variance_type",
-                Variance::Small,
-                // The deviation of "log" is the square root of the same variance.
-                &[
-                    ("fixed_small", Variance::Small),
-                    ("fixed_small_log", Variance::Small),
-                    ("fixed_large", Variance::Large),
-                ],
-            )?,
+            // The deviation of "log" is the square root of the same variance; null, which other classes write, is small too.
+            variance: match settings.get("variance_type") {
+                None => Variance::Small,
+                Some(_) => settings.choice(
+                    "variance_type",
+                    Variance::Small,
+                    &[
+                        ("fixed_small", Variance::Small),
+                        ("fixed_small_log", Variance::Small),
+                        ("fixed_large", Variance::Large),
+                    ],
+                )?,
+            },
             clip: Clip::read(settings, true)?,
             prediction: Prediction::from_settings(settings)?,
         })

@@ -96,7 +96,7 @@ fn a_key_without_effect_is_refused_or_warned_of() {
             "`palettize.palette_learning_rate` has no effect",
         ),
         // Rates at their ends.
-        ("[data]\ncaption_dropout_rate = 1", vec![], "`data.caption_dropout_rate` is 1: every caption is replaced"),
+        ("caption_dropout_rate = 1", vec![], "`data.caption_dropout_rate` is 1: every caption is replaced"),
         (
             "[train]\ntrain_text_encoder = true\ntext_encoder_lr = 0",
             vec![],
