@@ -456,7 +456,7 @@ fn a_run_is_a_model_wherever_one_is_asked_for() {
     let more = ["model.pretrained_model_name_or_path=run/model", "output_dir=more", "train.max_train_steps=1"];
     let values = "different values: they were quantized before (palettes, fp8), and training begins from these values";
     ends(run.path(), &run.arguments("train", &more), 0, values);
-    let checked = succeed(common::runs::run(run.path(), &run.arguments("check", &more[..1])));
+    let checked = succeed(common::runs::run(run.path(), &run.arguments("check", &more[..2])));
     assert!(checked.contains(values), "{checked}");
     let float = succeed(common::runs::run(run.path(), &run.arguments("check", &["output_dir=none"])));
     assert!(!float.contains("quantized before"), "{float}");

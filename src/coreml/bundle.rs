@@ -15,12 +15,12 @@ use sha2::{Digest, Sha256};
 use super::attention::AttentionImplementation;
 use super::components::Part;
 use super::metadata::{MODEL_ID, NAME, PackageMetadata};
-use super::proto::Model;
+use super::proto;
 use crate::report::shell_word;
 use crate::source::beside::{PART, beside};
 use crate::source::files::{settle, write_bytes};
-use crate::source::hex;
 use crate::source::rename::rename_new;
+use crate::source::{Model, hex};
 
 /// Last parts of packages' names, and what Swift looks for in `Resources/`. It takes chunks before the whole.
 const COMPILED: [(&str, &str); 10] = [
@@ -182,7 +182,7 @@ impl Bundle<'_> {
     }
 
     /// What Apple's programs will miss in the bundle of a model, and what they will not load: a line each.
-    pub fn missing(&self, model: &crate::source::Model) -> Vec<String> {
+    pub fn missing(&self, model: &Model) -> Vec<String> {
         let there = self.packages();
         let has = |name: &str| there.iter().any(|(_, compiled)| *compiled == name);
         let network = |name: &str| has(name) || (has(&format!("{name}Chunk1")) && has(&format!("{name}Chunk2")));
@@ -309,7 +309,7 @@ pub fn of_other_weights(folder: &Path, metadata: &PackageMetadata, replaced: &[P
 /// What a package says of the model that it was made beside.
 fn id_of(package: &Path) -> Option<String> {
     let model = fs::read(package.join("Data/com.apple.CoreML/model.mlmodel")).ok()?;
-    Model::decode(&model[..]).ok()?.description?.metadata?.user_defined.remove(MODEL_ID)
+    proto::Model::decode(&model[..]).ok()?.description?.metadata?.user_defined.remove(MODEL_ID)
 }
 
 /// The same of a package that Apple's compiler has compiled, which writes what packages say into a file of its own.

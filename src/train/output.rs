@@ -164,8 +164,12 @@ impl Ending<'_> {
         });
         let Some(kept) = kept else { return write() };
         fs::rename(&path, &kept).with_context(|| format!("cannot keep {} as {}", path.display(), kept.display()))?;
-        write()?;
-        if marks(&kept)? == marks(&path)? {
+        if let Err(error) = write() {
+            // Nothing has taken its place.
+            let _ = if path.exists() { Ok(()) } else { fs::rename(&kept, &path) };
+            return Err(error);
+        }
+        if marks(&kept).is_ok_and(|kept| marks(&path).is_ok_and(|path| kept == path)) {
             // Nobody changed it: it was written at this end, by a process that was killed before it could note so.
             return run_folder::remove(&kept);
         }
