@@ -112,7 +112,7 @@ pub fn run() -> ExitCode {
             return;
         }
         // libtorch puts its C++ stack under its messages, whose line ends are written out in a panic's.
-        let message = panic.payload_as_str().unwrap_or("no message").split(['\n']).next().unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("no message").lines().next().unwrap_or_default();
         let message = message.split("\\n").next().unwrap_or_default();
         let place = panic.location().map_or_else(String::new, |l| format!(" ({}:{})", l.file(), l.line()));
         tell(format_args!(

@@ -28,11 +28,11 @@ pub fn model_id(model: &Model) -> String {
     let model = model.without_options();
     for component in model.components().filter(|component| model.has(*component)) {
         let mut own = Sha256::new();
-        let read = || -> Result<()> {
+        let mut read = || -> Result<()> {
             own.update(serde_json::to_string(&model.config_json(component)?)?);
             model.stored(component)?.identify(&mut own)
         };
-        if { read }().is_ok() {
+        if read().is_ok() {
             hash.update(component.folder());
             hash.update(own.finalize());
         }

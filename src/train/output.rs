@@ -361,7 +361,7 @@ fn facts(config: &Config, trained: &Trained, palettized: Option<&PalettizedCheck
 fn is_changed(finished: &Finished, result: &str, path: &Path) -> bool {
     let Some(written) = finished.results.get(result).filter(|_| path.exists()) else { return false };
     // What cannot be read is nothing that the run wrote.
-    marks(path).map_or(true, |now| now.iter().any(|(file, mark)| written.get(file) != Some(mark)))
+    !marks(path).is_ok_and(|now| now.iter().all(|(file, mark)| written.get(file) == Some(mark)))
 }
 
 /// A hash of some bytes of each file of a result, without what systems leave in folders.
