@@ -2,8 +2,10 @@
 //! sequences that move the cursor, recolour or rename a terminal. All printing goes through here.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Write;
+use std::sync::{Mutex, PoisonError};
 
 /// `text` with each control character but line ends and tabs written out as JSON does, as in `\u001b`, so that JSON stays
 /// JSON; those that turn the direction of writing around, too.
@@ -39,6 +41,16 @@ pub fn tell(line: impl fmt::Display) {
 /// A remark on standard error: `note: …`.
 pub fn note(text: impl fmt::Display) {
     tell(format_args!("note: {text}"));
+}
+
+/// A [`note`] that is told once, however often what it is about is read.
+pub fn note_once(text: impl fmt::Display) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let text = text.to_string();
+    // Whatever another thread died of, the set is whole.
+    if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+        note(text);
+    }
 }
 
 /// A warning on standard error: `warning: …`.

@@ -313,7 +313,7 @@ fn draw_with(scheduler: Value, arguments: &[&str]) -> (i32, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let model = folder.path().join("model");
     copy(&fixture("model"), &model);
-    std::fs::write(model.join("scheduler/scheduler_config.json"), scheduler.to_string()).expect("a file");
+    set_scheduler(&model, &scheduler);
     let output = Command::new(env!("CARGO_BIN_EXE_palettist"))
         .args(["generate", "model", "--prompt", "a fox", "-o", "out.png", "--steps", "3", "--device", "cpu"])
         .args(["--width", "32", "--height", "32"])
@@ -334,6 +334,49 @@ fn copy(from: &Path, to: &Path) {
             let _bytes = std::fs::copy(&path, &to).expect("a file");
         }
     }
+}
+
+/// Gives a model another scheduler, in its index too.
+fn set_scheduler(model: &Path, scheduler: &Value) {
+    std::fs::write(model.join("scheduler/scheduler_config.json"), scheduler.to_string()).expect("a file");
+    let index = model.join("model_index.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&index).expect("an index")).expect("JSON");
+    json["scheduler"] = json!(["diffusers", scheduler["_class_name"]]);
+    std::fs::write(index, json.to_string()).expect("a file");
+}
+
+/// Where the index and the scheduler's own file name two classes, diffusers makes the first.
+#[test]
+fn the_scheduler_is_the_one_that_the_index_names() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    copy(&fixture("model"), &model);
+    let other = scheduler("DDIMScheduler", json!({}));
+    std::fs::write(model.join("scheduler/scheduler_config.json"), other.to_string()).expect("a file");
+    let opened = Model::open(&model.display().to_string()).expect("a model");
+    assert_eq!(opened.scheduler_config().expect("a configuration")["_class_name"], "PNDMScheduler");
+    let output = Command::new(env!("CARGO_BIN_EXE_palettist"))
+        .args([
+            "generate", "model", "--prompt", "a", "-o", "out.png", "--steps", "2", "--width", "32", "--height", "32",
+        ])
+        .current_dir(folder.path())
+        .output()
+        .expect("the program");
+    let told = String::from_utf8(output.stderr).expect("text");
+    let expected = "note: model: model_index.json names the scheduler \"PNDMScheduler\" and scheduler_config.json \
+                    \"DDIMScheduler\": the first is used, as diffusers does";
+    assert!(output.status.success() && told.matches(expected).count() == 1, "{told}");
+}
+
+/// An autoencoder that is damaged or overflows writes no black picture.
+#[test]
+fn a_picture_that_is_not_finite_is_not_written() {
+    let mut pipeline = pipeline();
+    let bias = pipeline.autoencoder.get_mut("decoder.conv_in.bias").expect("a bias");
+    let _ = bias.get(0).fill_(f64::INFINITY);
+    let request = Request { steps: 1, ..request(None) };
+    let error = pipeline.generate(&request, &mut |_, _| Ok(())).map(drop).expect_err("an error").to_string();
+    assert!(error.contains("the picture is not finite: the autoencoder's `decoder.conv_in.bias` holds"), "{error}");
 }
 
 fn scheduler(class: &str, added: Value) -> Value {
@@ -373,8 +416,7 @@ fn check_names_the_sampler_that_a_runs_pictures_get() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
     copy(&fixture("model"), &path("model"));
-    let config = scheduler("TCDScheduler", json!({})).to_string();
-    std::fs::write(path("model/scheduler/scheduler_config.json"), config).expect("a file");
+    set_scheduler(&path("model"), &scheduler("TCDScheduler", json!({})));
     std::fs::create_dir(path("pictures")).expect("a folder");
     image::RgbImage::new(64, 64).save(path("pictures/a.png")).expect("a picture");
     std::fs::write(path("pictures/a.txt"), "a fox").expect("a caption");

@@ -222,6 +222,50 @@ fn other_pipelines_are_named() {
     assert!(code == 0 && error.contains(named), "{error}");
     work.set("model_index.json", "_class_name", json!(["mine", "Pipeline"]));
     assert!(work.run(&check).2.contains("was saved as a [\"mine\",\"Pipeline\"]"));
+    work.set("model_index.json", "_class_name", json!("StableDiffusionXLPipeline"));
+    let (_, _, error) = work.run(&check);
+    assert!(
+        error.contains(
+            "names StableDiffusionXLPipeline, but one text encoder: it is taken as a Stable Diffusion 1 or 2"
+        )
+    );
+}
+
+/// Of a whole file and shards, and of several variants, one is taken, and it is said which.
+#[test]
+fn the_file_that_is_taken_of_several_is_told() {
+    let work = Work::new();
+    let unet = work.path("model/unet");
+    let whole = unet.join("diffusion_pytorch_model.safetensors");
+    let export = |to: &str| {
+        let (code, _, error) = work.run(&["export", "model", "-o", to]);
+        assert_eq!(code, 0, "{error}");
+        error
+    };
+    assert!(!export("a").contains("holds"));
+    for name in ["fp16", "ema"] {
+        fs::copy(&whole, unet.join(format!("diffusion_pytorch_model.{name}.safetensors"))).unwrap();
+    }
+    assert!(!export("b").contains("holds"), "full precision beside its variants");
+    let index = json!({"weight_map": {"conv_in.weight": "shard.safetensors"}}).to_string();
+    fs::write(unet.join("diffusion_pytorch_model.safetensors.index.json"), index).unwrap();
+    fs::copy(&whole, unet.join("shard.safetensors")).unwrap();
+    let said = "holds diffusion_pytorch_model.safetensors.index.json and diffusion_pytorch_model.safetensors: the first is used";
+    assert!(export("c").contains(said));
+    fs::remove_file(unet.join("diffusion_pytorch_model.safetensors.index.json")).unwrap();
+    fs::remove_file(&whole).unwrap();
+    let said =
+        "holds diffusion_pytorch_model.fp16.safetensors and diffusion_pytorch_model.ema.safetensors: the first is used";
+    assert!(export("d").contains(said));
+}
+
+/// A tokenizer that is missing is one mistake.
+#[test]
+fn a_tokenizer_that_is_missing_is_told_once() {
+    let work = Work::new();
+    fs::remove_dir_all(work.path("model/tokenizer")).unwrap();
+    let (code, _, error) = work.run(&["check", "run.toml", "--no-estimate"]);
+    assert!(code == 1 && error.matches("tokenizer").count() >= 1 && error.lines().count() == 1, "{error}");
 }
 
 #[test]

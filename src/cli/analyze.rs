@@ -9,7 +9,7 @@ use serde_json::json;
 use tch::{Device, Kind};
 
 use super::model::ModelArgs;
-use super::train::stop_on_interrupt;
+use super::train::{SAVING, stop_on_interrupt};
 use super::{MEASURED, Usage, generate, grouped, is_of_data, load_config, must_be_new, print, size, warn_of_unused};
 use crate::config::{Config, DeploymentTarget, matches_glob, recipe_text};
 use crate::ops::Parameter;
@@ -108,7 +108,7 @@ pub fn run(args: Args) -> Result<()> {
         ));
     }
 
-    stop_on_interrupt()?;
+    stop_on_interrupt(SAVING)?;
     let by_loss = args.measure == "loss";
     let samples = args.samples.map(|samples| samples as usize).or((!by_loss).then_some(SAMPLES));
     let evaluation = Evaluation::open(&config, &model, samples, device)?;

@@ -52,7 +52,7 @@ struct Row {
 pub fn run(args: Args) -> Result<()> {
     std::env::set_current_dir(&args.project)
         .map_err(|error| Usage(format!("--project {}: cannot go there: {error}", args.project.display())))?;
-    train::stop_on_interrupt()?;
+    train::stop_on_interrupt(train::SAVING)?;
     let mut trained = Vec::new();
     for (name, bits) in TRAINED {
         let path = PathBuf::from(format!("configs/{name}.toml"));

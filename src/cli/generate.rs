@@ -277,7 +277,7 @@ pub fn run(args: Args) -> Result<()> {
     }
 
     say_sampler(&args, &pipeline, &request);
-    stop_on_interrupt()?;
+    stop_on_interrupt("stopping; pictures that are finished are kept")?;
     draw(&args, &pipeline, &request)
 }
 

@@ -146,7 +146,7 @@ fn calibrated(config: &Config, args: &Args, model: &Model, forms: &BTreeMap<Stri
         return Err(Usage(format!("--calibrate goes with one table of fp16 numbers a weight, not with {what}")).into());
     }
     let device = args.device.map_or_else(|| device("auto"), Ok)?;
-    super::train::stop_on_interrupt()?;
+    super::train::stop_on_interrupt(super::train::SAVING)?;
     let samples = samples(args) as usize;
     let evaluation = Evaluation::of_training(config, model, samples, device)?;
     let names: Vec<String> = forms.keys().cloned().collect();

@@ -27,7 +27,7 @@ pub fn run(args: Args) -> Result<()> {
         "never" => Resume::Never,
         folder => Resume::From(checkpoint(folder)?),
     };
-    stop_on_interrupt()?;
+    stop_on_interrupt(SAVING)?;
     match train::run(&config, &resume)? {
         Ended::Done => Ok(()),
         Ended::Stopped => Err(Interrupted("stopped after saving; run the same command to resume".into()).into()),
@@ -49,14 +49,17 @@ fn checkpoint(folder: &str) -> Result<PathBuf, Usage> {
     Err(Usage(format!("--resume {folder}: {what}{hint}")))
 }
 
-/// The first Ctrl-C asks the run to save and end, the second ends the program at once.
-pub fn stop_on_interrupt() -> Result<()> {
+/// What is said at the first Ctrl-C by commands that keep what they have done.
+pub const SAVING: &str = "finishing this step, then saving";
+
+/// The first Ctrl-C asks the work to end, as `told` says; the second ends the program at once.
+pub fn stop_on_interrupt(told: &'static str) -> Result<()> {
     let asked = std::sync::atomic::AtomicBool::new(false);
     let set = ctrlc::set_handler(move || {
         if asked.swap(true, std::sync::atomic::Ordering::Relaxed) {
             std::process::exit(130);
         }
-        crate::terminal::tell(format_args!("finishing this step, then saving; press Ctrl-C again to quit now"));
+        crate::terminal::tell(format_args!("{told}; press Ctrl-C again to quit now"));
         train::stop();
     });
     match set {

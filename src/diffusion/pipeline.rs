@@ -190,6 +190,10 @@ pub fn sampler_of(config: &Value, asked: Option<SamplerKind>, steps: usize) -> R
     })
 }
 
+fn is_finite(tensor: &Tensor) -> bool {
+    tensor.isfinite().all().int64_value(&[]) != 0
+}
+
 /// Guidance beyond which what it multiplies is the first to be suspected of an overflow.
 const FAR_GUIDANCE: f64 = 100.0;
 
@@ -284,9 +288,24 @@ impl Pipeline {
         let mut ops = Tensors::new(&self.autoencoder).computing_in(kind);
         let one = |latents: &Tensor| {
             let image = tch::no_grad(|| decode(&mut ops, &self.autoencoder_config, &latents.unsqueeze(0)));
-            (image.to_kind(Kind::Float) / 2.0 + 0.5).clamp(0.0, 1.0).to_device(Device::Cpu)
+            if !is_finite(&image) {
+                bail!("the picture is not finite: {}", self.fault_of_autoencoder(kind));
+            }
+            Ok((image.to_kind(Kind::Float) / 2.0 + 0.5).clamp(0.0, 1.0).to_device(Device::Cpu))
         };
-        Ok(Tensor::cat(&latents.unbind(0).iter().map(one).collect::<Vec<_>>(), 0))
+        Ok(Tensor::cat(&latents.unbind(0).iter().map(one).collect::<Result<Vec<_>>>()?, 0))
+    }
+
+    /// Why the autoencoder's output is not finite though the latents are, where it computes in `kind`.
+    fn fault_of_autoencoder(&self, kind: Kind) -> String {
+        match self.autoencoder.iter().find(|(_, tensor)| !is_finite(tensor)) {
+            Some((name, _)) => format!("the autoencoder's `{name}` holds values that are not, the model is damaged"),
+            None if kind == Kind::Half => {
+                "the autoencoder overflows in fp16, as Stable Diffusion XL's does: use --precision bf16 or fp32"
+                    .to_owned()
+            }
+            None => "the autoencoder overflows".to_owned(),
+        }
     }
 
     /// The initial noise that `request` asks for, `[N, C, h, w]` fp32, checked.
@@ -379,7 +398,7 @@ impl Pipeline {
                 done += 1;
                 progress(done, total)
             })?;
-            if drawn.isfinite().all().int64_value(&[]) == 0 {
+            if !is_finite(&drawn) {
                 let scale = request.guidance_scale;
                 let cause = match guidance {
                     Some(_) if scale > FAR_GUIDANCE => {

@@ -1,7 +1,7 @@
 //! What a single-file checkpoint predicts, and whether its noise schedule ends in noise alone: shapes do not tell, and each
 //! tool marks it in its own way.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tch::Kind;
@@ -9,7 +9,7 @@ use tch::Kind;
 use super::files::TensorFile;
 use super::inferred::{Prediction, Version};
 use super::options::{ModelOptions, PredictionType};
-use crate::terminal::note;
+use crate::terminal::{note, note_once};
 
 /// How the model's noise is to be taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +29,7 @@ type Mark = (String, Prediction);
 /// # Errors
 /// A mark that is not supported; two that contradict each other.
 pub fn noise(file: &TensorFile, version: Version, options: &ModelOptions) -> Result<Noise> {
+    yamls(file).iter().filter_map(|path| unread(path, version)).for_each(note_once);
     let zero_snr = match options.rescale_betas_zero_snr {
         Some(said) => said,
         None => file.shape("ztsnr").is_some() || says(file, "ss_zero_terminal_snr", "True"),
@@ -60,13 +61,12 @@ fn marked(file: &TensorFile) -> Result<Option<Prediction>> {
     if says(file, "ss_v_parameterization", "True") {
         marks.push(("`ss_v_parameterization` of its metadata".into(), Prediction::Velocity));
     }
-    marks.extend(
-        ["v_pred", "ztsnr"]
-            .into_iter()
-            .filter(|name| file.shape(name).is_some())
-            .map(|name| (format!("the tensor `{name}`"), Prediction::Velocity)),
-    );
-    marks.extend(of_yaml(&file.path().with_extension("yaml"))?);
+    if file.shape("v_pred").is_some() {
+        marks.push(("the tensor `v_pred`".into(), Prediction::Velocity));
+    }
+    for path in yamls(file) {
+        marks.extend(of_yaml(&path)?);
+    }
     let Some((first, prediction)) = marks.first() else { return Ok(None) };
     if let Some((other, _)) = marks.iter().find(|(_, other)| other != prediction) {
         let word = |prediction: &Prediction| if *prediction == Prediction::Velocity { "velocity" } else { "noise" };
@@ -85,6 +85,35 @@ fn prediction(word: &str) -> Option<Prediction> {
         "epsilon" | "eps" | "noise" => Some(Prediction::Epsilon),
         "v" | "v_prediction" | "v-prediction" | "v_pred" | "velocity" => Some(Prediction::Velocity),
         _ => None,
+    }
+}
+
+/// Where a configuration beside the file may be.
+fn yamls(file: &TensorFile) -> [PathBuf; 2] {
+    ["yaml", "yml"].map(|extension| file.path().with_extension(extension))
+}
+
+/// What of a configuration beside the file says otherwise than is taken of all models of its kind, and is not read.
+fn unread(path: &Path, version: Version) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let scale = if version == Version::Xl { 0.13025 } else { 0.18215 };
+    let taken = [("scale_factor", scale), ("linear_start", 0.00085), ("linear_end", 0.012), ("timesteps", 1000.0)];
+    let others = taken.into_iter().filter_map(|(key, taken)| {
+        let value = yaml_value(&text, key)?;
+        let same = value.parse::<f64>().is_ok_and(|value| (value - taken).abs() <= 1e-6 * taken);
+        (!same).then(|| format!("`{key}: {value}` ({taken} is taken)"))
+    });
+    let others: Vec<String> = others.collect();
+    let shown = path.display();
+    match others.is_empty() {
+        false => Some(format!(
+            "{shown}: {} not read; have diffusers convert the model, and give the folder",
+            others.join(" and ") + if others.len() == 1 { " is" } else { " are" }
+        )),
+        true if of_yaml(path).is_ok_and(|mark| mark.is_none()) => Some(format!(
+            "{shown} says nothing that is read: no parameterization, nor a class of latent-diffusion or sgm"
+        )),
+        true => None,
     }
 }
 

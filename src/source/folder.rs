@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::Component;
 use super::json::{read_json, read_json_if_there};
+use crate::terminal::note_once;
 
 /// Checks that `folder` is a diffusers folder of Stable Diffusion 1, 2 or XL, and says whether it has the two text
 /// encoders of the latter.
@@ -50,9 +51,19 @@ const TEXT_TO_IMAGE: [&str; 4] = [
 
 /// What is said of a model that was saved as a pipeline for something else, as `model_index.json` has it. What its UNet
 /// can do is told by that itself: an index may be of a pipeline for inpainting whose UNet draws from text alone.
-pub fn other_pipeline(folder: &Path) -> Result<Option<String>> {
+pub fn other_pipeline(folder: &Path, is_xl: bool) -> Result<Option<String>> {
     let Some(index) = read_json_if_there(&folder.join("model_index.json"))? else { return Ok(None) };
     let class = index.get("_class_name").map(|class| class.as_str().map_or_else(|| class.to_string(), str::to_owned));
+    if let Some(class) =
+        class.as_ref().filter(|class| class.contains("StableDiffusion") && class.contains("XL") != is_xl)
+    {
+        let (encoders, kind) = if is_xl { ("two text encoders", "XL") } else { ("one text encoder", "1 or 2") };
+        return Ok(Some(format!(
+            "model_index.json of {} names {class}, but {encoders}: it is taken as a Stable Diffusion {kind}; diffusers cannot \
+             load it",
+            folder.display()
+        )));
+    }
     let other = class.filter(|class| !TEXT_TO_IMAGE.contains(&class.as_str()));
     Ok(other.map(|class| {
         format!(
@@ -152,8 +163,15 @@ pub fn weight_files(folder: &Path, component: Component) -> Result<Vec<PathBuf>>
             };
             candidates.push((rank, sharded, name));
         }
-        candidates.sort();
-        if let Some((_, sharded, name)) = candidates.first() {
+        // transformers takes a whole file before shards, diffusers shards before a whole file.
+        let shards_first = stems[0] != "model";
+        candidates.sort_by_key(|&(rank, sharded, name)| (rank, sharded != shards_first, name));
+        if let Some((rank, sharded, name)) = candidates.first() {
+            // Variants beside full precision are what repositories have.
+            if let Some((_, _, other)) = candidates.get(1).filter(|(other, ..)| *rank > 0 || *other == 0) {
+                let shown = folder.display();
+                note_once(format_args!("{shown} holds {name} and {other}: the first is used"));
+            }
             let path = folder.join(name);
             return if *sharded { shards(&path) } else { Ok(vec![path]) };
         }

@@ -22,7 +22,7 @@ use crate::networks::safety_checker::SafetyCheckerConfig;
 use crate::networks::text_encoder::TextEncoderConfig;
 use crate::networks::unet::UnetConfig;
 use crate::ops::{Parameter, Weights};
-use crate::terminal::note;
+use crate::terminal::note_once;
 
 /// A Stable Diffusion model on disk.
 #[derive(Clone)]
@@ -73,7 +73,7 @@ impl Model {
     pub fn open_with(model: &str, options: &ModelOptions) -> Result<Self> {
         let (name, form, is_xl) = Self::find(model, options)?;
         if let Form::Folder(folder) = &form {
-            folder::other_pipeline(folder)?.iter().for_each(note);
+            folder::other_pipeline(folder, is_xl)?.iter().for_each(note_once);
         }
         let mut model = Self { name, form, is_xl, vae: None, options: options.clone() };
         if let Some(vae) = &options.vae {
@@ -270,11 +270,31 @@ impl Model {
                     );
                 }
                 let text = read_text(&path)?;
-                parse_config(&text).map_err(|error| not_json(&path, &text, error))?
+                let config = parse_config(&text).map_err(|error| not_json(&path, &text, error))?;
+                self.of_the_index(config)?
             }
             Form::File(file) => file.scheduler_config(),
         };
         Ok(self.options.scheduler(config))
+    }
+
+    /// A scheduler's configuration with the class that `model_index.json` names, which diffusers makes, whichever class wrote
+    /// the file.
+    fn of_the_index(&self, mut config: Value) -> Result<Value> {
+        let index = self.index()?.unwrap_or_default();
+        let (Some(class), Some(keys)) = (index.pointer("/scheduler/1"), config.as_object_mut()) else {
+            return Ok(config);
+        };
+        if class.is_string() && keys.get("_class_name") != Some(class) {
+            if let Some(other) = keys.insert("_class_name".into(), class.clone()) {
+                note_once(format_args!(
+                    "{}: model_index.json names the scheduler {class} and scheduler_config.json {other}: the first is used, \
+                     as diffusers does",
+                    self.path().display()
+                ));
+            }
+        }
+        Ok(config)
     }
 
     /// `model_index.json`, where there is one.

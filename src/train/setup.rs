@@ -199,6 +199,7 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
                     config.palettize.weight_threshold
                 ));
             }
+            model.text_encoders().try_for_each(|component| model.tokenizer_of(component).map(drop))?;
             // The end of a run writes the whole model: what cannot be copied then is found now.
             model.check_small_files()?;
             factor

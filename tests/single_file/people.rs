@@ -58,11 +58,14 @@ fn marks_say_what_is_predicted() {
     let epsilon = ("epsilon".to_owned(), json!(false));
     write(&path, &tensors, &[]);
     assert_eq!(scheduler(&auto).unwrap(), epsilon);
-    for (names, rescale) in [(&["v_pred"][..], false), (&["ztsnr"], true), (&["v_pred", "ztsnr"], true)] {
+    for (names, rescale) in [(&["v_pred"][..], false), (&["v_pred", "ztsnr"], true)] {
         let marks: Vec<_> = names.iter().map(|name| (*name, empty())).collect();
         write(&path, &with(&tensors, &marks), &[]);
         assert_eq!(scheduler(&auto).unwrap(), v(rescale), "{names:?}");
     }
+    // Noise alone at the end, from which nothing can be told of a prediction of the noise: as of a folder that says so.
+    write(&path, &with(&tensors, &[("ztsnr", empty())]), &[]);
+    assert_says(Pipeline::load(&open(&path), None, Kind::Float, CPU), &["rescale_betas_zero_snr", "--prediction-type"]);
     for key in ["modelspec.prediction_type", "modelspec.predict_key"] {
         write(&path, &tensors, &[(key, "v")]);
         assert_eq!(scheduler(&auto).unwrap(), v(false), "{key}");
@@ -90,6 +93,33 @@ fn marks_say_what_is_predicted() {
     assert_eq!(scheduler(&rescaled).unwrap(), v(true));
     fs::write(&yaml, "model:\n  params:\n    parameterization: x0\n").unwrap();
     assert_says(scheduler(&auto), &["small.yaml", "x0"]);
+    fs::remove_file(&yaml).unwrap();
+    fs::write(path.with_extension("yml"), "model:\n  params:\n    parameterization: v\n").unwrap();
+    assert_eq!(scheduler(&auto).unwrap(), v(false));
+}
+
+/// What a `.yaml` says that is not taken up is told, and that it says nothing.
+#[test]
+fn what_is_not_read_of_a_yaml_is_told() {
+    let (_folder, path, tensors, _) = single_file(1);
+    write(&path, &tensors, &[]);
+    let told = |text: &str| {
+        fs::write(path.with_extension("yaml"), text).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_palettist"));
+        let out = path.with_file_name("out");
+        let _ = fs::remove_dir_all(&out);
+        let output = command.arg("export").arg(&path).arg("-o").arg(&out).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let usual = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n    linear_start: 0.00085\n    linear_end: \
+                 0.0120\n    timesteps: 1000\n    scale_factor: 0.18215\n";
+    assert!(!told(usual).contains("small.yaml"));
+    let other = told(&usual.replace("0.18215", "0.5").replace("timesteps: 1000", "timesteps: 500"));
+    let expected =
+        "small.yaml: `scale_factor: 0.5` (0.18215 is taken) and `timesteps: 500` (1000 is taken) are not read";
+    assert!(other.contains(expected), "{other}");
+    assert!(told("model: [").contains("small.yaml says nothing that is read"));
 }
 
 #[test]
