@@ -12,11 +12,12 @@ use super::model::ModelArgs;
 use super::train::stop_on_interrupt;
 use super::{MEASURED, Usage, generate, grouped, is_of_data, load_config, must_be_new, print, size, warn_of_unused};
 use crate::config::{Config, DeploymentTarget, matches_glob, recipe_text};
+use crate::files;
 use crate::ops::Parameter;
 use crate::palette::allocate::{Allocation, Choice, allocate};
 use crate::palette::{BITS, Form};
 use crate::report::{Progress, duration};
-use crate::source::{Component, files};
+use crate::source::Component;
 use crate::train::evaluate::{Evaluation, snr};
 use crate::train::sensitivity::{Effect, Measurements, Sensitivity, measure};
 

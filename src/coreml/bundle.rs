@@ -11,14 +11,15 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use super::attention::AttentionImplementation;
-use super::components::Part;
-use super::metadata::{NAME, PackageMetadata};
-use crate::report::shell_word;
-use crate::source::beside::{PART, beside};
-use crate::source::files::{settle, write_bytes};
-use crate::source::rename::rename_new;
-use crate::source::{Model, hex};
+use crate::coreml::AttentionImplementation;
+use crate::coreml::components::Part;
+use crate::coreml::format::metadata::{NAME, PackageMetadata};
+use crate::files::beside::{PART, beside};
+use crate::files::hex;
+use crate::files::rename::rename_new;
+use crate::files::{settle, write_bytes};
+use crate::source::Model;
+use crate::terminal::shell_word;
 
 /// Last parts of packages' names, and what Swift looks for in `Resources/`. It takes chunks before the whole.
 const COMPILED: [(&str, &str); 10] = [

@@ -6,18 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tch::Kind;
 
-use super::files::TensorFile;
-use super::inferred::{Prediction, Version};
+use super::inferred::{Noise, Prediction, Version};
 use super::options::{ModelOptions, PredictionType};
+use crate::files::TensorFile;
 use crate::terminal::note;
-
-/// How the model's noise is to be taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Noise {
-    pub prediction: Prediction,
-    /// `rescale_betas_zero_snr`
-    pub zero_snr: bool,
-}
 
 /// A mark, as messages name it, and what it stands for.
 type Mark = (String, Prediction);

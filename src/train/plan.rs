@@ -7,8 +7,19 @@ use anyhow::{Context, Result, bail};
 
 use super::identity::Identity;
 use super::run_folder::{CHECKPOINTS, FINISHED, Finished, Holds, PACKAGES, REPORT, RunFolder, file_of, wanted};
-use super::{Resume, state};
+use super::state;
 use crate::config::{self, Change, Config, Difference};
+
+/// Which state a run starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest checkpoint in `output_dir`, if there is one.
+    Auto,
+    /// From the beginning; an `output_dir` with a run in it is refused.
+    Never,
+    /// This checkpoint.
+    From(PathBuf),
+}
 
 /// What a config would do in its `output_dir`.
 pub struct Plan {
