@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use palettist::coreml::components::Part;
-use palettist::coreml::read::{Chain, Package};
+use palettist::coreml::reading::{Chain, Package};
 use palettist::source::Model;
 
 /// A package, or two, as both converters are told to write it.

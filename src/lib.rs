@@ -5,17 +5,19 @@
 //!
 //! | room | knows |
 //! |---|---|
-//! | [`cli`] | one file a command: parse, call, print |
+//! | [`cli`] | one file for each command: parse, call, print |
 //! | [`train`] | the loop: objective, teacher, optimizer, state, resume |
-//! | [`coreml`] | packages: protobuf, blob file, lowering, reading one back and running it |
 //! | [`report`] | progress, event files, pictures |
 //! | [`data`] | pictures, captions, cache, batches |
 //! | [`config`] | the TOML schema |
+//! | [`coreml`] | packages: the format, writing a network, reading one back and running it |
+//! | [`pipeline`] | networks that work together: prompt to picture, and what a model can do |
 //! | [`source`] | where models come from: diffusers folders, single files, tokenizers |
 //! | [`networks`] | UNet, autoencoder, text encoder, each a function over [`ops`] |
 //! | [`diffusion`] | noise schedules, samplers, losses |
 //! | [`palette`] | k-means, differentiable k-means, packing, the palettized checkpoint |
 //! | [`ops`] | the vocabulary of operations and its tensor interpreter |
+//! | [`files`] | files that are whole or not there; safetensors and JSON, read without trust |
 //! | [`torch`] | the shim over libtorch |
 //! | [`terminal`] | what is printed, made safe |
 
@@ -24,9 +26,11 @@ pub mod config;
 pub mod coreml;
 pub mod data;
 pub mod diffusion;
+pub mod files;
 pub mod networks;
 pub mod ops;
 pub mod palette;
+pub mod pipeline;
 pub mod report;
 pub mod source;
 pub mod terminal;

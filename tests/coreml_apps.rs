@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use common::{metadata, small_unet, weights};
-use palettist::coreml::export::{UnetOptions, export_unet};
-use palettist::coreml::read::{Chain, Package};
+use palettist::coreml::components::unet::{UnetOptions, export_unet};
+use palettist::coreml::reading::{Chain, Package};
+use palettist::files::{TensorFile, write_safetensors};
 use palettist::source::Model;
-use palettist::source::files::{TensorFile, write_safetensors};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 

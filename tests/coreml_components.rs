@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::checker;
-use palettist::coreml::apple::misfits;
 use palettist::coreml::components::Part;
-use palettist::coreml::export::UnetOptions;
-use palettist::coreml::read::{Feature, Package};
+use palettist::coreml::components::apple::misfits;
+use palettist::coreml::components::unet::UnetOptions;
+use palettist::coreml::reading::{Feature, Package};
 use palettist::source::Model;
 use serde_json::json;
 

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{checker, palettized_as, small_unet};
-use palettist::coreml::attention::AttentionImplementation;
-use palettist::coreml::chunk::cut_package;
-use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
-use palettist::coreml::program::Target;
-use palettist::coreml::read::{Chain, Package};
-use palettist::coreml::verify::{Settings, UnetInputs, verify_unet};
+use palettist::coreml::AttentionImplementation;
+use palettist::coreml::DeploymentTarget;
+use palettist::coreml::PackageMetadata;
+use palettist::coreml::components::unet::{UnetOptions, export_unet};
+use palettist::coreml::reading::{Chain, Package};
+use palettist::coreml::verifying::{Settings, UnetInputs, verify_unet};
+use palettist::coreml::writing::chunk::cut_package;
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::Tensors;
 use palettist::palette::{BITS, Form, LutDtype, PalettizedCheckpoint};
@@ -58,7 +59,7 @@ fn export_as(
     attention: AttentionImplementation,
     config: &UnetConfig,
     checkpoint: &PalettizedCheckpoint,
-    target: Target,
+    target: DeploymentTarget,
     folder: &Path,
 ) -> anyhow::Result<PathBuf> {
     let metadata = PackageMetadata { model: "tiny".into(), ..Default::default() };
@@ -69,7 +70,7 @@ fn export_as(
 fn export(
     config: &UnetConfig,
     checkpoint: &PalettizedCheckpoint,
-    target: Target,
+    target: DeploymentTarget,
     folder: &Path,
 ) -> anyhow::Result<Package> {
     Package::open(&export_as(AttentionImplementation::Original, config, checkpoint, target, folder)?)
@@ -100,7 +101,7 @@ fn checkpoints() -> Vec<(UnetConfig, PalettizedCheckpoint)> {
 fn our_reader_decodes_what_was_written() {
     for (config, checkpoint) in checkpoints() {
         let folder = tempfile::tempdir().unwrap();
-        let package = export(&config, &checkpoint, Target::Ios18, folder.path()).unwrap();
+        let package = export(&config, &checkpoint, DeploymentTarget::Ios18, folder.path()).unwrap();
         let costs: BTreeMap<String, u64> = package.weights().unwrap().into_iter().map(|w| (w.name, w.bytes)).collect();
         decodes(&package, &checkpoint);
         for (name, palette) in &checkpoint.palettes {
@@ -142,7 +143,9 @@ fn forms_survive_split_attention_and_chunks() {
     let older = forms().into_iter().filter(|form| form.needs_ios18().is_none()).collect::<Vec<_>>();
     assert_eq!(older.len(), 5, "one table, 1, 2, 4, 6 or 8 bits");
     let plain = (config(false), palettized_as(&config(false), &older));
-    let cases = [(Target::Ios16, plain)].into_iter().chain(checkpoints().into_iter().map(|c| (Target::Ios18, c)));
+    let cases = [(DeploymentTarget::Ios16, plain)]
+        .into_iter()
+        .chain(checkpoints().into_iter().map(|c| (DeploymentTarget::Ios18, c)));
     for (target, (config, checkpoint)) in cases {
         let folder = tempfile::tempdir().unwrap();
         let whole =
@@ -168,7 +171,7 @@ fn older_systems_are_refused_what_they_cannot_hold() {
     let folder = tempfile::tempdir().unwrap();
     for form in forms() {
         let checkpoint = palettized_as(&config, &[form]);
-        for target in [Target::Ios16, Target::Ios17] {
+        for target in [DeploymentTarget::Ios16, DeploymentTarget::Ios17] {
             let folder = folder.path().join(format!("{form:?} {target}"));
             match (form.needs_ios18(), export(&config, &checkpoint, target, &folder)) {
                 (None, package) => assert!(package.unwrap().specification_version() < 9),
@@ -221,7 +224,7 @@ fn coremltools_decodes_what_was_written() {
     let mut sizes = Vec::new();
     for (number, (config, checkpoint)) in checkpoints().into_iter().enumerate() {
         let folder = folder.path().join(number.to_string());
-        export(&config, &checkpoint, Target::Ios18, &folder).unwrap();
+        export(&config, &checkpoint, DeploymentTarget::Ios18, &folder).unwrap();
         let dense: Vec<(String, Tensor)> = checkpoint
             .palettes
             .iter()

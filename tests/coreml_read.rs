@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{shared, small_unet};
-use palettist::coreml::export::{PackageMetadata, UnetOptions, export_unet};
-use palettist::coreml::program::Target;
-use palettist::coreml::read::{Chain, Package, Precision, evaluate, psnr};
-use palettist::coreml::verify::{Settings, UnetInputs, verify_unet};
-use palettist::coreml::weights::WeightSource;
+use palettist::coreml::DeploymentTarget;
+use palettist::coreml::PackageMetadata;
+use palettist::coreml::components::unet::{UnetOptions, export_unet};
+use palettist::coreml::reading::{Chain, Package, Precision, evaluate, psnr};
+use palettist::coreml::verifying::{Settings, UnetInputs, verify_unet};
+use palettist::coreml::writing::weights::WeightSource;
 use palettist::networks::unet::unet;
 use palettist::ops::{Tensors, Weights};
 use palettist::palette::{PalettizedCheckpoint, kmeans};
@@ -95,7 +96,7 @@ fn what_a_package_declares() {
     let weights = package.weights().unwrap();
     // Tables for 8 channels each; a tensor with another number of tables would show here.
     let of =
-        |w: &palettist::coreml::read::WeightSummary| w.palettes.map(|p| (p.bits, p.groups * 8 == w.shape[0] as u64));
+        |w: &palettist::coreml::reading::WeightSummary| w.palettes.map(|p| (p.bits, p.groups * 8 == w.shape[0] as u64));
     assert!(weights.iter().filter_map(of).all(|found| found == (4, true)));
 }
 
@@ -187,11 +188,11 @@ fn exported_unets_compute_what_the_network_computes() {
     }
     let dense: Weights = weights.iter().map(|(name, w)| (name.clone(), w.to_kind(Kind::Float))).collect();
     let hard = palettized.weights(Kind::Float, tch::Device::Cpu).unwrap();
-    let cases: [(Target, &dyn WeightSource, &Weights, f64); 4] = [
-        (Target::Ios16, &weights, &dense, 16.0),
-        (Target::Ios16, &palettized, &hard, 2.1),
-        (Target::Ios17, &palettized, &hard, 2.1),
-        (Target::Ios18, &palettized, &hard, 2.1),
+    let cases: [(DeploymentTarget, &dyn WeightSource, &Weights, f64); 4] = [
+        (DeploymentTarget::Ios16, &weights, &dense, 16.0),
+        (DeploymentTarget::Ios16, &palettized, &hard, 2.1),
+        (DeploymentTarget::Ios17, &palettized, &hard, 2.1),
+        (DeploymentTarget::Ios18, &palettized, &hard, 2.1),
     ];
     let folder = tempfile::tempdir().unwrap();
     for (target, stored, computed, most_bits) in cases {

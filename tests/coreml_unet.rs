@@ -7,15 +7,15 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{checker, metadata, palettized, random, small_unet, weights};
-use palettist::coreml::attention::AttentionImplementation::{self, Original, SplitEinsum, SplitEinsumV2};
-use palettist::coreml::chunk::export_in_chunks;
-use palettist::coreml::export::{UnetOptions, export_unet};
-use palettist::coreml::layers::Recording;
-use palettist::coreml::metadata::CUT_FROM;
-use palettist::coreml::program::Target;
-use palettist::coreml::read::{Chain, DataType, Package, Precision, evaluate, psnr};
-use palettist::coreml::verify::{Settings, UnetInputs, verify_unet};
-use palettist::coreml::weights::WeightSource;
+use palettist::coreml::AttentionImplementation::{self, Original, SplitEinsum, SplitEinsumV2};
+use palettist::coreml::DeploymentTarget;
+use palettist::coreml::components::unet::{UnetOptions, export_unet};
+use palettist::coreml::format::metadata::CUT_FROM;
+use palettist::coreml::reading::{Chain, DataType, Package, Precision, evaluate, psnr};
+use palettist::coreml::verifying::layers::Recording;
+use palettist::coreml::verifying::{Settings, UnetInputs, verify_unet};
+use palettist::coreml::writing::chunk::export_in_chunks;
+use palettist::coreml::writing::weights::WeightSource;
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::{Tensors, Watch, Weights};
 use serde_json::json;
@@ -141,11 +141,11 @@ fn chunks_are_the_whole() {
     let config = small_unet(16, [24, 48], json!([2, 4]), true);
     let floats = weights(&config);
     let palettes = palettized(&config, &floats);
-    let cases: [(&dyn WeightSource, Target, AttentionImplementation, bool); 4] = [
-        (&floats, Target::Ios16, Original, false),
-        (&palettes, Target::Ios16, SplitEinsum, true),
-        (&palettes, Target::Ios17, Original, false),
-        (&palettes, Target::Ios18, SplitEinsumV2, false),
+    let cases: [(&dyn WeightSource, DeploymentTarget, AttentionImplementation, bool); 4] = [
+        (&floats, DeploymentTarget::Ios16, Original, false),
+        (&palettes, DeploymentTarget::Ios16, SplitEinsum, true),
+        (&palettes, DeploymentTarget::Ios17, Original, false),
+        (&palettes, DeploymentTarget::Ios18, SplitEinsumV2, false),
     ];
     for (weights, target, attention, controlnet) in cases {
         let folder = tempfile::tempdir().unwrap();
@@ -337,10 +337,10 @@ fn an_independent_checker_runs_the_chunks() {
     let palettes = palettized(&config, &floats);
     let hard = palettes.weights(Kind::Float, Device::Cpu).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&str, &dyn WeightSource, &Weights, Target, AttentionImplementation); 3] = [
-        ("0", &floats, &floats, Target::Ios16, SplitEinsum),
-        ("1", &palettes, &hard, Target::Ios16, Original),
-        ("2", &palettes, &hard, Target::Ios18, SplitEinsumV2),
+    let cases: [(&str, &dyn WeightSource, &Weights, DeploymentTarget, AttentionImplementation); 3] = [
+        ("0", &floats, &floats, DeploymentTarget::Ios16, SplitEinsum),
+        ("1", &palettes, &hard, DeploymentTarget::Ios16, Original),
+        ("2", &palettes, &hard, DeploymentTarget::Ios18, SplitEinsumV2),
     ];
     for (name, stored, weights, target, attention) in cases {
         let folder = folder.path().join(name);

@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{checker, metadata, palettized, random, small_unet, weights};
-use palettist::coreml::attention::AttentionImplementation;
-use palettist::coreml::chunk::export_in_chunks;
-use palettist::coreml::export::{UnetOptions, export_unet};
-use palettist::coreml::program::Target;
-use palettist::coreml::proto::{BindingKind, Block, ImmediateKind, Model, Operation, TensorElements, Value, ValueKind};
-use palettist::coreml::weights::WeightSource;
+use palettist::coreml::AttentionImplementation;
+use palettist::coreml::DeploymentTarget;
+use palettist::coreml::components::unet::{UnetOptions, export_unet};
+use palettist::coreml::format::proto::{
+    BindingKind, Block, ImmediateKind, Model, Operation, TensorElements, Value, ValueKind,
+};
+use palettist::coreml::writing::chunk::export_in_chunks;
+use palettist::coreml::writing::weights::WeightSource;
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::{Tensors, Weights};
 use palettist::palette::{PalettizedCheckpoint, packing};
@@ -64,7 +66,7 @@ fn count(block: &Block, kind: &str) -> usize {
 }
 
 fn shape(model: &Model, input: bool, index: usize) -> (String, Vec<i64>, i32) {
-    use palettist::coreml::proto::FeatureKind::MultiArray;
+    use palettist::coreml::format::proto::FeatureKind::MultiArray;
     let description = model.description.as_ref().unwrap();
     let feature = if input { &description.input[index] } else { &description.output[index] };
     assert!(!feature.short_description.is_empty(), "{} is not described", feature.name);
@@ -121,7 +123,7 @@ fn the_package_keeps_the_contract() {
 fn every_value_is_defined_once_and_before_its_use() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(true);
-    let options = UnetOptions { target: Target::Ios18, ..UnetOptions::new(&config) };
+    let options = UnetOptions { target: DeploymentTarget::Ios18, ..UnetOptions::new(&config) };
     let checkpoint = palettized(&config, &weights(&config));
     let path = export_unet(&config, &checkpoint, &options, &metadata(), folder.path(), &mut |_, _| {}).unwrap();
     let model = model(&path);
@@ -155,7 +157,7 @@ fn palettes_are_stored_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(true);
     let checkpoint = palettized(&config, &weights(&config));
-    for target in [Target::Ios16, Target::Ios17, Target::Ios18] {
+    for target in [DeploymentTarget::Ios16, DeploymentTarget::Ios17, DeploymentTarget::Ios18] {
         let options = UnetOptions { target, overwrite: true, ..UnetOptions::new(&config) };
         let path = export_unet(&config, &checkpoint, &options, &metadata(), folder.path(), &mut |_, _| {}).unwrap();
         let model = model(&path);
@@ -165,7 +167,7 @@ fn palettes_are_stored_bit_for_bit() {
         assert_eq!(palettes.len(), checkpoint.palettes.len());
         for op in palettes {
             let part = |key: &str| match target {
-                Target::Ios18 => match op.inputs[key].arguments[0].binding.as_ref().unwrap() {
+                DeploymentTarget::Ios18 => match op.inputs[key].arguments[0].binding.as_ref().unwrap() {
                     BindingKind::Value(value) => value,
                     BindingKind::Name(name) => panic!("{key} bound to {name}"),
                 },
@@ -187,7 +189,7 @@ fn palettes_are_stored_bit_for_bit() {
             assert_eq!(bytes(part("indices")), packing::pack(&palette.indices, palette.form.bits), "{name}");
             let entries: Vec<u8> = palette.entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
             assert_eq!(bytes(part("lut")), entries, "{name}");
-            if target != Target::Ios18 {
+            if target != DeploymentTarget::Ios18 {
                 let mut shape = palette.shape.clone();
                 shape.resize(4, 1);
                 let shape: Vec<u8> = shape.iter().flat_map(|&size| (size as u32).to_le_bytes()).collect();
@@ -333,12 +335,12 @@ fn an_independent_checker_agrees() {
     let folder = tempfile::tempdir().unwrap();
     use AttentionImplementation::{Original, SplitEinsum, SplitEinsumV2};
     let cases = [
-        (false, Target::Ios16, Original, 2, 16, 16, false),
-        (true, Target::Ios16, Original, 1, 16, 11, true),
-        (false, Target::Ios17, Original, 2, 9, 16, true),
-        (true, Target::Ios18, Original, 2, 8, 8, true),
-        (false, Target::Ios16, SplitEinsum, 2, 16, 8, true),
-        (true, Target::Ios18, SplitEinsumV2, 1, 24, 24, true),
+        (false, DeploymentTarget::Ios16, Original, 2, 16, 16, false),
+        (true, DeploymentTarget::Ios16, Original, 1, 16, 11, true),
+        (false, DeploymentTarget::Ios17, Original, 2, 9, 16, true),
+        (true, DeploymentTarget::Ios18, Original, 2, 8, 8, true),
+        (false, DeploymentTarget::Ios16, SplitEinsum, 2, 16, 8, true),
+        (true, DeploymentTarget::Ios18, SplitEinsumV2, 1, 24, 24, true),
     ];
     for (linear, target, attention, batch, height, width, palettes) in cases {
         let config = config(linear);

@@ -8,11 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{dense, distance, shared};
 use half::f16;
+use palettist::files::TensorFile;
 use palettist::ops::Weights;
 use palettist::palette::table::Table;
 use palettist::palette::{Code, Histogram};
 use palettist::palette::{DkmLayer, Form, Frozen, LutDtype, Palette, Soften, SoftenRows, kmeans, soften};
-use palettist::source::files::TensorFile;
 use tch::{Device, Kind, Tensor};
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);

@@ -5,9 +5,9 @@ mod common;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{dense, distance, shared};
+use palettist::files::TensorFile;
 use palettist::ops::Weights;
 use palettist::palette::{DkmLayer, Form, Frozen, LutDtype, SoftenRows};
-use palettist::source::files::TensorFile;
 use tch::{Device, Kind, Tensor};
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);

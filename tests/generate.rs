@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use palettist::cli::generate;
-use palettist::diffusion::{Noise, Pipeline, Request, SamplerKind};
+use palettist::diffusion::{Noise, SamplerKind};
+use palettist::files::{TensorFile, write_safetensors};
 use palettist::palette::{Palette, PalettizedCheckpoint};
+use palettist::pipeline::Pipeline;
+use palettist::pipeline::Request;
 use palettist::report::pictures;
-use palettist::source::files::{TensorFile, write_safetensors};
 use palettist::source::{Component, Model};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use palettist::source::files::{TensorFile, write_safetensors};
+use palettist::files::{TensorFile, write_safetensors};
 use palettist::source::{Component, Model, copy_model};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

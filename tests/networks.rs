@@ -7,12 +7,12 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use common::shared;
+use palettist::files::TensorFile;
 use palettist::networks::autoencoder::{AutoencoderConfig, decode, encode};
 use palettist::networks::safety_checker::{SafetyCheckerConfig, safety_checker};
 use palettist::networks::text_encoder::{TextEncoderConfig, text_encoder};
 use palettist::networks::unet::{Added, Condition, UnetConfig, unet};
 use palettist::ops::{Parameter, Tensors, Weights};
-use palettist::source::files::TensorFile;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::runs::{ROOT, config, contents, ends, hidden, program, succeed, text, wait_for};
-use palettist::source::files::{TensorFile, write_safetensors};
+use palettist::files::{TensorFile, write_safetensors};
 use serde_json::Value;
 use tch::Tensor;
 

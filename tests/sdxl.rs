@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::checker;
-use palettist::coreml::read::{Feature, Package, Precision, evaluate, psnr};
-use palettist::diffusion::{Noise, Pipeline, Request, SamplerKind};
+use palettist::coreml::reading::{Feature, Package, Precision, evaluate, psnr};
+use palettist::diffusion::{Noise, SamplerKind};
+use palettist::files::TensorFile;
 use palettist::networks::text_encoder::TextEncoderConfig;
 use palettist::networks::unet::{Added, Condition, unet};
 use palettist::ops::Tensors;
+use palettist::pipeline::Pipeline;
+use palettist::pipeline::Request;
 use palettist::report::pictures;
-use palettist::source::files::TensorFile;
 use palettist::source::{Component, Model, copy_model};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};

@@ -8,11 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::shared;
+use palettist::files::{TensorFile, write_safetensors};
 use palettist::networks::autoencoder::decode;
 use palettist::networks::text_encoder::text_encoder;
 use palettist::networks::unet::unet;
 use palettist::ops::{Tensors, Weights};
-use palettist::source::files::{TensorFile, write_safetensors};
 use palettist::source::{Component, Model, Tokenizer, copy_model};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

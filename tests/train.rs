@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use common::runs::{ROOT, config, files, pictures, program, run, succeed, text, wait_for};
 use common::shared;
+use palettist::files::TensorFile;
 use palettist::palette::PalettizedCheckpoint;
-use palettist::source::files::TensorFile;
 use tch::Kind;
 
 #[test]
@@ -256,7 +256,7 @@ fn ctrl_c_before_the_first_step_leaves_nothing_half_done() {
     assert!(cached.len() < 1000, "{} pictures were encoded", cached.len());
     assert!(cached.iter().all(|path| path.extension().is_some_and(|e| e == "safetensors")), "{cached:?}");
     for path in &cached {
-        palettist::source::files::TensorFile::open(path).unwrap();
+        palettist::files::TensorFile::open(path).unwrap();
     }
     // The folder is free again, and still this run's.
     succeed(run(folder.path(), &["train", config, "train.max_train_steps=1", "export.coreml=false"]));

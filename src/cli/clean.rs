@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use super::{Usage, print, size};
-use crate::report::shell_word;
+use crate::terminal::shell_word;
 use crate::train::run_folder::{self, Holds, RunFolder};
 
 /// Deletes the checkpoints of a finished run, and what killed runs left half written; results stay
@@ -59,7 +59,7 @@ pub fn run(args: Args) -> Result<()> {
     let (found, mut total) = (run.removable(), 0);
     for (path, bytes) in &found {
         if !args.dry_run {
-            run_folder::remove(path)?;
+            crate::files::remove(path)?;
         }
         print(format_args!("{}  {}", path.display(), size(*bytes)))?;
         total += bytes;

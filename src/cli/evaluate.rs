@@ -8,7 +8,7 @@ use tch::{Device, Kind};
 
 use super::model::ModelArgs;
 use super::{MEASURED, generate, is_of_data, load_config, print, warn_of_unused};
-use crate::diffusion::pipeline::unet_weights;
+use crate::pipeline::drawing::unet_weights;
 use crate::train::evaluate::{Evaluation, snr};
 
 /// The denoising loss on a config's validation split, next to the float model's, and how far the outputs are from its

@@ -8,28 +8,30 @@ use tch::{Device, Kind};
 use super::model::ModelArgs;
 use super::nbits::{Nbits, forms};
 use super::{Usage, must_be_new, print};
-use crate::coreml::apple::{misfits, takes_safety_checker};
-use crate::coreml::attention::AttentionImplementation;
+use crate::coreml::AttentionImplementation;
+use crate::coreml::DeploymentTarget;
+use crate::coreml::PackageMetadata;
 use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle, of_another_model, of_other_weights};
-use crate::coreml::chunk::{chunk_paths, export_in_chunks};
+use crate::coreml::components::apple::{misfits, takes_safety_checker};
+use crate::coreml::components::cost::Cost;
+use crate::coreml::components::unet::{LARGEST_LATENTS, UnetOptions, export_unet, takes_latents};
 use crate::coreml::components::{
     Attended, Part, autoencoder_numbers, export_safety_checker, export_text_encoder, export_vae_decoder,
     export_vae_encoder,
 };
-use crate::coreml::cost::Cost;
-use crate::coreml::export::{LARGEST_LATENTS, PackageMetadata, UnetOptions, export_unet, takes_latents};
-use crate::coreml::interface::{Destination, Weighted};
-use crate::coreml::metadata::PALETTES;
-use crate::coreml::package::{Occupied, recover, replaces};
-use crate::coreml::program::Target;
+use crate::coreml::format::metadata::PALETTES;
+use crate::coreml::format::place::{Occupied, recover, replaces};
 use crate::coreml::prompt::{Prompt, prompt_tokens};
-use crate::coreml::velocity::Velocity;
-use crate::coreml::weights::{PostTraining, WeightSource};
-use crate::diffusion::pipeline::{check_shapes, unet_weights};
-use crate::diffusion::text_to_image;
+use crate::coreml::writing::chunk::{chunk_paths, export_in_chunks};
+use crate::coreml::writing::interface::{Destination, Weighted};
+use crate::coreml::writing::lowering::velocity::Velocity;
+use crate::coreml::writing::weights::{PostTraining, WeightSource};
 use crate::palette::checkpoint::PalettizedFile;
-use crate::report::{Progress, shell_word};
+use crate::pipeline::drawing::{check_shapes, unet_weights};
+use crate::pipeline::text_to_image;
+use crate::report::Progress;
 use crate::source::{Component, Model, copy_model};
+use crate::terminal::shell_word;
 use crate::terminal::{tell, warn};
 use crate::torch::give_back_large_memory;
 
@@ -62,11 +64,11 @@ pub struct Args {
     bundle_resources_for_swift_cli: bool,
     /// How the UNet's attention is spelt: ORIGINAL for the GPU (the default), SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries
     /// at a time: phones, large pictures) for the Neural Engine
-    #[arg(long, value_name = "ORIGINAL|SPLIT_EINSUM|SPLIT_EINSUM_V2")]
+    #[arg(long, value_enum, value_name = "ORIGINAL|SPLIT_EINSUM|SPLIT_EINSUM_V2", hide_possible_values = true)]
     attention_implementation: Option<AttentionImplementation>,
     /// iOS16, iOS17, iOS18, or macOS13, macOS14, macOS15; the first that holds the palettes if not given
-    #[arg(long, value_name = "TARGET")]
-    min_deployment_target: Option<Target>,
+    #[arg(long, value_enum, value_name = "TARGET", ignore_case = true, hide_possible_values = true)]
+    min_deployment_target: Option<DeploymentTarget>,
     /// Height of the latents, an eighth of the picture's; the model's own if not given, a run's as its config has it
     #[arg(long)]
     latent_h: Option<i64>,
@@ -233,13 +235,13 @@ pub fn run(args: Args) -> Result<()> {
     });
     let lowest = checkpoint.as_ref().and_then(PalettizedFile::needs_ios18).or(small);
     let target = match (args.min_deployment_target, lowest) {
-        (Some(target), Some((name, what))) if target != Target::Ios18 => {
+        (Some(target), Some((name, what))) if target != DeploymentTarget::Ios18 => {
             let message = format!("{target} does not hold {what}, as of {name}: --min-deployment-target iOS18");
             return Err(Usage(message).into());
         }
         (Some(target), _) => target,
-        (None, Some(_)) => Target::Ios18,
-        (None, None) => Target::Ios16,
+        (None, Some(_)) => DeploymentTarget::Ios18,
+        (None, None) => DeploymentTarget::Ios16,
     };
     let schedule = text_to_image::schedule(model)?;
     let options = UnetOptions {
@@ -433,7 +435,7 @@ impl Job<'_> {
                 }
                 _ => {
                     let config = model.text_encoder_config_of(part.component())?;
-                    let prompt = Prompt::of(model, part)?;
+                    let prompt = Prompt::of(model, part.component())?;
                     export_text_encoder(part, Attended::of(model), &prompt, &config, weighted, destination)?
                 }
             }

@@ -10,10 +10,12 @@ use super::doctor::memory;
 use super::model::ModelArgs;
 use super::train::stop_on_interrupt;
 use super::{Interrupted, Usage, print};
-use crate::diffusion::{Noise, Pipeline, Request, SamplerChoice, SamplerKind};
+use crate::diffusion::{Noise, SamplerChoice, SamplerKind};
+use crate::files::{TensorFile, write_safetensors};
+use crate::pipeline::Pipeline;
+use crate::pipeline::Request;
 use crate::report::{Progress, pictures};
 use crate::source::Model;
-use crate::source::files::{TensorFile, write_safetensors};
 use crate::terminal::{note, warn};
 use crate::train::{Stopped, go_on};
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{Usage, must_be_new, print};
-use crate::source::files::write_bytes;
+use crate::files::write_bytes;
 
 /// Writes a commented config to start from; without RECIPE lists them
 #[derive(clap::Args)]

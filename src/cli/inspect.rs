@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use tch::Kind;
 
 use super::{Mistakes, grouped, print, size};
-use crate::coreml::cost::Cost;
-use crate::coreml::read::{Package, Palettes};
+use crate::coreml::components::cost::Cost;
+use crate::coreml::reading::{Package, Palettes};
+use crate::files::TensorFile;
 use crate::palette::{LutDtype, PalettizedCheckpoint};
-use crate::source::files::TensorFile;
 use crate::terminal::printable_line;
 use crate::terminal::tell;
 

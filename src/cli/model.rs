@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::config::Config;
-use crate::coreml::export::PackageMetadata;
+use crate::coreml::PackageMetadata;
 use crate::palette::PalettizedCheckpoint;
 use crate::source::{Model, ModelOptions, PredictionType, model_id};
 use crate::terminal::note;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 
 use crate::coreml::components::{Part, autoencoder_numbers};
-use crate::coreml::interface::InputKind;
+use crate::coreml::writing::interface::InputKind;
 use crate::ops::Parameter;
 use crate::palette::Form;
 use crate::palette::post_training::{WEIGHT_THRESHOLD, chosen};

@@ -11,16 +11,14 @@ use super::model::{ModelArgs, ModelOptionArgs};
 use super::nbits::{Nbits, forms};
 use super::{ClosedPipe, Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
-use crate::coreml::layers::Recording;
-use crate::coreml::metadata::{PALETTES, VERSION};
-use crate::coreml::parameters::{self, Held};
+use crate::coreml::format::metadata::{PALETTES, VERSION};
 use crate::coreml::prompt::Prompt;
-use crate::coreml::read::{Chain, Precision};
-use crate::coreml::verify::{
+use crate::coreml::reading::{Chain, Precision};
+use crate::coreml::verifying::layers::Recording;
+use crate::coreml::verifying::parameters::{self, Held};
+use crate::coreml::verifying::{
     Report, Settings, UnetInputs, part_of, verify_one_input, verify_safety_checker, verify_text_encoder, verify_unet,
 };
-use crate::diffusion::pipeline::unet_weights;
-use crate::diffusion::text_to_image;
 use crate::networks::autoencoder::{decode, encode};
 use crate::networks::safety_checker::safety_checker;
 use crate::networks::text_encoder::text_encoder;
@@ -28,6 +26,8 @@ use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::Tensors;
 use crate::palette::post_training::palettize;
 use crate::palette::{Form, PalettizedCheckpoint};
+use crate::pipeline::drawing::unet_weights;
+use crate::pipeline::text_to_image;
 use crate::source::Model;
 
 /// Reads packages back from disk, checks them, runs them, and compares them with the network
@@ -290,7 +290,7 @@ pub fn against(
             let config = model.text_encoder_config_of(part.component())?;
             let weights = own()?;
             settings.held = held(&weights)?;
-            let prompt = Prompt::of(model, part)?;
+            let prompt = Prompt::of(model, part.component())?;
             let mut network = |ids: &Tensor| {
                 named(Attended::of(model).outputs(text_encoder(&mut tensors(&weights), &config, ids)).into())
             };

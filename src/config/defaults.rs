@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::coreml::DeploymentTarget;
 use crate::diffusion::SamplerChoice;
 use crate::palette::{Form, LutDtype};
 

@@ -4,7 +4,7 @@
 //! Refused is what the user surely meant otherwise: a setting whose switch was forgotten. Where the switch is written too
 //! (`palettize.enabled=false` to compare with float), a config that others share may hold the rest, and it is only warned of.
 
-use super::{Config, Granularity, LrScheduler, Mode, Palettize, SamplePrompt, TrainedComponent, keys};
+use super::{Config, Granularity, LrScheduler, Mode, Palettize, SamplePrompt, TrainedComponent};
 
 /// Why a key has no effect.
 pub(super) struct Idle {
@@ -28,46 +28,6 @@ pub(super) enum Verdict {
 impl Idle {
     fn new(verdict: Verdict, why: impl Into<String>) -> Option<Self> {
         Some(Self { why: why.into(), verdict })
-    }
-}
-
-/// A key that is written without effect, before those with the same reason are told together.
-pub(super) struct Finding {
-    pub key: &'static str,
-    pub why: String,
-    pub verdict: Verdict,
-    pub refused: bool,
-}
-
-/// The written keys that have no effect. `written` tells whether a key is, `is_default` whether its value is the one that it
-/// would have anyway: such a key is not refused.
-pub(super) fn findings(
-    config: &Config,
-    written: impl Fn(&str) -> bool,
-    is_default: impl Fn(&str) -> bool,
-) -> Vec<Finding> {
-    let idle =
-        keys::KEYS.iter().filter(|key| written(key.name)).filter_map(|key| Some((key.name, (key.idle)(config)?)));
-    idle.filter_map(|(key, Idle { why, verdict })| {
-        let default = is_default(key);
-        let refused = match verdict {
-            Verdict::Forgotten(switch) => !default && !written(switch),
-            Verdict::Refused => !default,
-            Verdict::Passing if default => return None,
-            Verdict::Warned | Verdict::Passing | Verdict::Odd => false,
-        };
-        Some(Finding { key, why, verdict, refused })
-    })
-    .collect()
-}
-
-/// One message for all keys that lack an effect for the same reason.
-pub(super) fn message(keys: &[&str], why: &str, verdict: Verdict) -> String {
-    let listed = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-    match (verdict, keys.len()) {
-        (Verdict::Odd, _) => format!("{listed} {why}"),
-        (_, 1) => format!("{listed} has no effect: {why}"),
-        _ => format!("{listed} have no effect: {why}"),
     }
 }
 

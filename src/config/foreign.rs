@@ -1,7 +1,5 @@
 //! Names of other trainers: those of keys that are here by another name, and those of keys that are not here.
 
-use super::unknown::squeezed;
-
 /// What other trainers call our keys: kohya's sd-scripts, diffusers' examples, OneTrainer, ai-toolkit, EveryDream.
 pub(super) const SYNONYMS: &[(&str, &str)] = &[
     ("snr_gamma", "train.min_snr_gamma"),
@@ -582,3 +580,8 @@ pub(super) const FOREIGN: &[(&[&str], &str, &str)] = &[
         "`palettist init` writes a config with the sections of this program",
     ),
 ];
+
+/// A name without what is often written otherwise: capitals, `_`, `-`.
+pub(super) fn squeezed(name: &str) -> String {
+    name.trim_start_matches('-').to_lowercase().replace(['_', '-'], "")
+}

@@ -9,9 +9,11 @@
 mod defaults;
 mod differences;
 mod effects;
+mod findings;
 mod foreign;
 mod keys;
 mod palettes;
+mod problem;
 mod prompts;
 mod read;
 mod recipe;
@@ -21,67 +23,18 @@ mod syntax;
 mod unknown;
 mod values;
 
-use std::fmt;
 use std::path::Path;
 
+pub use crate::coreml::DeploymentTarget;
 use crate::source::Component;
 
 pub use differences::Difference;
 pub use keys::Change;
 pub use palettes::matches_glob;
+pub use problem::{Error, Loaded, Problem};
 pub use prompts::SamplePrompt;
 pub use recipe::{Recipe, RecipeLayer, recipe_text};
 pub use schema::*;
-
-/// One mistake and where it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// `dog.toml:12:3`, or `` `train.seed=x` on the command line ``.
-    pub place: String,
-    pub message: String,
-}
-
-impl fmt::Display for Problem {
-    /// One line: what a user wrote may have line breaks, or codes that steer a terminal.
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        for c in self.place.chars().chain(": ".chars()).chain(self.message.chars()) {
-            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
-        }
-        Ok(())
-    }
-}
-
-/// Everything that is wrong with a config; the program ends with exit code 2.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Error {
-    pub problems: Vec<Problem>,
-}
-
-impl Error {
-    /// That a command needs more of a config than training does.
-    pub fn about(key: &str, message: &str) -> Self {
-        Self { problems: vec![Problem { place: "the config".into(), message: format!("`{key}` {message}") }] }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        for (i, problem) in self.problems.iter().enumerate() {
-            let newline = if i == 0 { "" } else { "\n" };
-            write!(f, "{newline}{problem}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Error {}
-
-/// A config and what is odd about it without being wrong: keys that are written and have no effect.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
-    pub config: Config,
-    pub warnings: Vec<Problem>,
-}
 
 /// Reads the config at `path`, lays `overrides` (`train.max_train_steps=20`; a value that is not TOML is a string) over
 /// it, fills in every default and checks what must fit together. Touches no file but `path` and the recipe that it names.

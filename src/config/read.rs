@@ -11,7 +11,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, Table, Value};
 
-use super::effects::{self, Finding};
+use super::findings::{self, Finding};
 use super::unknown::{Unknown, nearest, unknown};
 use super::values::{default, find, mistyped, plain, values};
 use super::{Config, Error, Loaded, Mode, Problem, Recipe, defaults, rules, syntax};
@@ -324,7 +324,7 @@ impl Reader<'_> {
             find(&defaults, key) == value || dependent()
         };
         let written = |key: &str| self.leaf(key).is_some();
-        let findings = effects::findings(config, written, is_default);
+        let findings = findings::findings(config, written, is_default);
         let mut groups: Vec<Vec<Finding>> = Vec::new();
         for finding in findings.into_iter().filter(|finding| !is_broken(finding.key)) {
             match groups.iter_mut().find(|group| group[0].why == finding.why && group[0].refused == finding.refused) {
@@ -335,7 +335,7 @@ impl Reader<'_> {
         let mut warnings = Vec::new();
         for group in groups {
             let keys: Vec<&str> = group.iter().map(|finding| finding.key).collect();
-            let problem = self.about(keys[0], effects::message(&keys, &group[0].why, group[0].verdict));
+            let problem = self.about(keys[0], findings::message(&keys, &group[0].why, group[0].verdict));
             if group[0].refused { self.problems.push(problem) } else { warnings.push(problem) }
         }
         Ok(warnings)

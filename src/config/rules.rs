@@ -2,7 +2,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Config, DeploymentTarget, Distill, MixedPrecision, Mode, SamplePrompt, TrainedComponent};
+use crate::coreml::DeploymentTarget;
+
+use super::{Config, Distill, MixedPrecision, Mode, SamplePrompt, TrainedComponent};
 use crate::palette::BITS;
 
 /// Replaces `{name}` and `{output_dir}` in paths.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::coreml::DeploymentTarget;
 use crate::diffusion::SamplerChoice;
 use crate::palette::LutDtype;
 use crate::source::{ModelOptions, PredictionType};
@@ -410,17 +411,6 @@ pub struct Validation {
     pub seed: u64,
     /// Batches measured.
     pub batches: usize,
-}
-
-/// The systems that a package runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DeploymentTarget {
-    #[serde(rename = "iOS16", alias = "macOS13")]
-    Ios16,
-    #[serde(rename = "iOS17", alias = "macOS14")]
-    Ios17,
-    #[serde(rename = "iOS18", alias = "macOS15")]
-    Ios18,
 }
 
 /// `[export]`: what is written when a run ends.

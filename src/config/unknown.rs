@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::foreign::{SYNONYMS, foreign};
+use super::foreign::{SYNONYMS, foreign, squeezed};
 
 /// A key that does not exist.
 pub(super) struct Unknown {
@@ -89,11 +89,6 @@ fn hint(all: &[String], name: &str, parent: &str) -> (String, Option<String>) {
         return (format!("; did you mean `{}`?", plain(key)), Some(plain(key)));
     }
     (String::new(), None)
-}
-
-/// A name without what is often written otherwise: capitals, `_`, `-`.
-pub(super) fn squeezed(name: &str) -> String {
-    name.trim_start_matches('-').to_lowercase().replace(['_', '-'], "")
 }
 
 /// The item whose name is a misspelling of `name`: a slip for each four letters, up to three.

@@ -12,15 +12,16 @@ use anyhow::{Context, Result, bail};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::attention::AttentionImplementation;
-use super::components::Part;
-use super::metadata::{MODEL_ID, NAME, PackageMetadata};
-use super::proto;
-use crate::report::shell_word;
-use crate::source::beside::{PART, beside};
-use crate::source::files::{settle, write_bytes};
-use crate::source::rename::rename_new;
-use crate::source::{Model, hex};
+use crate::coreml::AttentionImplementation;
+use crate::coreml::components::Part;
+use crate::coreml::format::metadata::{MODEL_ID, NAME, PackageMetadata};
+use crate::coreml::format::proto;
+use crate::files::beside::{PART, beside};
+use crate::files::hex;
+use crate::files::rename::rename_new;
+use crate::files::{settle, write_bytes};
+use crate::source::Model;
+use crate::terminal::shell_word;
 
 /// Last parts of packages' names, and what Swift looks for in `Resources/`. It takes chunks before the whole.
 const COMPILED: [(&str, &str); 10] = [

@@ -6,9 +6,10 @@
 
 use anyhow::{Result, ensure};
 
-use super::components::Part;
-use super::export::PROMPT_TOKENS;
 use crate::source::{Component, Model, clip};
+
+/// Tokens of a prompt, as CLIP's own text encoders pad it.
+pub const PROMPT_TOKENS: i64 = 77;
 
 /// How texts reach a text encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +30,7 @@ impl Prompt {
     ///
     /// # Errors
     /// The tokenizer or the configuration can't be read, or they do not fit.
-    pub fn of(model: &Model, part: Part) -> Result<Self> {
-        let component = part.component();
+    pub fn of(model: &Model, component: Component) -> Result<Self> {
         let config = model.text_encoder_config_of(component)?;
         let Some(tokenizer) = model.tokenizer_if_there(component)? else {
             let end = if config.eos_token_id == 2 { config.vocab_size - 1 } else { config.eos_token_id };
@@ -55,9 +55,9 @@ impl Prompt {
 /// # Errors
 /// Those of [`Prompt::of`]; two text encoders that read texts of different lengths.
 pub fn prompt_tokens(model: &Model) -> Result<i64> {
-    let parts = [Part::TextEncoder, Part::TextEncoder2];
-    let own = parts.into_iter().filter(|part| model.has(part.component()));
-    let lengths = own.map(|part| Ok(Prompt::of(model, part)?.tokens)).collect::<Result<Vec<_>>>()?;
+    let encoders = [Component::TextEncoder, Component::TextEncoder2];
+    let own = encoders.into_iter().filter(|encoder| model.has(*encoder));
+    let lengths = own.map(|encoder| Ok(Prompt::of(model, encoder)?.tokens)).collect::<Result<Vec<_>>>()?;
     if let [first, second] = lengths[..] {
         ensure!(
             first == second,

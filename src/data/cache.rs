@@ -15,9 +15,10 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
+use crate::files::beside::tidy;
+use crate::files::hex;
+use crate::files::{TensorFile, write_safetensors};
 use crate::ops::Weights;
-use crate::source::files::{TensorFile, write_safetensors};
-use crate::source::hex;
 
 /// What a cached tensor was made from, hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,20 +89,11 @@ pub struct Cache {
     _used: Option<Arc<File>>,
 }
 
-/// Removes files that were not written to their end from the folders of a cache.
+/// Removes what killed processes left half written in the folders of a cache.
 fn remove_parts(folder: &Path) {
     let names_two = |name: &str| name.len() == 2 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    for inner in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if !inner.file_name().to_str().is_some_and(names_two) {
-            continue;
-        }
-        for entry in fs::read_dir(inner.path()).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".part")) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-    }
+    let inner = fs::read_dir(folder).into_iter().flatten().flatten();
+    inner.filter(|inner| inner.file_name().to_str().is_some_and(names_two)).for_each(|inner| tidy(&inner.path()));
 }
 
 /// The name of the one tensor in a cache file.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::picture::png_chunks;
-use crate::source::hex;
+use crate::files::hex;
 
 /// What a picture was drawn from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

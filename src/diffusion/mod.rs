@@ -1,10 +1,9 @@
-//! Noise schedules, samplers, and text to image.
+//! Noise schedules and samplers.
 //!
 //! Everything is configured by a model's `scheduler_config.json` ([`Settings`]). A [`NoiseSchedule`] says how noise
 //! is mixed into clean latents during training and what the network then has to predict; a [`Sampler`] walks from
 //! pure noise to latents.
 
-pub mod condition;
 mod ddim;
 mod ddpm;
 mod dpm_kernel;
@@ -21,22 +20,17 @@ mod kinds;
 mod lcm;
 mod lms;
 mod noise;
-pub mod pipeline;
 mod pndm;
 mod sampler;
 mod schedule;
 mod settings;
 mod spacing;
-pub mod text_to_image;
 mod unipc;
 mod walk;
 
-pub use condition::{Conditioning, TextEncoder};
 pub use kinds::{SamplerChoice, SamplerKind};
 pub use noise::Noise;
-pub use pipeline::{Output, Pipeline, Request};
 pub use sampler::{Own, Sampler};
 pub use schedule::{MOST_TIMESTEPS, NoiseSchedule, Prediction};
 pub use settings::{Settings, config_text, parse_config};
-pub use text_to_image::TextToImage;
 pub use walk::{Draws, Model};

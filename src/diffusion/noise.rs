@@ -27,7 +27,7 @@ impl Noise {
     }
 
     /// What pictures of `shape` begin with, `[pictures, …]` fp32 on the CPU; not for given latents.
-    pub(super) fn initial(&self, pictures: usize, shape: &[i64]) -> Tensor {
+    pub fn initial(&self, pictures: usize, shape: &[i64]) -> Tensor {
         let one = |picture: usize| {
             let (seed, picture) = self.source(picture);
             normal(&mut generator(seed, Purpose::Picture, picture), shape)
@@ -36,7 +36,7 @@ impl Noise {
     }
 
     /// The noise number `draw` that a sampler adds to these pictures: `[pictures, …]`, shaped like `like` and where it is.
-    pub(super) fn added(&self, pictures: Range<usize>, draw: usize, like: &Tensor) -> Tensor {
+    pub fn added(&self, pictures: Range<usize>, draw: usize, like: &Tensor) -> Tensor {
         let shape = &like.size()[1..];
         let one = |picture: usize| {
             let (seed, picture) = self.source(picture);

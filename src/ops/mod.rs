@@ -2,7 +2,7 @@
 //!
 //! A network is a function over [`Ops`]. Four interpreters read it: [`Tensors`] runs it with libtorch (training,
 //! sampling, evaluation), [`Declare`] lists its parameters (loading, checking, initialising), [`Stopwatch`] tells how long
-//! it takes, and `coreml::lower` appends it to a Core ML program. Parameters are asked for by their diffusers name, without
+//! it takes, and `coreml::writing::lowering::interpreter` appends it to a Core ML program. Parameters are asked for by their diffusers name, without
 //! `.weight` / `.bias`; what is exported is therefore what was trained, under the same names.
 //!
 //! Shapes: images are `[B, C, H, W]`, tokens `[B, T, C]`, vectors `[B, C]`. How an interpreter lays tokens out in

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::{Form, LutDtype, Palette, check_form, elements, packing};
+use crate::files::{TensorFile, write_safetensors};
 use crate::ops::Weights;
-use crate::source::files::{TensorFile, write_safetensors};
 
 /// The version of the format that holds plain palettes.
 const PLAIN_VERSION: &str = "1";

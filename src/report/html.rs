@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::source::files::write_bytes;
+use crate::files::write_bytes;
 
 /// Size of a curve's drawing, px.
 const WIDTH: f64 = 720.0;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::source::files::write_bytes;
+use crate::files::write_bytes;
 
 /// The open file.
 pub struct Metrics {

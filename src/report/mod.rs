@@ -4,11 +4,9 @@ mod html;
 mod metrics;
 pub mod pictures;
 mod progress;
-mod shell;
 mod tensorboard;
 
 pub use html::write_report;
 pub use metrics::Metrics;
 pub use progress::{Progress, duration};
-pub use shell::shell_word;
 pub use tensorboard::{TensorBoard, is_caught};

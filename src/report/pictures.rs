@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use image::{ImageFormat, Rgb, RgbImage};
 use tch::{Device, Kind, Tensor};
 
-use crate::source::files::write_bytes;
+use crate::files::write_bytes;
 
 /// The picture of a tensor `[3, H, W]` with values from 0 to 1; what lies outside is clipped, as diffusers does.
 ///

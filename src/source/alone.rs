@@ -3,8 +3,27 @@
 
 use std::borrow::Cow;
 
-use super::ldm::{AUTOENCODER, Meaning, UNET};
 use super::{Component, names};
+
+/// What a whole checkpoint begins the names of its UNet with.
+pub(super) const UNET: &str = "model.diffusion_model.";
+/// What a whole checkpoint begins the names of its autoencoder with.
+pub(super) const AUTOENCODER: &str = "first_stage_model.";
+
+/// What a tensor of the file is.
+#[derive(Debug, PartialEq)]
+pub enum Meaning {
+    /// The parameter of this diffusers name.
+    Parameter(Component, String),
+    /// The parameters of these diffusers names, one upon the other along the first axis.
+    Parameters(Component, Vec<String>),
+    /// The parameter of this diffusers name, its two axes the other way round.
+    Transposed(Component, String),
+    /// A buffer that every such file may have, and that says nothing of its own.
+    Nothing,
+    /// Beside the networks: moving averages, parts that are not used, what training left.
+    Beside,
+}
 
 /// What files of a UNet alone begin its names with.
 const UNET_PREFIXES: [&str; 4] = ["diffusion_model.", "model.", "unet.", ""];

@@ -6,18 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use tch::Kind;
 
-use super::files::TensorFile;
-use super::inferred::{Prediction, Version};
+use super::inferred::{Noise, Prediction, Version};
 use super::options::{ModelOptions, PredictionType};
+use crate::files::TensorFile;
 use crate::terminal::{note, note_once};
-
-/// How the model's noise is to be taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Noise {
-    pub prediction: Prediction,
-    /// `rescale_betas_zero_snr`
-    pub zero_snr: bool,
-}
 
 /// A mark, as messages name it, and what it stands for.
 type Mark = (String, Prediction);
@@ -61,9 +53,12 @@ fn marked(file: &TensorFile) -> Result<Option<Prediction>> {
     if says(file, "ss_v_parameterization", "True") {
         marks.push(("`ss_v_parameterization` of its metadata".into(), Prediction::Velocity));
     }
-    if file.shape("v_pred").is_some() {
-        marks.push(("the tensor `v_pred`".into(), Prediction::Velocity));
-    }
+    marks.extend(
+        ["v_pred", "ztsnr"]
+            .into_iter()
+            .filter(|name| file.shape(name).is_some())
+            .map(|name| (format!("the tensor `{name}`"), Prediction::Velocity)),
+    );
     for path in yamls(file) {
         marks.extend(of_yaml(&path)?);
     }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::Component;
-use super::json::{read_json, read_json_if_there};
+use crate::files::json::{read_json, read_json_if_there};
 use crate::terminal::note_once;
 
 /// Checks that `folder` is a diffusers folder of Stable Diffusion 1, 2 or XL, and says whether it has the two text

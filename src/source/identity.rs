@@ -4,6 +4,7 @@ use anyhow::Result;
 use sha2::{Digest, Sha256};
 
 use super::{Component, Model};
+use crate::files::hex;
 
 /// A hash, in hexadecimal, of what the model draws with: the configurations and weights of its networks, and its scheduler.
 /// Of each tensor the two ends are read, which takes a fraction of a second.
@@ -38,11 +39,6 @@ pub fn model_id(model: &Model) -> String {
         }
     }
     hex(&hash.finalize()[..16])
-}
-
-/// Bytes in hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -8,8 +8,6 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::evidence::Noise;
-
 /// Which Stable Diffusion a file is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -27,6 +25,14 @@ pub enum Prediction {
     #[default]
     Epsilon,
     Velocity,
+}
+
+/// How the model's noise is to be taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Noise {
+    pub prediction: Prediction,
+    /// `rescale_betas_zero_snr`
+    pub zero_snr: bool,
 }
 
 /// Shapes of a component's parameters, by their diffusers names.

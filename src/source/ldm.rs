@@ -7,12 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use super::alone::Alone;
-use super::tensor_file::is_scale;
+use super::alone::{AUTOENCODER, Alone, Meaning, UNET};
 use super::{Component, names};
+use crate::files::is_scale;
 
-pub(super) const UNET: &str = "model.diffusion_model.";
-pub(super) const AUTOENCODER: &str = "first_stage_model.";
 const TEXT_ENCODER: &str = "cond_stage_model.transformer.";
 /// The prefix of Stable Diffusion 2's text encoder, which keeps OpenCLIP's names.
 pub const OPEN_CLIP: &str = "cond_stage_model.model.";
@@ -25,21 +23,6 @@ const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
 const OPEN_CLIP_LAYERS: usize = 23;
 /// No network has so many blocks or layers; a file that numbers them further is damaged.
 const MOST: usize = 1000;
-
-/// What a tensor of the file is.
-#[derive(Debug, PartialEq)]
-pub enum Meaning {
-    /// The parameter of this diffusers name.
-    Parameter(Component, String),
-    /// The parameters of these diffusers names, one upon the other along the first axis.
-    Parameters(Component, Vec<String>),
-    /// The parameter of this diffusers name, its two axes the other way round.
-    Transposed(Component, String),
-    /// A buffer that every such file may have, and that says nothing of its own.
-    Nothing,
-    /// Beside the networks: moving averages, parts that are not used, what training left.
-    Beside,
-}
 
 /// Where the blocks of a file's networks begin and end.
 pub struct Layout {

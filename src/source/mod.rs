@@ -1,31 +1,24 @@
-//! Where models come from and go to: diffusers folders and single-file checkpoints, their tokenizers, and the files they
-//! are made of.
+//! Where models come from and go to: diffusers folders and single-file checkpoints, and their tokenizers.
 
 mod alone;
-pub(crate) mod beside;
 pub(crate) mod clip;
 mod evidence;
-pub mod files;
 mod folder;
 mod hub;
 mod identity;
 mod inferred;
-mod json;
-mod known;
 mod ldm;
 mod model;
 mod names;
 mod options;
 mod parts;
-pub(crate) mod rename;
 mod single_file;
 mod stored;
-mod tensor_file;
 mod tokenizer;
 mod vae;
 mod write;
 
-pub use identity::{hex, identity, model_id};
+pub use identity::{identity, model_id};
 pub use model::Model;
 pub use options::{Misused, ModelOptions, PredictionType};
 pub use stored::Stored;

@@ -7,8 +7,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use tch::{Device, Kind};
 
-use super::files::{TensorFile, write_bytes};
-use super::json::{not_json, read_json, read_json_if_there, read_text};
 use super::ldm::Layout;
 use super::options::{Misused, ModelOptions};
 use super::parts;
@@ -17,6 +15,8 @@ use super::stored::{Origin, Place, Stored};
 use super::vae::Vae;
 use super::{Component, SwiftTokenizer, Tokenizer, folder, hub, tokenizer};
 use crate::diffusion::{config_text, parse_config};
+use crate::files::json::{not_json, read_json, read_json_if_there, read_text};
+use crate::files::{TensorFile, write_bytes};
 use crate::networks::autoencoder::AutoencoderConfig;
 use crate::networks::safety_checker::SafetyCheckerConfig;
 use crate::networks::text_encoder::TextEncoderConfig;

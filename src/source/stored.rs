@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::files::{TensorFile, is_floating};
 use super::{Component, names};
+use crate::files::{TensorFile, is_floating};
 use crate::ops::{Parameter, Weights};
 
 /// A tensor of a file, or a part of one, that is a parameter.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use super::json::read_json;
 use super::single_file::SingleFile;
 use super::{Component, folder, hub};
+use crate::files::json::read_json;
 use crate::networks::autoencoder::AutoencoderConfig;
 
 /// Where it is.

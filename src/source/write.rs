@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 
-use super::files::{write_bytes, write_folder, write_safetensors};
 use super::{Component, Model, parts};
+use crate::files::{write_bytes, write_folder, write_safetensors};
 use crate::ops::Weights;
 use crate::terminal::note;
 

@@ -11,10 +11,13 @@ use crate::config::{Config, Dreambooth};
 use crate::data::Class;
 use crate::data::drawn::{Record, record_of, with_record};
 use crate::data::set::{class_folder, drawn_name};
-use crate::diffusion::{Noise, Own, Pipeline, Request};
+use crate::diffusion::{Noise, Own};
+use crate::files::beside;
+use crate::files::write_bytes;
+use crate::pipeline::Pipeline;
+use crate::pipeline::Request;
 use crate::report::{Progress, pictures};
-use crate::source::files::write_bytes;
-use crate::source::{Model, beside, identity};
+use crate::source::{Model, identity};
 use crate::terminal::{tell, warn};
 
 /// Where, in the class folder, pictures are kept that were drawn from something else: hidden, by the key of their record.
@@ -74,7 +77,7 @@ fn alone(folder: &Path) -> Result<Option<File>> {
     let Ok(file) = File::open(folder) else { return Ok(None) };
     let mut told = false;
     loop {
-        super::go_on()?;
+        super::stop::go_on()?;
         match file.try_lock() {
             Ok(()) => break,
             Err(TryLockError::Error(_)) => return Ok(None),
@@ -142,7 +145,7 @@ fn draw(config: &Config, class: &Class, record: &Record, model: &Model, device: 
             batch: batch.len(),
             ..request(settings)
         };
-        let drawn = pipeline.generate(&request, &mut |_, _| super::go_on())?.images;
+        let drawn = pipeline.generate(&request, &mut |_, _| super::stop::go_on())?.images;
         for (&index, picture) in batch.iter().zip(drawn.unbind(0)) {
             let png = pictures::png(&pictures::from_tensor(&picture)?)?;
             write_bytes(&folder.join(drawn_name(index)), &with_record(&png, record))?;

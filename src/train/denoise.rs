@@ -14,10 +14,10 @@ use super::prompts::Sampler;
 use super::trained::Networks;
 use super::validate::Validation;
 use crate::config::{Config, Distill};
-use crate::diffusion::condition::SizeIds;
 use crate::diffusion::{NoiseSchedule, Prediction};
 use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::{Tensors, Weights};
+use crate::pipeline::condition::SizeIds;
 use crate::source::Component;
 use crate::torch::random::{Purpose, generator, normal, uniform};
 

@@ -3,13 +3,8 @@
 use std::path::Path;
 
 use super::state;
-use super::trained::Trained;
+use super::trained::{Diverged, Trained};
 use crate::config::Config;
-
-/// What the numbers of a run have become, before advice is added.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Diverged(pub String);
 
 /// `error` as it is, unless it comes of training that ran away: then that is said, with what to do.
 ///
@@ -21,7 +16,7 @@ pub fn explained(
     checkpoints: &Path,
     (started, step): (u64, u64),
 ) -> anyhow::Error {
-    if error.is::<super::Stopped>() || crate::source::files::is_full_disk(&error) {
+    if error.is::<super::stop::Stopped>() || crate::files::is_full_disk(&error) {
         return error;
     }
     let what = match error.downcast_ref::<Diverged>() {

@@ -10,9 +10,10 @@ use super::validate::{Input, Validation};
 pub use super::validate::{Measured, snr};
 use crate::config::{self, Config};
 use crate::data::{Cache, Contents, Key, set};
-use crate::diffusion::{NoiseSchedule, TextToImage};
+use crate::diffusion::NoiseSchedule;
 use crate::networks::unet::UnetConfig;
 use crate::ops::Weights;
+use crate::pipeline::TextToImage;
 use crate::source::{Component, Model};
 
 /// Pictures of a config, encoded by one model.

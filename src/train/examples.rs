@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
 use crate::data::{Cache, Key, Sample, Transform, hash_weights, load_picture, picture_size};
-use crate::diffusion::condition::{Conditioning, SizeIds};
 use crate::networks::autoencoder::{AutoencoderConfig, encode};
 use crate::networks::text_encoder::{TextEncoderConfig, TextOutput, text_encoder};
 use crate::ops::{Tensors, Weights};
+use crate::pipeline::condition::{Conditioning, SizeIds};
 use crate::source::{Component, Model};
 use crate::torch::random::{Purpose, generator, normal};
 
@@ -78,7 +78,7 @@ impl<'a> Encoder<'a> {
         let total = samples.len() * if flip { 2 } else { 1 };
         for flipped in if flip { vec![false, true] } else { vec![false] } {
             for (index, sample) in samples.iter().enumerate() {
-                super::go_on()?;
+                super::stop::go_on()?;
                 let transform = Transform { flip: flipped, ..transform(index) };
                 let key = Key::of_file(&sample.path, &transform.describe(), &self.network)?;
                 let tensor = self.cache.get_or_make(&key, || {
@@ -155,7 +155,7 @@ impl Texts {
             let weights = model.weights(component, Kind::Float, device)?;
             let network = hash_weights(&weights)?;
             for (caption, outputs) in all.iter().zip(&mut outputs) {
-                super::go_on()?;
+                super::stop::go_on()?;
                 outputs.push(texts.through_cache(caption, (place, component), &weights, &network, cache)?);
             }
         }

@@ -14,7 +14,8 @@ use tch::{Device, Kind};
 
 use crate::config::{Config, TrainedComponent};
 use crate::data::Manifest;
-use crate::source::{Component, Model, hex};
+use crate::files::hex;
+use crate::source::{Component, Model};
 use crate::torch::slices;
 
 /// The largest number of fp16, in which models and packages are written.
@@ -159,7 +160,7 @@ fn weights(model: &Model, component: Component) -> Result<(u64, FewValues)> {
     let sums: Vec<(u64, FewValues)> = names
         .par_iter()
         .map(|name| {
-            super::go_on()?;
+            super::stop::go_on()?;
             let tensor = stored.tensor(name, Kind::Float, Device::Cpu)?.f_contiguous()?;
             // SAFETY: the tensor was read here: no other handle reaches its memory.
             let values = unsafe { slices::elements::<f32>(&tensor)? };

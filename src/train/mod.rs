@@ -22,49 +22,41 @@ pub mod palettes;
 pub mod plan;
 pub mod prompts;
 mod reconstruct;
+mod refused;
 mod reporter;
 pub mod run_folder;
 pub mod sensitivity;
 mod setup;
 pub mod state;
+mod stop;
 pub mod trained;
 mod validate;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
 pub use self::class_images::drawing;
-use self::divergence::Diverged;
 use self::identity::Identity;
 use self::learning_rate::LearningRate;
 use self::objective::Objective;
 use self::optimizer::AdamW;
 use self::output::{Ending, OutputDir};
 pub use self::output::{parts, unet_options};
-use self::plan::Action;
-use self::plan::Before;
+pub use self::plan::Resume;
+use self::plan::{Action, Before};
+pub use self::refused::{Refused, refused};
 use self::reporter::{Reporter, SAMPLING, SAVING, VALIDATING};
 pub use self::setup::{begins_from, manifest, names_layers, open_model, supports};
-use self::trained::{Slot, Trained};
+use self::stop::stopped;
+pub use self::stop::{Stopped, go_on, stop};
+use self::trained::{Diverged, Slot, Trained};
 use crate::config::{Config, DeviceChoice, MixedPrecision};
 use crate::source::Component;
 use crate::terminal::{note, tell};
 use crate::torch::random::{Purpose, generator};
-
-/// Which state a run starts from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Resume {
-    /// The newest checkpoint in `output_dir`, if there is one.
-    Auto,
-    /// From the beginning; an `output_dir` with a run in it is refused.
-    Never,
-    /// This checkpoint.
-    From(PathBuf),
-}
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,30 +64,6 @@ pub enum Ended {
     Done,
     /// Stopped by [`stop`], after saving.
     Stopped,
-}
-
-static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Asks a run in progress to save and end (Ctrl-C).
-pub fn stop() {
-    STOP.store(true, Ordering::Relaxed);
-}
-
-fn stopped() -> bool {
-    STOP.load(Ordering::Relaxed)
-}
-
-/// [`stop`] was asked for amid work that can be cut short: what was finished is kept, nothing is half written.
-#[derive(Debug, thiserror::Error)]
-#[error("stopped; what was finished is kept; run the same command to resume")]
-pub struct Stopped;
-
-/// Called again and again by work that takes long.
-///
-/// # Errors
-/// [`Stopped`] once [`stop`] was called.
-pub fn go_on() -> Result<()> {
-    if stopped() { Err(Stopped.into()) } else { Ok(()) }
 }
 
 /// What was looked at between two steps; nothing when the look was cut short, because the state is saved next.
@@ -111,7 +79,7 @@ pub fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
     let device = match config.train.device {
         DeviceChoice::Cpu => Device::Cpu,
         DeviceChoice::Cuda if !tch::Cuda::is_available() => {
-            return plan::refused(
+            return refused(
                 "`train.device` is \"cuda\", but libtorch finds no CUDA GPU; `palettist doctor` says what it sees"
                     .into(),
             );

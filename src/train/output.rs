@@ -7,29 +7,29 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tch::Kind;
 
-use super::Resume;
 use super::identity::Identity;
 use super::objective::Objective;
-use super::plan::{Action, Plan, Resumed, plan};
+use super::plan::{Action, Plan, Resume, Resumed, plan};
 use super::reporter::Reporter;
 use super::run_folder::{self, CHECKPOINTS, CONFIG, FINISHED, Finished, MODEL, PACKAGES, REPORT, RunFolder, mark};
 use super::trained::{Networks, Trained};
-use crate::config::{Config, DeploymentTarget, TrainedComponent};
-use crate::coreml::apple::misfits;
+use crate::config::{Config, TrainedComponent};
+use crate::coreml::PackageMetadata;
+use crate::coreml::components::apple::misfits;
+use crate::coreml::components::cost::Cost;
+use crate::coreml::components::unet::{UnetOptions, export_unet};
 use crate::coreml::components::{Attended, Part, export_text_encoder};
-use crate::coreml::cost::Cost;
-use crate::coreml::export::{PackageMetadata, UnetOptions, export_unet};
-use crate::coreml::interface::{Destination, Weighted};
-use crate::coreml::program::Target;
 use crate::coreml::prompt::{Prompt, prompt_tokens};
-use crate::coreml::velocity::Velocity;
+use crate::coreml::writing::interface::{Destination, Weighted};
+use crate::coreml::writing::lowering::velocity::Velocity;
 use crate::data::listing::is_of_the_system;
-use crate::diffusion::text_to_image;
+use crate::files;
 use crate::ops::Weights;
 use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
+use crate::pipeline::text_to_image;
 use crate::report::{Progress, write_report};
-use crate::source::{Component, Model, files, fill_model, model_id, write_component};
+use crate::source::{Component, Model, fill_model, model_id, write_component};
 use crate::terminal::note;
 
 /// The folder of a run, held.
@@ -171,7 +171,7 @@ impl Ending<'_> {
         }
         if marks(&kept).is_ok_and(|kept| marks(&path).is_ok_and(|path| kept == path)) {
             // Nobody changed it: it was written at this end, by a process that was killed before it could note so.
-            return run_folder::remove(&kept);
+            return files::remove(&kept);
         }
         let (path, kept) = (path.display(), kept.display());
         self.reporter.say(&format!("note: {path} was changed since the run wrote it; what was there is {kept} now"));
@@ -237,7 +237,7 @@ impl Ending<'_> {
         let options = unet_options(config, model)?;
         let target = options.target;
         let wanted = |part: Part| self.wants(&run_folder::package(&config.name, part.name()));
-        let export = |weights: &dyn crate::coreml::weights::WeightSource, part: Part| {
+        let export = |weights: &dyn crate::coreml::writing::weights::WeightSource, part: Part| {
             let parameters = part.parameters(model)?.len();
             let mut bar = Progress::new("exporting", 0, parameters as u64).counting("tensor");
             let mut progress = |done: usize, _: usize| bar.update(done as u64, &[]);
@@ -247,7 +247,7 @@ impl Ending<'_> {
                 let text = model.text_encoder_config_of(part.component())?;
                 let weighted = Weighted { weights, parameters, progress: &mut progress };
                 let destination = Destination { folder: &folder, target, overwrite: true, metadata };
-                let prompt = Prompt::of(model, part)?;
+                let prompt = Prompt::of(model, part.component())?;
                 export_text_encoder(part, Attended::of(model), &prompt, &text, weighted, destination)?
             };
             bar.finish();
@@ -310,7 +310,7 @@ impl Ending<'_> {
             results,
         };
         files::write_bytes(&folder.join(FINISHED), &serde_json::to_vec_pretty(&finished)?)?;
-        let shown = crate::report::shell_word(&folder.to_string_lossy());
+        let shown = crate::terminal::shell_word(&folder.to_string_lossy());
         self.reporter.say(&format!(
             "finished; {CHECKPOINTS}/ is needed for more steps only, and may be deleted: palettist clean {shown}"
         ));
@@ -327,7 +327,7 @@ pub fn unet_options(config: &Config, model: &Model) -> Result<UnetOptions> {
         height: config.export.latent_h,
         width: config.export.latent_w,
         tokens: prompt_tokens(model)?,
-        target: target(config.export.min_deployment_target),
+        target: config.export.min_deployment_target,
         velocity: Velocity::of(&text_to_image::schedule(model)?),
         overwrite: true,
         ..UnetOptions::new(&model.unet_config()?)
@@ -393,13 +393,4 @@ fn keep(from: &Path, to: &Path) -> std::io::Result<()> {
         return std::os::unix::fs::symlink(fs::read_link(from)?, to);
     }
     fs::copy(from, to).map(drop)
-}
-
-/// The config's word for a deployment target, as the package writer's.
-pub fn target(target: DeploymentTarget) -> Target {
-    match target {
-        DeploymentTarget::Ios16 => Target::Ios16,
-        DeploymentTarget::Ios17 => Target::Ios17,
-        DeploymentTarget::Ios18 => Target::Ios18,
-    }
 }

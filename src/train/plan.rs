@@ -6,9 +6,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::identity::Identity;
+use super::refused::refused;
 use super::run_folder::{CHECKPOINTS, FINISHED, Finished, Holds, PACKAGES, REPORT, RunFolder, file_of, wanted};
-use super::{Resume, state};
+use super::state;
 use crate::config::{self, Change, Config, Difference};
+
+/// Which state a run starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest checkpoint in `output_dir`, if there is one.
+    Auto,
+    /// From the beginning; an `output_dir` with a run in it is refused.
+    Never,
+    /// This checkpoint.
+    From(PathBuf),
+}
 
 /// What a config would do in its `output_dir`.
 pub struct Plan {
@@ -34,20 +46,6 @@ pub struct Resumed {
     /// Where it begins a new branch: the checkpoints beyond it, which are set aside first, with metrics, samples and
     /// results.
     pub beyond: Option<Vec<PathBuf>>,
-}
-
-/// The config does not go with the model, the machine or what is in its `output_dir`: it is for the user to change, as what
-/// is wrong in the config by itself is.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Refused(pub String);
-
-/// Refuses a config.
-///
-/// # Errors
-/// Always: [`Refused`].
-pub fn refused<T>(text: String) -> Result<T> {
-    Err(Refused(text).into())
 }
 
 /// Decides what a config would do in its `output_dir`; writes nothing.

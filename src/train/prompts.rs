@@ -3,13 +3,16 @@
 use anyhow::{Context, Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
-use super::plan::Refused;
+use super::refused::Refused;
 use super::trained::Networks;
 use crate::config::{Config, Sample, SamplePrompt};
 use crate::data::set::class_folder;
-use crate::diffusion::pipeline::{pipeline_config, sampler_of};
-use crate::diffusion::{Noise, Own, Pipeline, Request, TextEncoder};
+use crate::diffusion::{Noise, Own};
 use crate::ops::Weights;
+use crate::pipeline::Pipeline;
+use crate::pipeline::Request;
+use crate::pipeline::TextEncoder;
+use crate::pipeline::drawing::{pipeline_config, sampler_of};
 use crate::source::{Component, Model};
 
 /// Draws one picture a prompt, `[3, H, W]` in −1…1, always from the same noise.
@@ -80,7 +83,7 @@ pub fn sampler(config: &Config, model: &Model, (device, kind): (Device, Kind)) -
             kind,
             device,
         };
-        let draw = |request: Request| Ok(pipeline.generate(&request, &mut |_, _| super::go_on())?.images.get(0));
+        let draw = |request: Request| Ok(pipeline.generate(&request, &mut |_, _| super::stop::go_on())?.images.get(0));
         requests(&sample, side)?.into_iter().map(draw).collect()
     })
 }

@@ -98,7 +98,7 @@ impl Objective for Reconstruct {
         let ops = &mut self.ops(networks);
         let mut total = 0.0;
         for start in (0..pictures.size()[0]).step_by(8) {
-            super::go_on()?;
+            super::stop::go_on()?;
             let count = (pictures.size()[0] - start).min(8);
             let picture = self.picture(&pictures.narrow(0, start, count));
             let moments = encode(ops, &self.config, &picture.to_kind(self.kind));

@@ -22,12 +22,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::identity::Identity;
-use super::plan::refused;
+use super::refused::refused;
 use super::state;
 use crate::config::{self, Config, TrainedComponent};
-use crate::coreml::export::PackageMetadata;
+use crate::coreml::PackageMetadata;
 use crate::data::listing::is_of_the_system;
-use crate::source::{Model, ModelOptions, beside, hex};
+use crate::files::beside;
+use crate::files::hex;
+use crate::source::{Model, ModelOptions};
 
 pub const CONFIG: &str = "config.resolved.toml";
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -309,20 +311,6 @@ pub fn mark(path: &Path) -> Result<String> {
         Ok(hex(&hash.finalize()[..16]))
     };
     read().with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// Removes a checkpoint or leftover: out of sight first, so that half of one is never taken for a whole.
-///
-/// # Errors
-/// It can't be moved or removed.
-pub fn remove(path: &Path) -> Result<()> {
-    let context = || format!("cannot remove {}", path.display());
-    if !path.is_dir() {
-        return fs::remove_file(path).with_context(context);
-    }
-    let aside = beside::beside(path, beside::PART);
-    fs::rename(path, &aside).with_context(context)?;
-    fs::remove_dir_all(&aside).with_context(context)
 }
 
 /// Keeps other runs out of `folder`, which is made where needed, until what is returned is dropped.

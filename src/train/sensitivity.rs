@@ -106,7 +106,7 @@ impl<'a> Sensitivity<'a> {
     /// As [`Sensitivity::alone`] and [`Sensitivity::palettes`].
     pub fn together(mut self, forms: &BTreeMap<String, Form>) -> Result<Effect> {
         for (name, &form) in forms {
-            super::go_on()?;
+            super::stop::go_on()?;
             for palette in self.palettes(name, &[form])? {
                 let device = self.weights[name].device();
                 self.weights.insert(name.clone(), palette.tensor(Kind::Float, device)?);
@@ -218,7 +218,7 @@ pub fn measure(
         if forms.is_empty() {
             continue;
         }
-        super::go_on()?;
+        super::stop::go_on()?;
         for palette in sensitivity.palettes(name, &forms)? {
             let effect = sensitivity.alone(name, &palette)?;
             measurements.add(name, palette.form.bits, effect)?;

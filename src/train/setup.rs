@@ -10,18 +10,19 @@ use super::examples::{Encoder, Examples, Texts, epoch};
 use super::identity::{Identity, ModelIdentity, Read};
 use super::initialise::initialise;
 use super::objective::Objective;
-use super::plan::{Before, refused};
+use super::plan::Before;
 use super::reconstruct::Reconstruct;
+use super::refused::refused;
 use super::run_folder::{Holds, RunFolder};
 use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
 use crate::config::{self, Config, PaletteOverride, Recipe, TrainedComponent, matches_glob};
-use crate::coreml::export::{LARGEST_LATENTS, takes_latents};
+use crate::coreml::components::unet::{LARGEST_LATENTS, takes_latents};
 use crate::data::set::class_folder;
 use crate::data::{Cache, Crop, DataSet, Manifest, Sample, Transform, load_picture};
-use crate::diffusion::text_to_image::{self, TextToImage};
 use crate::ops::{Parameter, Weights};
+use crate::pipeline::text_to_image::{self, TextToImage};
 use crate::report::Progress;
 use crate::source::{Component, Model};
 use crate::terminal::note;
@@ -150,7 +151,7 @@ fn bytes(config: &Config, samples: &[Sample]) -> Result<Tensor> {
         .iter()
         .enumerate()
         .map(|(index, sample)| {
-            super::go_on()?;
+            super::stop::go_on()?;
             let picture = load_picture(&sample.path, &transform(config, index))?;
             Ok(((picture + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8))
         })
@@ -355,7 +356,7 @@ fn read_data(
     let mut set = DataSet::read(config, drawing.as_ref())?;
     let mut bar = None;
     let looked = set.examine(config.data.resolution, &mut |done, all| {
-        super::go_on()?;
+        super::stop::go_on()?;
         let bar = bar.get_or_insert_with(|| Progress::new("looking at pictures", 0, all as u64).counting("picture"));
         bar.update(done as u64, &[]);
         Ok(())

@@ -9,9 +9,8 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
-use super::run_folder::remove;
 use super::trained::Trained;
-use crate::source::files;
+use crate::files;
 
 const TENSORS: &str = "state.safetensors";
 const FACTS: &str = "state.json";
@@ -61,7 +60,7 @@ pub fn save(folder: &Path, facts: &Facts, trained: &Trained, limit: usize) -> Re
     })?;
     let all = list(folder);
     for (_, old) in all.iter().take(all.len().saturating_sub(limit)) {
-        let _ = remove(old);
+        let _ = files::remove(old);
     }
     Ok(target)
 }

@@ -11,10 +11,15 @@ use tch::{Device, Kind, Tensor};
 use super::optimizer::{AdamW, Moments, clip_factor, norm};
 use super::palettes::{LayerPalette, Seen, layer};
 use crate::config::{Palettize, Train};
+use crate::files::TensorFile;
 use crate::ops::{Parameter, Weights};
 use crate::palette::{Gradient, Palette, Pending};
 use crate::source::Component;
-use crate::source::files::TensorFile;
+
+/// What the numbers of a run have become, before advice is added.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Diverged(pub String);
 
 /// Each network's weights.
 pub type Networks = BTreeMap<Component, Weights>;
@@ -69,7 +74,7 @@ impl Trained {
         let mut slots = Vec::with_capacity(total);
         for (component, mut weights, parameters) in networks {
             for parameter in parameters {
-                super::go_on()?;
+                super::stop::go_on()?;
                 let weight = weights.remove(&parameter.name);
                 let weight = weight.with_context(|| format!("{} has no {}", component.title(), parameter.name))?;
                 let kind = if train.is_bf16(&parameter.shape) { Kind::BFloat16 } else { Kind::Float };
@@ -150,7 +155,7 @@ impl Trained {
         }
         let norm = norm(&whole).hypot(square.sqrt());
         if !norm.is_finite() {
-            return Err(super::divergence::Diverged(format!("the gradient is not finite (its norm is {norm})")).into());
+            return Err(Diverged(format!("the gradient is not finite (its norm is {norm})")).into());
         }
         let factor = clip_factor(norm, max_norm);
         let rates: Vec<f64> = self.slots.iter().map(rate).collect();

@@ -6,10 +6,11 @@ use tch::{Device, Kind, Tensor};
 
 use super::examples::{Examples, mean_latents};
 use crate::data::{Key, hash_weights};
-use crate::diffusion::condition::SizeIds;
-use crate::diffusion::{Conditioning, NoiseSchedule};
+use crate::diffusion::NoiseSchedule;
 use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::{Tensors, Weights};
+use crate::pipeline::Conditioning;
+use crate::pipeline::condition::SizeIds;
 use crate::torch::random::{Purpose, generator, normal};
 
 /// A batch as the UNet sees it, and what it should predict (fp32).
@@ -105,7 +106,7 @@ impl Validation {
     ) -> Result<()> {
         let count = self.len() as i64;
         for start in (0..count).step_by(batch as usize) {
-            super::go_on()?;
+            super::stop::go_on()?;
             let size = batch.min(count - start);
             let part = |t: &Tensor| t.narrow(0, start, size);
             let (latents, noise, timesteps) = (part(&self.latents), part(&self.noise), part(&self.timesteps));

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use half::f16;
-use palettist::coreml::export::PackageMetadata;
+use palettist::coreml::PackageMetadata;
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Weights;
 use palettist::palette::{Form, Frozen, LutDtype, Palette, PalettizedCheckpoint};

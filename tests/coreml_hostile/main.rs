@@ -19,8 +19,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::shared;
-use palettist::coreml::proto::{self, BindingKind, DimensionKind, TensorElements, ValueKind, ValueTypeKind};
-use palettist::coreml::read::Package;
+use palettist::coreml::format::proto::{self, BindingKind, DimensionKind, TensorElements, ValueKind, ValueTypeKind};
+use palettist::coreml::reading::Package;
 use prost::Message;
 
 const MODEL: &str = "Data/com.apple.CoreML/model.mlmodel";

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use palettist::coreml::attention::AttentionImplementation::{self, Original, SplitEinsum, SplitEinsumV2};
-use palettist::coreml::chunk::cut_package;
-use palettist::coreml::export::{UnetOptions, export_unet};
-use palettist::coreml::program::Target;
-use palettist::coreml::proto;
-use palettist::coreml::read::{Chain, Precision};
-use palettist::coreml::weights::WeightSource;
+use palettist::coreml::AttentionImplementation::{self, Original, SplitEinsum, SplitEinsumV2};
+use palettist::coreml::DeploymentTarget;
+use palettist::coreml::components::unet::{UnetOptions, export_unet};
+use palettist::coreml::format::proto;
+use palettist::coreml::reading::{Chain, Precision};
+use palettist::coreml::writing::chunk::cut_package;
+use palettist::coreml::writing::weights::WeightSource;
 use palettist::palette::{Form, LutDtype};
 use prost::Message;
 use serde_json::json;
@@ -51,11 +51,11 @@ fn originals(folder: &Path) -> Vec<Sound> {
         Form { lut_dtype: LutDtype::I8, group_size: Some(2), ..plain },
     ];
     let tables = palettized_as(&config, &forms);
-    let cases: [(&str, &dyn WeightSource, Target, AttentionImplementation, bool); 4] = [
-        ("fp16", &floats, Target::Ios16, Original, false),
-        ("palettes", &palettes, Target::Ios16, SplitEinsum, false),
-        ("controlnet", &palettes, Target::Ios17, Original, true),
-        ("tables", &tables, Target::Ios18, SplitEinsumV2, false),
+    let cases: [(&str, &dyn WeightSource, DeploymentTarget, AttentionImplementation, bool); 4] = [
+        ("fp16", &floats, DeploymentTarget::Ios16, Original, false),
+        ("palettes", &palettes, DeploymentTarget::Ios16, SplitEinsum, false),
+        ("controlnet", &palettes, DeploymentTarget::Ios17, Original, true),
+        ("tables", &tables, DeploymentTarget::Ios18, SplitEinsumV2, false),
     ];
     let mut paths = Vec::new();
     for (name, weights, target, attention, controlnet) in cases {
@@ -83,7 +83,7 @@ fn original(name: String, path: &Path) -> Sound {
     let read = |file: &str| fs::read(path.join(file)).unwrap();
     let files = Files { manifest: read("Manifest.json"), model: read(MODEL), weights: read(WEIGHTS) };
     let program = proto::Model::decode(&files.model[..]).unwrap();
-    let package = palettist::coreml::read::Package::open(path).unwrap();
+    let package = palettist::coreml::reading::Package::open(path).unwrap();
     let features = package.inputs();
     let shapes: Vec<Vec<i64>> = features.iter().map(|feature| feature.kind.shape.clone()).collect();
     let drawn = features.iter().zip(random(9, &shapes)).map(|(feature, values)| {

@@ -5,7 +5,7 @@
 //! first checks: operations, bindings, types, shapes, immediate values and references to blobs replaced, swapped,
 //! removed and doubled.
 
-use palettist::coreml::proto::{
+use palettist::coreml::format::proto::{
     self, BindingKind, DimensionKind, ImmediateKind, Operation, TensorElements, Value, ValueKind, ValueTypeKind,
 };
 use prost::Message;

@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Component as Part, Path};
 
 use palettist::config;
-use palettist::coreml::read::{Package, Precision, evaluate};
+use palettist::coreml::reading::{Package, Precision, evaluate};
 use palettist::data::picture::decode_picture;
 use palettist::data::{CaptionOptions, Crop, Filter, Missing, Transform, read_folder};
-use palettist::source::files::TensorFile;
+use palettist::files::TensorFile;
 use palettist::source::{Component, Model};
 use tch::{Device, Kind, Tensor};
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
 use palettist::config;
-use palettist::source::files::write_safetensors;
+use palettist::files::write_safetensors;
 use tch::{Device, Kind, Tensor};
 
 use crate::inputs::join_package;

@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::shared;
-use palettist::diffusion::{Pipeline, Request};
+use palettist::files::write_safetensors;
 use palettist::networks::autoencoder::AutoencoderConfig;
 use palettist::networks::text_encoder::TextEncoderConfig;
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Weights;
-use palettist::source::files::write_safetensors;
+use palettist::pipeline::Pipeline;
+use palettist::pipeline::Request;
 use palettist::source::{Component, Model, Tokenizer, copy_model};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

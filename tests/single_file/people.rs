@@ -58,14 +58,11 @@ fn marks_say_what_is_predicted() {
     let epsilon = ("epsilon".to_owned(), json!(false));
     write(&path, &tensors, &[]);
     assert_eq!(scheduler(&auto).unwrap(), epsilon);
-    for (names, rescale) in [(&["v_pred"][..], false), (&["v_pred", "ztsnr"], true)] {
+    for (names, rescale) in [(&["v_pred"][..], false), (&["ztsnr"], true), (&["v_pred", "ztsnr"], true)] {
         let marks: Vec<_> = names.iter().map(|name| (*name, empty())).collect();
         write(&path, &with(&tensors, &marks), &[]);
         assert_eq!(scheduler(&auto).unwrap(), v(rescale), "{names:?}");
     }
-    // Noise alone at the end, from which nothing can be told of a prediction of the noise: as of a folder that says so.
-    write(&path, &with(&tensors, &[("ztsnr", empty())]), &[]);
-    assert_says(Pipeline::load(&open(&path), None, Kind::Float, CPU), &["rescale_betas_zero_snr", "--prediction-type"]);
     for key in ["modelspec.prediction_type", "modelspec.predict_key"] {
         write(&path, &tensors, &[(key, "v")]);
         assert_eq!(scheduler(&auto).unwrap(), v(false), "{key}");

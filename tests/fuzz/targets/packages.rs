@@ -6,7 +6,7 @@ mod mutate;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use mutate::{Files, mutant};
-use palettist::coreml::proto;
+use palettist::coreml::format::proto;
 use palettist_fuzz::{MANIFEST, join_package, packages, split_package};
 use prost::Message;
 
