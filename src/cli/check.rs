@@ -17,7 +17,7 @@ use crate::source::{Component, Model, Tokenizer};
 use crate::terminal::shell_word;
 use crate::terminal::tell;
 use crate::train::estimate::{Pictures, estimate};
-use crate::train::identity::{Identity, ModelIdentity};
+use crate::train::identity::Identity;
 use crate::train::plan::{self, Action, Before, Plan, plan};
 use crate::train::prompts::other_sampler;
 use crate::train::{self, Resume, device_and_kind, drawing, run_folder};
@@ -48,6 +48,7 @@ pub fn run(args: Args) -> Result<()> {
     let pictures = report.data(&config, model.as_ref());
     report.run(&config, pictures);
     if let Some(model) = &model {
+        report.losses(&config, model);
         report.weights(&config, model);
     }
     report.output(&config, model.as_ref());
@@ -223,15 +224,25 @@ impl Report {
         let train = &config.train;
         let per_step = train.train_batch_size * train.gradient_accumulation_steps;
         let seen = train.max_train_steps as u128 * per_step as u128;
-        let prior = config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.with_prior_preservation);
+        let stages = config.first_stage();
+        if let Some(first) = &stages {
+            let (steps, rate) = (first.train.max_train_steps, first.train.learning_rate);
+            self.line("training", format!("stage 1 of 2: the same in float, {steps} steps at {rate:?}"));
+        }
+        let again = match config.data.prior() {
+            Some(_) if class_folder(config).is_some() => ", and as many of the class",
+            Some(_) => ", each once more as one of the class",
+            None => "",
+        };
         self.line(
-            "training",
+            if stages.is_some() { "" } else { "training" },
             format!(
-                "{} steps × {} accumulated × {} in a batch = {seen} pictures{}",
+                "{}{} steps × {} accumulated × {} in a batch = {seen} pictures{}",
+                if stages.is_some() { "stage 2 of 2: " } else { "" },
                 train.max_train_steps,
                 train.gradient_accumulation_steps,
                 train.train_batch_size,
-                if prior { ", and as many of the class" } else { "" }
+                again
             ),
         );
         if let Some(pictures) = pictures.filter(|&pictures| pictures > 0) {
@@ -256,6 +267,19 @@ impl Report {
         });
         for (i, prompt) in understood.enumerate() {
             self.line(if i == 0 { "samples" } else { "" }, prompt);
+        }
+    }
+
+    /// What each loss is asked to do.
+    fn losses(&mut self, config: &Config, model: &Model) {
+        let first = config.first_stage();
+        let stages = first.iter().map(|first| ("stage 1: ", first)).chain([("stage 2: ", config)]);
+        let mut heading = "losses";
+        for (stage, config_of_stage) in stages {
+            let stage = if first.is_some() { stage } else { "" };
+            for loss in self.take(train::losses::told(config_of_stage, model)).unwrap_or_default() {
+                self.line(std::mem::take(&mut heading), format!("{stage}{loss}"));
+            }
         }
     }
 
@@ -334,16 +358,42 @@ impl Report {
                 self.line("", format!("warning: {misfit}"));
             }
         }
-        self.line("memory", format!("{} for weights, gradients and optimizer; activations come on top", size(held)));
+        let teachers = match train::teacher::asked_models(config) {
+            0 => String::new(),
+            1 => format!(", and {} for a frozen model that is asked", size(total * 2)),
+            models => format!(", and {} for {models} frozen models that are asked", size(models * total * 2)),
+        };
+        // Its weights have no palettes between them and the network.
+        let first = match config.first_stage() {
+            Some(first) => {
+                let asked = train::teacher::asked_models(&first) * total * 2;
+                format!(" (the first stage takes {})", size(4 * masters + asked))
+            }
+            None => String::new(),
+        };
+        let held = size(held);
+        self.line(
+            "memory",
+            format!("{held} for weights, gradients and optimizer{teachers}{first}; activations come on top"),
+        );
         // Weights and AdamW's two moments.
         let kept = config.checkpoint.checkpoints_total_limit as u64;
         let checkpoint = masters * 3;
         self.line("output", config.output_dir.display().to_string());
+        let mut model_of_first = 0;
+        if let Some(first) = config.first_stage() {
+            let parts = model.components().filter_map(|part| model.parameters(part).ok()).flatten();
+            model_of_first = parts.map(|p| p.shape.iter().product::<i64>() as u64 * 2).sum();
+            self.line(
+                "",
+                format!("{}: the model of the first stage, {}", first.output_dir.display(), size(model_of_first)),
+            );
+        }
         self.line("", format!("checkpoints of about {}, {kept} kept", size(checkpoint)));
         if let Some(free) = free_disk(&config.output_dir) {
             self.line("", format!("{} free on that disk", size(free)));
             // One more is written before the oldest is deleted.
-            let needed = checkpoint * (kept + 1);
+            let needed = checkpoint * (kept + 1) + model_of_first;
             if free < needed {
                 self.mistakes.push(format!(
                     "{} has {} free, but {kept} checkpoints, and a new one before the oldest goes, take {}; free some \
@@ -364,16 +414,28 @@ impl Report {
         let trained_on = data.training.len() + of_class + drawn;
         let encoded = trained_on * if config.data.flip_aug { 2 } else { 1 } + validation;
         let pictures = Pictures { encoded, drawn, validates: validation > 0 };
+        // What the first stage encodes and draws is there for the second.
+        let first = config.first_stage();
+        let again = Pictures { encoded: 0, drawn: 0, ..pictures };
+        let stages = match &first {
+            Some(first) => vec![("stage 1: ", first, pictures), ("stage 2: ", config, again)],
+            None => vec![("", config, pictures)],
+        };
         tell("timing the networks' operations (--no-estimate leaves this out)");
-        let timed = device_and_kind(config).and_then(|place| estimate(config, model, pictures, place));
-        let Some(estimated) = self.take(timed) else { return };
-        let steps = config.train.max_train_steps;
-        self.line("time", format!("about {}, estimated from timed operations", duration(estimated.total(steps))));
-        let training = duration(estimated.step * steps as f64);
-        self.line("", format!("{steps} steps of {:.2} s: {training}", estimated.step));
-        for (what, seconds) in estimated.phases {
-            self.line("", format!("{what}: {}", duration(seconds)));
+        let (mut total, mut lines) = (0.0, Vec::new());
+        for (stage, config, pictures) in stages {
+            let timed = device_and_kind(config).and_then(|place| estimate(config, model, pictures, place));
+            let Some(estimated) = self.take(timed) else { return };
+            let steps = config.train.max_train_steps;
+            total += estimated.total(steps);
+            let training = duration(estimated.step * steps as f64);
+            lines.push(format!("{stage}{steps} steps of {:.2} s: {training}", estimated.step));
+            for (what, seconds) in estimated.phases {
+                lines.push(format!("{stage}{what}: {}", duration(seconds)));
+            }
         }
+        self.line("time", format!("about {}, estimated from timed operations", duration(total)));
+        lines.iter().for_each(|line| self.line("", line));
     }
 
     /// What `train` would do in the output folder, and whether it can.
@@ -381,11 +443,14 @@ impl Report {
         self.take(run_folder::check_writable(&config.output_dir).context("output_dir"));
         self.take(run_folder::check_writable(&config.data.cache_dir).context("data.cache_dir"));
         // Weights that nothing could be learned from are found on the way.
-        let read = model.and_then(|model| self.take(ModelIdentity::of(model, config)));
+        let read = model.and_then(|model| self.take(train::identity_of(config, model)));
         if let Some(remark) = read.as_ref().and_then(|read| train::begins_from(config, read)) {
             self.line("", format!("note: {remark}"));
         }
         let identity = read.map(|read| read.identity);
+        if let Some(warning) = identity.as_ref().and_then(|now| train::teacher::is_base_after_all(config, now)) {
+            self.line("", format!("warning: {warning}"));
+        }
         let Some(Plan { action, notes }) = self.take(plan(config, &Resume::Auto)) else { return };
         notes.iter().for_each(|note| self.line("", format!("note: {note}")));
         // What is wrong with the model or the data has been noted.

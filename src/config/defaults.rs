@@ -1,6 +1,6 @@
 //! Defaults: from diffusers' examples, kohya's READMEs and EveryDream2 (learning rates, steps, prior loss), and from
 //! measurements of palette training (temperatures, frozen fraction). Those that depend on other keys (`learning_rate`
-//! on `mode`, latent sizes on `resolution`) are set in `read`.
+//! on `mode`, `distill.on` on `mode` and `teacher`, latent sizes on `resolution`) are set in `read`.
 
 use std::path::PathBuf;
 
@@ -55,6 +55,7 @@ impl Default for Dreambooth {
             class_data_dir: None,
             class_prompt: String::new(),
             with_prior_preservation: true,
+            prior_source: PriorSource::Pictures,
             prior_loss_weight: 1.0,
             num_class_images: 200,
             sample_batch_size: 4,
@@ -134,7 +135,16 @@ impl Default for Palettize {
 
 impl Default for Distill {
     fn default() -> Self {
-        Self { enabled: false, lambda_sd: 1.0, lambda_kd_output: 1.0, lambda_kd_feat: 0.0 }
+        Self {
+            enabled: false,
+            teacher: TeacherChoice::Base,
+            personalize_steps: 800,
+            personalize_learning_rate: 5e-6,
+            on: DistillOn::All,
+            lambda_sd: 1.0,
+            lambda_kd_output: 1.0,
+            lambda_kd_feat: 0.0,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use toml::Value;
 
 use super::keys::{self, Change};
-use super::{Config, values};
+use super::{Config, TeacherChoice, values};
 
 /// A key whose value is not the same in two configs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,10 @@ fn compared(config: &Config) -> BTreeMap<String, Value> {
     let mut config = config.clone();
     config.palettize.recipe = None;
     config.palettize.overrides = config.palettize.effective_overrides();
+    // A model is known by its content, wherever it lies.
+    if let TeacherChoice::Model(model) = &mut config.distill.teacher {
+        *model = "a model".to_owned();
+    }
     values::leaves(&values::values(&config), "").into_iter().collect()
 }
 

@@ -4,7 +4,10 @@
 //! Refused is what the user surely meant otherwise: a setting whose switch was forgotten. Where the switch is written too
 //! (`palettize.enabled=false` to compare with float), a config that others share may hold the rest, and it is only warned of.
 
-use super::{Config, Granularity, LrScheduler, Mode, Palettize, SamplePrompt, TrainedComponent};
+use super::{
+    Config, DistillOn, Granularity, LrScheduler, Mode, Palettize, PriorSource, SamplePrompt, TeacherChoice,
+    TrainedComponent,
+};
 
 /// Why a key has no effect.
 pub(super) struct Idle {
@@ -98,11 +101,20 @@ pub(super) fn prior(config: &Config) -> Option<Idle> {
     dreambooth(config).or_else(|| if off { Idle::new(Forgotten(SWITCH), why) } else { None })
 }
 
-/// Pictures of the class.
+/// The class.
 pub(super) fn class(config: &Config) -> Option<Idle> {
     let weightless = config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.prior_loss_weight == 0.0);
+    // The teacher's answers on it have a weight of their own.
+    let taught = config.distill.enabled && config.distill.on == DistillOn::Class;
     let why = "prior_loss_weight is 0; with_prior_preservation = false does the same with half the work";
-    prior(config).or_else(|| if weightless { Idle::new(Warned, why) } else { None })
+    prior(config).or_else(|| if weightless && !taught { Idle::new(Warned, why) } else { None })
+}
+
+/// Pictures of the class.
+pub(super) fn class_pictures(config: &Config) -> Option<Idle> {
+    let none = config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.prior_source == PriorSource::Base);
+    let why = "there are no pictures of the class (prior_source = \"base\")";
+    class(config).or_else(|| if none { Idle::new(Warned, why) } else { None })
 }
 
 pub(super) fn text_encoder(config: &Config) -> Option<Idle> {
@@ -119,8 +131,12 @@ pub(super) fn text_encoder_rate(config: &Config) -> Option<Idle> {
 
 /// `train.stop_text_encoder_training`.
 pub(super) fn stop(config: &Config) -> Option<Idle> {
-    let (stop, steps) = (config.train.stop_text_encoder_training, config.train.max_train_steps);
-    let why = || format!("the run ends before, after train.max_train_steps = {steps}");
+    let (stop, first) = (config.train.stop_text_encoder_training, config.first_stage_steps());
+    let steps = config.train.max_train_steps + first;
+    let why = || match first {
+        0 => format!("the run ends before, after train.max_train_steps = {steps}"),
+        _ => format!("the run ends before, after {steps} steps (distill.personalize_steps, train.max_train_steps)"),
+    };
     text_encoder(config).or_else(|| if stop > 0 && stop >= steps { Idle::new(Passing, why()) } else { None })
 }
 
@@ -254,7 +270,35 @@ pub(super) fn teacher(config: &Config) -> Option<Idle> {
     let distill = &config.distill;
     let mute = distill.enabled && distill.lambda_kd_output == 0.0 && distill.lambda_kd_feat == 0.0;
     let why = "is true, but lambda_kd_output and lambda_kd_feat are 0: the teacher costs a pass each step and teaches nothing";
-    if mute { Idle::new(Odd, why) } else { None }
+    if mute {
+        return Idle::new(Odd, why);
+    }
+    let why = "asks what prior_source = \"base\" asks already, the base's answer to the class prompt: lambda_kd_output only adds \
+               to prior_loss_weight";
+    let base = config.data.dreambooth.as_ref().is_some_and(|dreambooth| dreambooth.prior_source == PriorSource::Base);
+    let asks = distill.enabled && distill.teacher == TeacherChoice::Base && distill.on == DistillOn::Class;
+    let twice = base && asks && distill.lambda_kd_feat == 0.0;
+    if twice { Idle::new(Odd, why) } else { None }
+}
+
+/// The first of two stages.
+pub(super) fn personalized(config: &Config) -> Option<Idle> {
+    let why = "it is for distill.teacher = \"personalized\"";
+    let has = config.distill.teacher == TeacherChoice::Personalized;
+    distill(config).or_else(|| if has { None } else { Idle::new(Forgotten("distill.teacher"), why) })
+}
+
+/// `distill.on`.
+pub(super) fn asked(config: &Config) -> Option<Idle> {
+    let full = config.train.mode == Mode::Full;
+    let why = "train.mode = \"full\" has no pictures of a class: the teacher answers on all";
+    if let Some(idle) = distill(config).or_else(|| if full { Idle::new(Refused, why) } else { None }) {
+        return Some(idle);
+    }
+    let why = "is \"all\", and the teacher is the base, which has never seen the subject: on the subject's own pictures it pulls \
+               back to what it knows, and the subject is lost; \"class\" asks it about the class alone";
+    let untaught = config.distill.teacher == TeacherChoice::Base && config.distill.on == DistillOn::All;
+    if untaught { Idle::new(Odd, why) } else { None }
 }
 
 /// Whether pictures are drawn at all.

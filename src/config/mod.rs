@@ -101,6 +101,41 @@ impl Config {
     }
 }
 
+/// The folder of the first of two stages, in that of the run.
+pub const PERSONALIZED: &str = "personalized";
+
+impl Config {
+    /// The first of two stages (`distill.teacher = "personalized"`) as a run of its own: the same in float, without a
+    /// teacher, in [`PERSONALIZED`].
+    pub fn first_stage(&self) -> Option<Self> {
+        let steps = self.first_stage_steps();
+        if steps == 0 {
+            return None;
+        }
+        let mut first = self.clone();
+        first.output_dir = self.output_dir.join(PERSONALIZED);
+        first.train.max_train_steps = steps;
+        first.train.learning_rate = self.distill.personalize_learning_rate;
+        first.palettize.enabled = false;
+        first.distill.enabled = false;
+        first.export.coreml = false;
+        Some(first)
+    }
+
+    /// Steps of the first of two stages; 0 where there is only one.
+    pub fn first_stage_steps(&self) -> u64 {
+        let two = self.distill.enabled && self.distill.teacher == TeacherChoice::Personalized;
+        if two { self.distill.personalize_steps } else { 0 }
+    }
+}
+
+impl Data {
+    /// The settings of DreamBooth, where its prior is preserved.
+    pub fn prior(&self) -> Option<&Dreambooth> {
+        self.dreambooth.as_ref().filter(|settings| settings.with_prior_preservation)
+    }
+}
+
 impl Train {
     /// Whether a run changes this network.
     pub fn learns(&self, component: Component) -> bool {

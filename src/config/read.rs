@@ -14,7 +14,7 @@ use toml::{Spanned, Table, Value};
 use super::findings::{self, Finding};
 use super::unknown::{Unknown, nearest, unknown};
 use super::values::{default, find, mistyped, plain, values};
-use super::{Config, Error, Loaded, Mode, Problem, Recipe, defaults, rules, syntax};
+use super::{Config, Error, Loaded, Mode, Problem, Recipe, TeacherChoice, defaults, rules, syntax};
 
 /// Whether keys without effect are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,7 @@ struct Leaf {
 struct Reader<'a> {
     text: &'a str,
     file: &'a str,
+    effects: Effects,
     known: Table,
     /// Lines that are not TOML.
     broken: BTreeSet<usize>,
@@ -51,6 +52,7 @@ pub(super) fn read(text: &str, file: &str, overrides: &[String], effects: Effect
     let mut reader = Reader {
         text,
         file,
+        effects,
         known,
         broken: BTreeSet::new(),
         leaves: Vec::new(),
@@ -71,7 +73,7 @@ pub(super) fn read(text: &str, file: &str, overrides: &[String], effects: Effect
     }
     reader.check_types();
     reader.check_paths();
-    reader.finish(effects)
+    reader.finish()
 }
 
 impl Reader<'_> {
@@ -263,7 +265,7 @@ impl Reader<'_> {
     }
 
     /// Adds the defaults that depend on other keys, checks what must fit together and what has an effect.
-    fn finish(mut self, effects: Effects) -> Result<Loaded, Error> {
+    fn finish(mut self) -> Result<Loaded, Error> {
         let mut recipe = None;
         let first = self.deserialise(&self.leaves, None)?;
         // A path that has been refused is not opened.
@@ -283,7 +285,7 @@ impl Reader<'_> {
             .collect();
         self.problems.extend(told);
         let mut warnings = Vec::new();
-        if effects == Effects::Checked && !self.partial && !self.dropped.iter().any(|key| is_switch(key)) {
+        if self.effects == Effects::Checked && !self.partial && !self.dropped.iter().any(|key| is_switch(key)) {
             let is_broken = |key: &str| broken.iter().any(|(wrong, _)| wrong == key);
             warnings = self.without_effect(&config, recipe.as_ref(), is_broken)?;
         }
@@ -360,6 +362,10 @@ impl Reader<'_> {
         if first.train.mode == Mode::Dreambooth {
             default(&mut table, "train.learning_rate", 1e-6);
             default(&mut table, "data.caption_dropout_rate", 0.0);
+            // A run of an older version, which wrote no such key, asked its teacher about all.
+            if self.effects == Effects::Checked && first.distill.teacher == TeacherChoice::Base {
+                default(&mut table, "distill.on", "class");
+            }
         }
         default(&mut table, "export.latent_h", first.data.resolution / 8);
         default(&mut table, "export.latent_w", first.data.resolution / 8);
@@ -368,6 +374,7 @@ impl Reader<'_> {
         }
         let rate = config(&table)?.train.learning_rate;
         default(&mut table, "train.text_encoder_lr", rate / 2.0);
+        default(&mut table, "distill.personalize_learning_rate", rate);
         default(&mut table, "palettize.palette_learning_rate", rate);
         let mut config = config(&table)?;
         rules::fill_names(&mut config);
@@ -377,7 +384,7 @@ impl Reader<'_> {
 
 /// Keys on which it depends what others mean.
 fn is_switch(key: &str) -> bool {
-    const SWITCHES: [&str; 10] = [
+    const SWITCHES: [&str; 13] = [
         "train.mode",
         "train.component",
         "train.train_text_encoder",
@@ -385,9 +392,12 @@ fn is_switch(key: &str) -> bool {
         "train.use_ema",
         "train.max_train_steps",
         "data.dreambooth.with_prior_preservation",
+        "data.dreambooth.prior_source",
         "palettize.enabled",
         "palettize.granularity",
         "distill.enabled",
+        "distill.on",
+        "distill.teacher",
     ];
     SWITCHES.contains(&key)
 }

@@ -4,7 +4,9 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::coreml::DeploymentTarget;
 
-use super::{Config, Distill, MixedPrecision, Mode, SamplePrompt, TrainedComponent};
+use super::{
+    Config, Distill, DistillOn, MixedPrecision, Mode, PriorSource, SamplePrompt, TeacherChoice, TrainedComponent,
+};
 use crate::palette::BITS;
 
 /// Replaces `{name}` and `{output_dir}` in paths.
@@ -141,8 +143,9 @@ fn data(config: &Config, rules: &mut Rules) {
                 &key("instance_prompt"),
                 "is missing: the caption of the subject, as in \"a photo of sks dog\"",
             );
+            let pictures = prior && dreambooth.prior_source == PriorSource::Pictures;
             rules.must(
-                !prior || dreambooth.class_data_dir.as_deref().is_some_and(|dir| dir != Path::new("")),
+                !pictures || dreambooth.class_data_dir.as_deref().is_some_and(|dir| dir != Path::new("")),
                 &key("class_data_dir"),
                 "is missing: prior preservation keeps its pictures there (or set with_prior_preservation = false)",
             );
@@ -258,11 +261,26 @@ fn palettize(config: &Config, rules: &mut Rules) {
     rules.not_negative(config.distill.lambda_sd, "distill.lambda_sd");
     rules.not_negative(config.distill.lambda_kd_output, "distill.lambda_kd_output");
     rules.not_negative(config.distill.lambda_kd_feat, "distill.lambda_kd_feat");
-    let Distill { enabled, lambda_sd, lambda_kd_output, lambda_kd_feat } = config.distill;
+    let Distill { enabled, on, lambda_sd, lambda_kd_output, lambda_kd_feat, .. } = config.distill;
     rules.must(
         !enabled || lambda_sd + lambda_kd_output + lambda_kd_feat > 0.0,
         "distill.lambda_sd",
         "lambda_kd_output and lambda_kd_feat are all 0: there is nothing to learn from",
+    );
+    rules.must(
+        config.distill.teacher != TeacherChoice::Model(String::new()),
+        "distill.teacher",
+        "is empty; it is \"base\", \"personalized\", or the folder of a model",
+    );
+    rules.must(config.distill.personalize_steps >= 1, "distill.personalize_steps", "must be at least 1");
+    rules.positive(config.distill.personalize_learning_rate, "distill.personalize_learning_rate");
+    let dreambooth = config.data.dreambooth.as_ref().filter(|_| config.train.mode == Mode::Dreambooth);
+    let classless = dreambooth.is_some_and(|dreambooth| !dreambooth.with_prior_preservation);
+    rules.must(
+        !(enabled && on == DistillOn::Class && classless),
+        "distill.enabled",
+        "asks the teacher about the class alone (distill.on = \"class\"), and there is none \
+         (with_prior_preservation = false); set it to false, or with_prior_preservation to true",
     );
 }
 

@@ -122,14 +122,16 @@ pub struct Dreambooth {
     pub instance_data_dir: PathBuf,
     /// `a photo of sks dog` (required).
     pub instance_prompt: String,
-    /// Pictures of the subject's class; drawn by the model where too few, and drawn again when prompt, model, size or
-    /// seed change. Pictures that the user put there are kept.
+    /// Pictures of the subject's class, with `prior_source = "pictures"`; drawn by the model where too few, and drawn again
+    /// when prompt, model, size or seed change. Pictures that the user put there are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_data_dir: Option<PathBuf>,
     /// `a photo of dog`
     pub class_prompt: String,
-    /// Also trains on pictures of the class, so that the model does not forget it (section 3.3).
+    /// Also trains on the class, so that the model does not forget it (section 3.3).
     pub with_prior_preservation: bool,
+    /// Where the prior loss knows the class from.
+    pub prior_source: PriorSource,
     /// λ of the prior loss: mean loss of the subject's pictures + λ · mean loss of the class.
     pub prior_loss_weight: f64,
     /// How many pictures of the class to have; more are not used, as in diffusers.
@@ -140,6 +142,17 @@ pub struct Dreambooth {
     pub prior_sample_steps: usize,
     /// Guidance of each.
     pub prior_guidance_scale: f64,
+}
+
+/// What the prior loss compares the prediction with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PriorSource {
+    /// The noise in pictures of the class, as the paper does.
+    Pictures,
+    /// The answer of the base, the model that the run starts from, to the class prompt on the subject's own noised pictures:
+    /// no pictures of the class are needed (ai-toolkit's `diff_output_preservation`).
+    Base,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,7 +209,8 @@ pub struct Train {
     pub component: TrainedComponent,
     /// Trains the text encoder along with the UNet.
     pub train_text_encoder: bool,
-    /// The step after which the text encoder stays as it is; 0 = never.
+    /// The step after which the text encoder stays as it is; 0 = never. Of a run of two stages (`distill.teacher =
+    /// "personalized"`) the steps of both count, those of the first stage first.
     pub stop_text_encoder_training: u64,
     pub max_train_steps: u64,
     pub train_batch_size: usize,
@@ -343,18 +357,71 @@ pub struct PaletteOverride {
     pub skip: bool,
 }
 
-/// `[distill]`: the float model teaches (BK-SDM, Kim et al. 2023, arXiv:2305.15798, section 3.2).
+/// `[distill]`: a float model teaches (BK-SDM, Kim et al. 2023, arXiv:2305.15798, section 3.2).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distill {
     pub enabled: bool,
+    /// `base`, the model that the run starts from; `personalized`, what that becomes when it learns the pictures in float
+    /// first, in the same run; or the folder, file or hub id of a model of the same architecture.
+    pub teacher: TeacherChoice,
+    /// Steps of the first of two stages, with `teacher = "personalized"`: the model learns the pictures in float. The second
+    /// stage, of `max_train_steps`, starts from it and learns palettes from it.
+    pub personalize_steps: u64,
+    /// The learning rate of the first stage; default: `learning_rate`.
+    pub personalize_learning_rate: f64,
+    /// The pictures that the teacher answers on. Default: `class` for `mode = "dreambooth"` with `teacher = "base"`, which has
+    /// never seen the subject, else `all`.
+    pub on: DistillOn,
     /// Weight of the denoising loss.
     pub lambda_sd: f64,
-    /// Weight of the squared difference from the teacher's output.
+    /// Weight of the squared difference from the teacher's output, a mean over the pictures that it answers on. With
+    /// `on = "all"` those of the class have a mean of their own, times `prior_loss_weight`, as in the denoising loss.
     pub lambda_kd_output: f64,
     /// Weight of the squared differences from what the teacher's blocks (each one on the way down, the middle one, each on
     /// the way up) give to the next, summed over the blocks.
     pub lambda_kd_feat: f64,
+}
+
+/// Who teaches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum TeacherChoice {
+    /// The model that the run starts from.
+    Base,
+    /// The model of the run's first stage.
+    Personalized,
+    /// A diffusers folder, a single file, a hub id or a run's folder.
+    Model(String),
+}
+
+impl From<String> for TeacherChoice {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "base" => Self::Base,
+            "personalized" => Self::Personalized,
+            _ => Self::Model(text),
+        }
+    }
+}
+
+impl From<TeacherChoice> for String {
+    fn from(teacher: TeacherChoice) -> Self {
+        match teacher {
+            TeacherChoice::Base => "base".to_owned(),
+            TeacherChoice::Personalized => "personalized".to_owned(),
+            TeacherChoice::Model(model) => model,
+        }
+    }
+}
+
+/// The pictures that a teacher answers on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DistillOn {
+    All,
+    /// DreamBooth's pictures of the class; the data alone teach the subject.
+    Class,
 }
 
 /// `[sample]`: pictures drawn during a run, with the palettes in place.

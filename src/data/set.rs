@@ -13,7 +13,7 @@ use super::look::{Look, Looked, animated, look_at, shared, small, twice};
 use super::manifest::listed;
 use super::place::{Place, writable};
 use super::{CaptionOptions, Contents, Missing, Problems, Sample, near_miss, read_folder, sidecars};
-use crate::config::{Config, Dreambooth, Mode};
+use crate::config::{Config, Dreambooth, Mode, PriorSource};
 
 /// What a run learns from.
 #[derive(Clone, Debug, Default)]
@@ -189,10 +189,11 @@ pub fn validation(config: &Config) -> Option<Result<Contents, Problems>> {
     Some(read_folder(folder, &options))
 }
 
-/// The settings of prior preservation and the folder of its pictures, where the config has it.
+/// The settings of prior preservation and the folder of its pictures, where the config has any.
 pub fn class_folder(config: &Config) -> Option<(&Dreambooth, &Path)> {
-    let settings = config.data.dreambooth.as_ref().filter(|settings| settings.with_prior_preservation)?;
-    Some((settings, settings.class_data_dir.as_deref()?))
+    let settings = config.data.prior()?;
+    let folder = settings.class_data_dir.as_deref().filter(|_| settings.prior_source == PriorSource::Pictures)?;
+    Some((settings, folder))
 }
 
 /// DreamBooth's pictures of the subject: every one has the prompt, caption files are not read.

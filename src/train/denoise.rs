@@ -2,6 +2,7 @@
 //! al. 2022, eq. 2), and answer as the float model does (distillation).
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use rand::Rng;
@@ -11,12 +12,13 @@ use tch::{Device, Kind, Tensor};
 use super::examples::{Examples, Texts, draw_latents};
 use super::objective::{Loss, Objective};
 use super::prompts::Sampler;
+use super::teacher::{Question, Teacher, asks_class_alone};
 use super::trained::Networks;
 use super::validate::Validation;
 use crate::config::{Config, Distill};
 use crate::diffusion::{NoiseSchedule, Prediction};
 use crate::networks::unet::{UnetConfig, unet};
-use crate::ops::{Tensors, Weights};
+use crate::ops::Tensors;
 use crate::pipeline::condition::SizeIds;
 use crate::source::Component;
 use crate::torch::random::{Purpose, generator, normal, uniform};
@@ -27,11 +29,10 @@ pub struct Denoise {
     pub schedule: NoiseSchedule,
     pub scaling_factor: f64,
     pub examples: Examples,
-    /// Pictures of the class, with the weight of their loss.
-    pub class: Option<(Examples, f64)>,
+    pub class: Option<Class>,
     pub texts: Texts,
-    /// The float model, where it teaches: two bytes a weight, converted as they are used.
-    pub teacher: Option<Weights>,
+    /// Where one teaches.
+    pub teacher: Option<Rc<Teacher>>,
     pub validation: Option<Validation>,
     pub config: Config,
     pub device: Device,
@@ -40,36 +41,101 @@ pub struct Denoise {
     pub sampler: Sampler,
 }
 
-/// A batch: latents `[B, 4, h, w]`, captions, sizes. B is the size of a batch, twice that with pictures of the class,
-/// which follow the others.
+/// DreamBooth's class, the second half of each batch.
+pub struct Class {
+    pub source: ClassSource,
+    /// λ of its loss.
+    pub weight: f64,
+}
+
+/// Where the class is known from.
+pub enum ClassSource {
+    Pictures(Examples),
+    /// What the base answers to this prompt on the noised latents of the first half.
+    Base {
+        prompt: String,
+        base: Rc<Teacher>,
+    },
+}
+
+/// Noised latents `[B, C, h, w]` with their timesteps, what the UNet should predict of them, captions and sizes. B is the
+/// size of a batch, twice that with the class, which follows.
 struct Batch {
-    latents: Tensor,
+    noised: Tensor,
+    timesteps: Tensor,
+    target: Tensor,
+    /// Of the losses, by min-SNR.
+    weights: Option<Tensor>,
     captions: Vec<String>,
     sizes: Vec<SizeIds>,
 }
 
+impl Batch {
+    /// The rows from `first` on, to be asked about.
+    fn question(&self, first: i64) -> Question<'_> {
+        let count = self.captions.len() as i64 - first;
+        Question {
+            noised: self.noised.narrow(0, first, count),
+            timesteps: self.timesteps.narrow(0, first, count),
+            captions: &self.captions[first as usize..],
+            sizes: &self.sizes[first as usize..],
+        }
+    }
+}
+
 impl Denoise {
-    fn batch(&self, index: u64) -> Batch {
-        let seed = self.config.seed;
-        let size = self.config.train.train_batch_size;
+    fn batch(&self, index: u64) -> Result<Batch> {
+        let (seed, train) = (self.config.seed, &self.config.train);
         let mut random = generator(seed, Purpose::Augment, index);
         let (mut moments, mut captions, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
-        let sets = [Some(&self.examples), self.class.as_ref().map(|(examples, _)| examples)];
-        for (place, examples) in sets.into_iter().flatten().enumerate() {
+        let mut caption = |random: &mut _, whole: &String| {
+            let dropped = uniform(random) < self.config.data.caption_dropout_rate;
+            captions.push(if dropped { String::new() } else { whole.clone() });
+        };
+        let class = self.class.as_ref().map(|class| &class.source);
+        let of_class = match class {
+            Some(ClassSource::Pictures(examples)) => Some(examples),
+            _ => None,
+        };
+        for (place, examples) in [Some(&self.examples), of_class].into_iter().flatten().enumerate() {
             // The class has an order of its own: a set of another size would otherwise pair the same pictures.
             let order = seed.wrapping_add(place as u64);
-            for chosen in crate::data::order::batch_indices(order, index, size, examples.epoch.len()) {
+            for chosen in crate::data::order::batch_indices(order, index, train.train_batch_size, examples.epoch.len())
+            {
                 let chosen = examples.epoch[chosen];
                 let flip = examples.flipped && random.next_u32() & 1 == 1;
                 let place = chosen + if flip { examples.len() } else { 0 };
                 moments.push(examples.moments[place].shallow_clone());
                 sizes.push(examples.sizes[place]);
-                let dropped = uniform(&mut random) < self.config.data.caption_dropout_rate;
-                captions.push(if dropped { String::new() } else { examples.captions[chosen].clone() });
+                caption(&mut random, &examples.captions[chosen]);
             }
         }
         let moments = Tensor::stack(&moments, 0).to_device(self.device);
-        Batch { latents: draw_latents(&moments, self.scaling_factor, seed, index), captions, sizes }
+        let mut latents = draw_latents(&moments, self.scaling_factor, seed, index);
+        let size = latents.size();
+        let mut random_noise = generator(seed, Purpose::Noise, index);
+        let mut noise = normal(&mut random_noise, &size).to_device(self.device);
+        if train.noise_offset > 0.0 {
+            let offset = normal(&mut random_noise, &[size[0], size[1], 1, 1]).to_device(self.device);
+            noise += offset * train.noise_offset;
+        }
+        let mut random_steps = generator(seed, Purpose::Timesteps, index);
+        let steps = self.schedule.timesteps();
+        let mut timesteps = draw_timesteps(&mut random_steps, size[0], steps, train.timestep_beta)?;
+        if let Some(ClassSource::Base { prompt, .. }) = class {
+            // The same noised latents once more, told the class.
+            latents = Tensor::cat(&[&latents, &latents], 0);
+            noise = Tensor::cat(&[&noise, &noise], 0);
+            timesteps.extend_from_within(..);
+            sizes.extend_from_within(..);
+            (0..size[0]).for_each(|_| caption(&mut random, prompt));
+        }
+        let weights = train.min_snr_gamma.map(|gamma| self.snr_weights(gamma, &timesteps));
+        let weights = weights.map(|weights| Tensor::from_slice(&weights).to_device(self.device));
+        let timesteps = Tensor::from_slice(&timesteps).to_device(self.device);
+        let noised = self.schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
+        let target = self.schedule.target(&latents, &noise, &timesteps);
+        Ok(Batch { noised, timesteps, target, weights, captions, sizes })
     }
 
     /// Weight of each example's loss by min-SNR-γ (Hang et al. 2023, 3.4): min(SNR, γ)/SNR for ε, /(SNR + 1) for v.
@@ -134,27 +200,11 @@ fn draw_timesteps(random: &mut impl Rng, count: i64, steps: i64, beta: Option<[f
 
 impl Objective for Denoise {
     fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
-        let Batch { latents, captions, sizes } = self.batch(index);
-        let seed = self.config.seed;
-        let size = latents.size();
-        let mut random = generator(seed, Purpose::Noise, index);
-        let mut noise = normal(&mut random, &size).to_device(self.device);
-        if self.config.train.noise_offset > 0.0 {
-            let offset = normal(&mut random, &[size[0], size[1], 1, 1]).to_device(self.device);
-            noise += offset * self.config.train.noise_offset;
-        }
-        let mut random = generator(seed, Purpose::Timesteps, index);
-        let steps = self.schedule.timesteps();
-        let timesteps = draw_timesteps(&mut random, size[0], steps, self.config.train.timestep_beta)?;
-        let weights = self.config.train.min_snr_gamma.map(|gamma| self.snr_weights(gamma, &timesteps));
-        let weights = weights.map(|weights| Tensor::from_slice(&weights).to_device(self.device));
-        let timesteps = Tensor::from_slice(&timesteps).to_device(self.device);
-        let noised = self.schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
-        let target = self.schedule.target(&latents, &noise, &timesteps);
+        let batch = self.batch(index)?;
         let recomputes = self.config.train.gradient_checkpointing;
         let learning = |weights| Tensors::new(weights).computing_in(self.kind).recomputing(recomputes);
         let text_encoder = networks.get(&Component::TextEncoder).map(learning);
-        let told = self.texts.embed(&captions, &sizes, text_encoder)?.to_kind(self.kind);
+        let told = self.texts.embed(&batch.captions, &batch.sizes, text_encoder)?.to_kind(self.kind);
 
         let Distill { lambda_sd, lambda_kd_output, lambda_kd_feat, .. } = self.config.distill;
         let features = self.teacher.is_some() && lambda_kd_feat > 0.0;
@@ -163,12 +213,40 @@ impl Objective for Denoise {
         if features {
             student = student.keeping_features(&ours);
         }
-        let output = unet(&mut student, &self.unet, &noised, &timesteps, told.condition()).to_kind(Kind::Float);
-        let prior = self.class.as_ref().map(|(_, weight)| *weight);
+        let output = unet(&mut student, &self.unet, &batch.noised, &batch.timesteps, told.condition());
+        let output = output.to_kind(Kind::Float);
+        let rows = batch.captions.len() as i64;
+        // Where the class begins, and where what the teacher is asked about does.
+        let half = if self.class.is_some() { rows / 2 } else { rows };
+        let first = if asks_class_alone(&self.config.distill) { half } else { 0 };
+        let taught = match &self.teacher {
+            Some(teacher) => Some(teacher.answer(&batch.question(first), features.then_some(&theirs))?),
+            None => None,
+        };
+        let target = match self.class.as_ref().map(|class| &class.source) {
+            Some(ClassSource::Base { base, .. }) => {
+                let known = self.teacher.as_ref().filter(|teacher| Rc::ptr_eq(teacher, base)).and(taught.as_ref());
+                let answer = match known {
+                    Some(taught) => taught.narrow(0, half - first, half),
+                    None => base.answer(&batch.question(half), None)?,
+                };
+                Tensor::cat(&[batch.target.narrow(0, 0, half), answer], 0)
+            }
+            _ => batch.target,
+        };
+        let prior = self.class.as_ref().map(|class| class.weight);
         // Of squares `[B]`: the mean over the pictures, and that over those of the class times λ.
-        let means = |squares: Tensor| means(&squares, weights.as_ref(), prior);
+        let all = |squares: Tensor| means(&squares, batch.weights.as_ref(), prior);
+        // Of squares of what the teacher was asked about.
+        let asked = |squares: Tensor| match first {
+            0 => all(squares).sum(),
+            _ => {
+                let weights = batch.weights.as_ref().map(|weights| weights.narrow(0, first, rows - first));
+                means(&squares, weights.as_ref(), None).sum()
+            }
+        };
         let lambda_sd = if self.teacher.is_some() { lambda_sd } else { 1.0 };
-        let Means { pictures, class } = means(squares(&output - target));
+        let Means { pictures, class } = all(squares(&output - target));
         let mut total = pictures * lambda_sd;
         // What is logged adds up to the loss. Sums are new tensors: `+=` would change what is logged, too.
         let mut parts = vec![("loss/denoise", total.detach())];
@@ -177,22 +255,16 @@ impl Objective for Denoise {
             parts.push(("loss/prior", class.detach()));
             total = &total + class;
         }
-        let Some(teacher) = &self.teacher else { return Ok(Loss { total, parts }) };
-        let taught = tch::no_grad(|| {
-            let mut teacher = Tensors::new(teacher).computing_in(self.kind);
-            if features {
-                teacher = teacher.keeping_features(&theirs);
-            }
-            let told = told.map(Tensor::detach);
-            unet(&mut teacher, &self.unet, &noised, &timesteps, told.condition()).to_kind(Kind::Float)
-        });
-        let distilled = means(squares(output - taught)).sum() * lambda_kd_output;
+        let Some(taught) = taught else { return Ok(Loss { total, parts }) };
+        let of_asked = |tensor: &Tensor| tensor.narrow(0, first, rows - first);
+        let distilled = asked(squares(of_asked(&output) - taught)) * lambda_kd_output;
         parts.push(("loss/distill", distilled.detach()));
         total = &total + distilled;
         if features {
             let pairs = ours.into_inner().into_iter().zip(theirs.into_inner());
-            let sum: Tensor = pairs.map(|(a, b)| squares(a.to_kind(Kind::Float) - b.to_kind(Kind::Float))).sum();
-            let sum = means(sum).sum() * lambda_kd_feat;
+            let float = |tensor: &Tensor| tensor.to_kind(Kind::Float);
+            let sum: Tensor = pairs.map(|(a, b)| squares(float(&of_asked(&a)) - float(&b))).sum();
+            let sum = asked(sum) * lambda_kd_feat;
             parts.push(("loss/features", sum.detach()));
             total = &total + sum;
         }
@@ -215,48 +287,4 @@ impl Objective for Denoise {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_prior_is_added_as_diffusers_adds_it() {
-        // train_dreambooth.py: model_pred, model_pred_prior = torch.chunk(model_pred, 2, dim=0); likewise the target;
-        // loss = F.mse_loss(model_pred, target); prior_loss = F.mse_loss(model_pred_prior, target_prior);
-        // loss = loss + args.prior_loss_weight * prior_loss
-        let mut random = generator(3, Purpose::Noise, 0);
-        let (output, target) = (normal(&mut random, &[6, 4, 5, 3]), normal(&mut random, &[6, 4, 5, 3]));
-        let mse = |from: i64, count| {
-            output
-                .narrow(0, from, count)
-                .mse_loss(&target.narrow(0, from, count), tch::Reduction::Mean)
-                .double_value(&[])
-        };
-        let each = squares(&output - &target);
-        let close = |tensor: &Tensor, expected: f64| {
-            let found = tensor.double_value(&[]);
-            assert!((found / expected - 1.0).abs() < 1e-5, "{found}, expected {expected}");
-        };
-        let Means { pictures, class } = means(&each, None, Some(0.7));
-        close(&pictures, mse(0, 3));
-        close(&class.unwrap(), 0.7 * mse(3, 3));
-        let Means { pictures, class } = means(&each, None, None);
-        close(&pictures, mse(0, 6));
-        assert!(class.is_none());
-        // min-SNR's weights, on each example: (loss.mean(dim=...) * mse_loss_weights).mean()
-        let weights = Tensor::from_slice(&[0.5f32, 1.0, 2.0, 0.0, 3.0, 1.0]);
-        let Means { pictures, class } = means(&each, Some(&weights), Some(1.0));
-        close(&pictures, (0.5 * mse(0, 1) + mse(1, 1) + 2.0 * mse(2, 1)) / 3.0);
-        close(&class.unwrap(), (3.0 * mse(4, 1) + mse(5, 1)) / 3.0);
-    }
-
-    #[test]
-    fn timesteps_have_the_mean_of_their_distribution_and_stay_on_the_schedule() {
-        // Evenly the mean is a half; of Beta(a, b) it is a/(a + b).
-        for (beta, mean) in [(None, 0.5), (Some([3.0, 1.0]), 0.75), (Some([1.0, 1.0]), 0.5), (Some([0.2, 0.6]), 0.25)] {
-            let drawn = draw_timesteps(&mut generator(1, Purpose::Timesteps, 0), 20_000, 1000, beta).unwrap();
-            assert!(drawn.iter().all(|t| (0..1000).contains(t)));
-            let found = drawn.iter().sum::<i64>() as f64 / 20_000.0 / 1000.0;
-            assert!((found - mean).abs() < 0.01, "{beta:?}: {found}");
-        }
-    }
-}
+mod tests;

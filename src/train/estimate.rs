@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
 use super::optimizer::AdamW;
+use super::teacher::{asked_models, asks_class_alone};
 use super::trained::Trained;
 use crate::config::{Config, TrainedComponent};
 use crate::networks::autoencoder::{decode, encode};
@@ -82,13 +83,11 @@ pub fn estimate(
 
     let unet = model.unet_config()?;
     let size = (side / factor, side / factor);
-    let prior = config.data.dreambooth.as_ref().filter(|dreambooth| dreambooth.with_prior_preservation);
+    let prior = config.data.prior();
     let rows = batch * if prior.is_some() { 2 } else { 1 };
     let network = learning.of(|ops| unet.walk(ops, rows, size));
     let mut micro_step = again(network);
-    if config.distill.enabled {
-        micro_step += network.forward;
-    }
+    micro_step += network.forward * asked(config);
     let mut parameters = model.parameters(Component::Unet)?;
     if train.train_text_encoder {
         let texts = model.text_encoder_config()?;
@@ -130,6 +129,19 @@ pub fn estimate(
     phases.push(("encoding what is not cached yet", pictures.encoded as f64 * encoding));
     phases.retain(|(_, seconds)| *seconds > 0.0);
     Ok(Estimate { step, phases })
+}
+
+/// How many of a batch's rows frozen models are asked about, as a fraction.
+fn asked(config: &Config) -> f64 {
+    let of_class = if config.data.prior().is_some() { 0.5 } else { 0.0 };
+    let of_teacher = match config.distill.enabled {
+        true if !asks_class_alone(&config.distill) => 1.0,
+        true => of_class,
+        false => 0.0,
+    };
+    // A base that teaches has answered the prior's question too.
+    let apart = asked_models(config) > u64::from(config.distill.enabled);
+    of_teacher + if apart { of_class } else { 0.0 }
 }
 
 /// One training step of a UNet: `batch` latents of `size`, forward twice (gradient checkpointing) and backward, in seconds.

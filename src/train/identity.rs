@@ -120,6 +120,26 @@ impl ModelIdentity {
         Ok(Read { identity: Self(parts), values: few })
     }
 
+    /// With what a teacher answers by.
+    ///
+    /// # Errors
+    /// A weight of it is not finite or beyond fp16: names the tensor. It can't be read.
+    pub fn with_teacher(mut self, teacher: &Model) -> Result<Self> {
+        for component in std::iter::once(Component::Unet).chain(teacher.text_encoders()) {
+            let mut hash = Sha256::new();
+            hash.update(described(&teacher.config_json(component)?));
+            hash.update(weights(teacher, component)?.0.to_le_bytes());
+            self.0.insert(format!("teacher's {}", component.title()), hex(&hash.finalize()));
+        }
+        Ok(self)
+    }
+
+    /// Whether its teacher is the model itself: it can teach nothing that the model does not know.
+    pub fn teacher_is_base(&self) -> bool {
+        let unet = Component::Unet.title();
+        self.0.get(unet).is_some_and(|own| self.0.get(&format!("teacher's {unet}")) == Some(own))
+    }
+
     fn changes(&self, now: &Self) -> Vec<String> {
         let differs = |name: &&String| self.0.get(*name) != now.0.get(*name);
         let mut names: Vec<&str> = self.0.keys().chain(now.0.keys()).filter(differs).map(String::as_str).collect();

@@ -15,6 +15,7 @@ pub mod fisher;
 pub mod identity;
 pub mod initialise;
 mod learning_rate;
+pub mod losses;
 mod objective;
 pub mod optimizer;
 mod output;
@@ -29,6 +30,7 @@ pub mod sensitivity;
 mod setup;
 pub mod state;
 mod stop;
+pub mod teacher;
 pub mod trained;
 mod validate;
 
@@ -49,7 +51,7 @@ pub use self::plan::Resume;
 use self::plan::{Action, Before};
 pub use self::refused::{Refused, refused};
 use self::reporter::{Reporter, SAMPLING, SAVING, VALIDATING};
-pub use self::setup::{begins_from, manifest, names_layers, open_model, supports};
+pub use self::setup::{begins_from, identity as identity_of, manifest, names_layers, open_model, supports};
 use self::stop::stopped;
 pub use self::stop::{Stopped, go_on, stop};
 use self::trained::{Diverged, Slot, Trained};
@@ -94,11 +96,51 @@ pub fn device_and_kind(config: &Config) -> Result<(Device, Kind)> {
     Ok((device, kind))
 }
 
-/// Trains as `config` says.
+/// Trains as `config` says, in one stage or two.
 ///
 /// # Errors
 /// One line: what, where, what to do. What was saved before stays usable. [`Stopped`] before the first step.
 pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
+    stage(config, resume, Stage { before: config.first_stage_steps(), after: 0 })
+}
+
+/// Where a stage stands in a run: steps of the one before it, and of the one after.
+#[derive(Clone, Copy, Debug)]
+struct Stage {
+    before: u64,
+    after: u64,
+}
+
+/// The first of two stages, unless it is finished: a run of its own within the run's folder.
+fn first_stage(config: &Config, first: &Config) -> Result<Ended> {
+    let about = "the first stage (distill.personalize_steps, distill.personalize_learning_rate)";
+    let folder = first.output_dir.display();
+    match plan::plan(first, &Resume::Auto).context(about)?.action {
+        Action::Finished { gone, .. } if gone.is_empty() => {}
+        Action::Finished { gone, .. } => {
+            return refused(format!(
+                "{folder}, {about}, lacks {}, which its checkpoints are not there to write again; delete that folder to \
+                 have the stage run again",
+                gone.join(", ")
+            ));
+        }
+        _ => {
+            tell(format_args!("stage 1 of 2: learning in float, {} steps, in {folder}", first.train.max_train_steps));
+            let stage = Stage { before: 0, after: config.train.max_train_steps };
+            if let Ended::Stopped = self::stage(first, &Resume::Auto, stage).context(about)? {
+                return Ok(Ended::Stopped);
+            }
+        }
+    }
+    // The second stage needs its model alone.
+    for (_, checkpoint) in state::list(&first.output_dir.join(run_folder::CHECKPOINTS)) {
+        crate::files::remove(&checkpoint)?;
+    }
+    tell(format_args!("stage 2 of 2: {} steps from the model in {folder}", config.train.max_train_steps));
+    Ok(Ended::Done)
+}
+
+fn stage(config: &Config, resume: &Resume, stage: Stage) -> Result<Ended> {
     let (device, kind) = device_and_kind(config)?;
     let plan = plan::plan(config, resume)?;
     if let Action::Finished { step, gone, learned_from } = plan.action {
@@ -116,6 +158,15 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
         // By another run, just now.
         Action::Finished { .. } => return Ok(Ended::Done),
     };
+    if let Some(first) = config.first_stage() {
+        if resumed.is_none() {
+            // The folder is this run's from now on.
+            output.begin(config, None)?;
+        }
+        if let Ended::Stopped = first_stage(config, &first)? {
+            return Ok(Ended::Stopped);
+        }
+    }
     let learned_from = resumed.as_ref().and_then(|resumed| resumed.facts.learned_from.as_ref());
     let before = Before { learned_from, folder: &output.folder };
     let setup::Setup { mut objective, mut trained, model, learned_from } = setup::open(config, device, kind, before)?;
@@ -148,15 +199,19 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     }
     let only = resumed.as_mut().and_then(|resumed| resumed.only.take());
     output.begin(config, resumed.as_deref_mut())?;
+    if only.is_none() {
+        losses::told(config, &model)?.iter().for_each(tell);
+    }
     // A run that only writes results again has nothing to log.
-    let reporter = Reporter::new(config, &output.folder, start, only.is_none())?;
+    let reporter = Reporter::new(config, &output.folder, start, (stage.before, stage.after), only.is_none())?;
+    let learned = &learned_from;
     let mut run =
-        Run { config, output: &output, learned_from: &learned_from, schedules, frozen, done: start, reporter };
+        Run { config, output: &output, learned_from: learned, schedules, stage, frozen, done: start, reporter };
     let ended = run.steps(start, skipped, objective.as_mut(), &mut trained).and_then(|ended| {
         if ended == Ended::Done {
             let (reporter, learned_from, only) = (&run.reporter, &learned_from, only.as_ref());
-            let ending =
-                Ending { config, output: &output, model: &model, learned_from, trained: &trained, reporter, only };
+            let (output, model, trained, goes_on) = (&output, &model, &trained, stage.after > 0);
+            let ending = Ending { config, output, model, learned_from, trained, reporter, only, goes_on };
             ending.finish(objective.as_mut())?;
         }
         Ok(ended)
@@ -213,6 +268,7 @@ struct Run<'a> {
     output: &'a OutputDir,
     learned_from: &'a Identity,
     schedules: Schedules,
+    stage: Stage,
     frozen: bool,
     /// Steps done.
     done: u64,
@@ -314,10 +370,10 @@ impl Run<'_> {
     fn step(&mut self, step: u64, objective: &mut dyn Objective, trained: &mut Trained) -> Result<()> {
         let config = self.config;
         let train = &config.train;
-        let stop = train.stop_text_encoder_training;
+        let (stop, of_run) = (train.stop_text_encoder_training, self.stage.before + step);
         let alone = self.frozen && !config.palettize.reestimate_norms_and_biases;
         let learns = |slot: &Slot| match slot.component {
-            Component::TextEncoder => stop == 0 || step < stop,
+            Component::TextEncoder => stop == 0 || of_run < stop,
             _ => slot.palette.is_some() || !alone,
         };
         let temperature = self.schedules.temperature(step);

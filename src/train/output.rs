@@ -88,6 +88,8 @@ pub struct Ending<'a> {
     pub reporter: &'a Reporter,
     /// Which results to write; all where there is none.
     pub only: Option<&'a BTreeSet<String>>,
+    /// Whether another stage follows.
+    pub goes_on: bool,
 }
 
 impl Ending<'_> {
@@ -310,6 +312,9 @@ impl Ending<'_> {
             results,
         };
         files::write_bytes(&folder.join(FINISHED), &serde_json::to_vec_pretty(&finished)?)?;
+        if self.goes_on {
+            return Ok(());
+        }
         let shown = crate::terminal::shell_word(&folder.to_string_lossy());
         self.reporter.say(&format!(
             "finished; {CHECKPOINTS}/ is needed for more steps only, and may be deleted: palettist clean {shown}"

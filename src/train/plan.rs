@@ -211,8 +211,10 @@ fn without_checkpoint(config: &Config, run: &RunFolder) -> Result<Plan> {
         let name = run.name();
         return refused(format!("the output folder {shown} is that of the run `{name}`; set another `output_dir`"));
     }
-    let note = format!("{shown} holds no checkpoint: this run starts from the beginning");
-    Ok(Plan { action: Action::Start, notes: vec![note] })
+    // A first stage says itself where it goes on.
+    let first = config.first_stage().is_some_and(|first| first.output_dir.is_dir());
+    let note = (!first).then(|| format!("{shown} holds no checkpoint: this run starts from the beginning"));
+    Ok(Plan { action: Action::Start, notes: note.into_iter().collect() })
 }
 
 /// What a resumed run says of a config that changed; `Err` where it would be another run.

@@ -16,6 +16,8 @@ pub const SAVING: &str = "saving";
 
 /// All of a run's reports.
 pub struct Reporter {
+    /// Steps of the stage before, which the bar counts too.
+    before: u64,
     samples: PathBuf,
     every: u64,
     bar: Option<Progress>,
@@ -24,19 +26,28 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Reports of a run in `folder` that has done `start` steps, and whether it logs any.
+    /// Reports of a run in `folder` that has done `start` steps, and whether it logs any. The bar also counts the steps of
+    /// the stages `before` and `after`.
     ///
     /// # Errors
     /// `logs/` can't be written.
-    pub fn new(config: &Config, folder: &Path, start: u64, logs_any: bool) -> Result<Self> {
+    pub fn new(
+        config: &Config,
+        folder: &Path,
+        start: u64,
+        (before, after): (u64, u64),
+        logs_any: bool,
+    ) -> Result<Self> {
+        let total = before + config.train.max_train_steps + after;
         let logs = folder.join(LOGS);
         let validates = config.data.validation_data_dir.is_some();
         let reports = |tracker| logs_any && config.logging.report_to.contains(&tracker);
         Ok(Self {
+            before,
             samples: folder.join(SAMPLES),
             every: config.logging.log_every.max(1),
             bar: Some(
-                Progress::new("training", start, config.train.max_train_steps)
+                Progress::new(if after > 0 { "personalizing" } else { "training" }, before + start, total)
                     .with(VALIDATING, if validates { config.validation.every_n_steps } else { 0 }, validates)
                     .with(SAMPLING, config.sample.sample_every_n_steps, false)
                     .with(SAVING, config.checkpoint.checkpointing_steps, true),
@@ -54,7 +65,7 @@ impl Reporter {
     /// One step more; only the bar is told.
     pub fn step(&mut self, done: u64, loss: f64) {
         if let Some(bar) = &mut self.bar {
-            bar.update(done, &[("loss", loss)]);
+            bar.update(self.before + done, &[("loss", loss)]);
         }
     }
 

@@ -7,6 +7,7 @@
 //! | `config.resolved.toml` | the config with every default written out; makes the folder a run's |
 //! | `checkpoints/step-000800/` | what a run resumes from (`state`) |
 //! | `checkpoints/set-aside-1/` | what a run had beyond an older checkpoint that it was resumed from |
+//! | `personalized/` | the first of two stages, a run of its own (`distill.teacher = "personalized"`) |
 //! | `logs/`, `samples/` | what it told on the way |
 //! | `NAME.palettes.safetensors`, `model/`, `coreml/`, `report.html` | its results |
 //! | `finished.json` | that it is finished: steps, what it learned from, the results' files |
@@ -24,7 +25,7 @@ use sha2::{Digest, Sha256};
 use super::identity::Identity;
 use super::refused::refused;
 use super::state;
-use crate::config::{self, Config, TrainedComponent};
+use crate::config::{self, Config, PERSONALIZED, TrainedComponent};
 use crate::coreml::PackageMetadata;
 use crate::data::listing::is_of_the_system;
 use crate::files::beside;
@@ -259,13 +260,20 @@ impl RunFolder {
     pub fn link(&self) -> Option<PathBuf> {
         let asides = asides(&self.path.join(CHECKPOINTS)).into_iter().map(|(_, aside)| aside);
         let own = folders(&self.path).into_iter().skip(1);
-        own.chain(asides).chain(self.all_checkpoints()).find(|path| path.is_symlink())
+        own.chain(folders(&self.path.join(PERSONALIZED)))
+            .chain(asides)
+            .chain(self.all_checkpoints())
+            .find(|path| path.is_symlink())
     }
 
     /// The files that `clean` removes, with their sizes: checkpoints, those set aside too, and what killed processes left.
     pub fn removable(&self) -> Vec<(PathBuf, u64)> {
         let mut found = self.all_checkpoints();
-        for folder in folders(&self.path) {
+        let first = self.path.join(PERSONALIZED);
+        if let Ok(Holds::Run(first)) = Self::of(&first) {
+            found.extend(first.all_checkpoints());
+        }
+        for folder in folders(&self.path).into_iter().chain(folders(&first)) {
             found.extend(beside::leftovers(&folder).into_iter().filter_map(|(found, place, kind)| {
                 let only_copy = [beside::OLD, beside::NEW].contains(&kind.as_str()) && !place.exists();
                 (!only_copy).then_some(found)

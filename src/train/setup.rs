@@ -1,11 +1,12 @@
 //! From a config to what the loop needs: networks, data, teacher.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::denoise::Denoise;
+use super::denoise::{Class, ClassSource, Denoise};
 use super::examples::{Encoder, Examples, Texts, epoch};
 use super::identity::{Identity, ModelIdentity, Read};
 use super::initialise::initialise;
@@ -14,12 +15,12 @@ use super::plan::Before;
 use super::reconstruct::Reconstruct;
 use super::refused::refused;
 use super::run_folder::{Holds, RunFolder};
+use super::teacher::{Teacher, is_base_after_all, other_teacher, prior_is_base, start};
 use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
 use crate::config::{self, Config, PaletteOverride, Recipe, TrainedComponent, matches_glob};
 use crate::coreml::components::unet::{LARGEST_LATENTS, takes_latents};
-use crate::data::set::class_folder;
 use crate::data::{Cache, Crop, DataSet, Manifest, Sample, Transform, load_picture};
 use crate::ops::{Parameter, Weights};
 use crate::pipeline::text_to_image::{self, TextToImage};
@@ -68,7 +69,22 @@ pub fn open(config: &Config, device: Device, kind: Kind, before: Before) -> Resu
     let model = open_model(config)?;
     match config.train.component {
         TrainedComponent::Autoencoder => autoencoder(config, model, device, kind, before),
-        TrainedComponent::Unet => unet(config, model, device, kind, before),
+        TrainedComponent::Unet => {
+            let (objective, trained, model, learned_from) = unet(config, model, device, kind, before)?;
+            Ok(Setup { objective: Box::new(objective), trained, model, learned_from })
+        }
+    }
+}
+
+/// The model of a config by its content, and its teacher where that is another and there already.
+///
+/// # Errors
+/// Either can't be read; the teacher is of another architecture.
+pub fn identity(config: &Config, model: &Model) -> Result<Read> {
+    let read = ModelIdentity::of(model, config)?;
+    match other_teacher(config, model)? {
+        Some(teacher) => Ok(Read { identity: read.identity.with_teacher(&teacher)?, ..read }),
+        None => Ok(read),
     }
 }
 
@@ -79,7 +95,7 @@ pub fn open(config: &Config, device: Device, kind: Kind, before: Before) -> Resu
 pub fn learns_from(config: &Config) -> Result<Identity> {
     let model = open_model(config)?;
     let data = manifest(&DataSet::read(config, class_images::drawing(config, &model)?.as_ref())?)?;
-    Ok(Identity { model: ModelIdentity::of(&model, config)?.identity, data })
+    Ok(Identity { model: identity(config, &model)?.identity, data })
 }
 
 /// What is trained on, as far as it is there: DreamBooth's class pictures may still have to be drawn. Validation is not.
@@ -242,7 +258,14 @@ pub fn names_layers(config: &Config, model: &Model) -> Result<()> {
     if problems.is_empty() { Ok(()) } else { Err(config::Error { problems }.into()) }
 }
 
-fn unet(config: &Config, model: Model, device: Device, kind: Kind, before: Before) -> Result<Setup> {
+/// [`open`] of a run that trains the UNet.
+pub(super) fn unet(
+    config: &Config,
+    model: Model,
+    device: Device,
+    kind: Kind,
+    before: Before,
+) -> Result<(Denoise, Trained, Model, Identity)> {
     supports(config, &model)?;
     prompts::other_sampler(config, &model)?.iter().for_each(crate::terminal::warn);
     if !config.model.train_from_scratch {
@@ -251,8 +274,10 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind, before: Befor
     }
     names_layers(config, &model)?;
     let schedule = text_to_image::schedule(&model)?;
-    let read = ModelIdentity::of(&model, config)?;
+    let (other, start) = (other_teacher(config, &model)?, start(config, &model)?);
+    let read = identity(config, &model)?;
     begins_from(config, &read).iter().for_each(note);
+    is_base_after_all(config, &read.identity).iter().for_each(crate::terminal::warn);
     let (data, learned_from) = read_data(config, &model, read.identity, before, device)?;
     let cache = Cache::open(&config.data.cache_dir)?;
     let Encoded { scaling_factor, examples, class, validation } = encoded(config, &model, &data, &cache, device)?;
@@ -260,12 +285,18 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind, before: Befor
     // One network at a time is read, used and dropped; what learns, which is the most, comes last.
     let mut networks = Vec::new();
     if config.train.train_text_encoder {
-        let (weights, parameters) = initial(config, &model, Component::TextEncoder)?;
+        let (weights, parameters) = initial(config, &start, Component::TextEncoder)?;
         networks.push((Component::TextEncoder, weights, parameters));
     }
-    let captions = [Some(&examples), class.as_ref().map(|(examples, _)| examples), validation.as_ref()];
+    let of_class = match config.data.prior() {
+        Some(settings) if prior_is_base(config) => vec![settings.class_prompt.clone()],
+        _ => Vec::new(),
+    };
+    let learned = [Some(&examples), class.as_ref()];
+    let learned: Vec<&String> =
+        learned.into_iter().flatten().flat_map(|examples| &examples.captions).chain(&of_class).collect();
     let texts = Texts::new(
-        captions.into_iter().flatten().flat_map(|examples| &examples.captions),
+        learned.iter().copied().chain(validation.iter().flat_map(|examples| &examples.captions)),
         &model,
         Some(&cache).filter(|_| !config.train.train_text_encoder),
         device,
@@ -276,7 +307,7 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind, before: Befor
         Validation::new(&examples, scaling_factor, sizes, config.validation.seed, &schedule, (device, kind))
     });
 
-    let (weights, parameters) = initial(config, &model, Component::Unet)?;
+    let (weights, parameters) = initial(config, &start, Component::Unet)?;
     networks.insert(0, (Component::Unet, weights, parameters));
     let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
     let mut bar = Progress::new(if config.palettize.enabled { "clustering" } else { "copying" }, 0, total as u64)
@@ -285,13 +316,19 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind, before: Befor
     let trained = Trained::new(networks, &config.palettize, &config.train, device, &mut told)?;
     bar.finish();
 
-    let teacher = if config.distill.enabled {
-        // As files hold it, and as the networks see it: no more than two bytes a weight.
-        let two_bytes = if kind == Kind::Float { Kind::Half } else { kind };
-        Some(model.weights(Component::Unet, two_bytes, device)?)
-    } else {
-        None
+    let load =
+        |model: &Model| anyhow::Ok(Rc::new(Teacher::load(model, learned.iter().copied(), &cache, (device, kind))?));
+    let asks_base = prior_is_base(config) || (config.distill.enabled && other.is_none());
+    let base = asks_base.then(|| load(&model)).transpose()?;
+    let teacher = match &other {
+        Some(other) => Some(load(other)?),
+        None => base.clone().filter(|_| config.distill.enabled),
     };
+    let class = config.data.prior().zip(class.map(ClassSource::Pictures).or_else(|| {
+        let prompt = of_class.into_iter().next()?;
+        Some(ClassSource::Base { prompt, base: base.clone()? })
+    }));
+    let class = class.map(|(settings, source)| Class { source, weight: settings.prior_loss_weight });
     let objective = Denoise {
         unet: model.unet_config()?,
         schedule,
@@ -306,15 +343,14 @@ fn unet(config: &Config, model: Model, device: Device, kind: Kind, before: Befor
         kind,
         sampler: prompts::sampler(config, &model, (device, kind)),
     };
-    Ok(Setup { objective: Box::new(objective), trained, model, learned_from })
+    Ok((objective, trained, model, learned_from))
 }
 
 /// Pictures as the autoencoder's moments.
 struct Encoded {
     scaling_factor: f64,
     examples: Examples,
-    /// With the weight of their loss.
-    class: Option<(Examples, f64)>,
+    class: Option<Examples>,
     validation: Option<Examples>,
 }
 
@@ -331,10 +367,8 @@ fn encoded(config: &Config, model: &Model, data: &DataSet, cache: &Cache, device
     };
     let flip = config.data.flip_aug;
     let examples = encode("encoding pictures", &data.training, flip)?;
-    let class = match class_folder(config).zip(data.class.as_ref()) {
-        Some(((settings, _), class)) => {
-            Some((encode("encoding class pictures", &class.samples, flip)?, settings.prior_loss_weight))
-        }
+    let class = match &data.class {
+        Some(class) => Some(encode("encoding class pictures", &class.samples, flip)?),
         None => None,
     };
     let validation = match &data.validation {

@@ -165,6 +165,111 @@ fn dreambooth_takes_no_captions_and_its_class_only_with_the_prior() {
     );
 }
 
+const SUBJECT: &str = r#"
+train.mode = "dreambooth"
+model.pretrained_model_name_or_path = "m"
+[data.dreambooth]
+instance_data_dir = "a"
+instance_prompt = "a photo of sks dog"
+class_prompt = "a photo of dog"
+"#;
+const CLASS: &str = "data.dreambooth.class_data_dir=c";
+const TAUGHT: &str = "distill.enabled=true";
+
+/// A base that has never seen the subject answers for the class, unless told otherwise; one that has, for all.
+#[test]
+fn a_teacher_is_asked_about_what_it_knows() {
+    for (overrides, expected) in [
+        (vec![CLASS, TAUGHT], DistillOn::Class),
+        (vec![CLASS, TAUGHT, "distill.teacher=personalized"], DistillOn::All),
+        (vec![CLASS, TAUGHT, "distill.teacher=models/sks"], DistillOn::All),
+        (vec![CLASS, TAUGHT, "distill.teacher=models/sks", "distill.on=class"], DistillOn::Class),
+        (vec!["data.dreambooth.prior_source=base", TAUGHT, "distill.lambda_kd_feat=0.1"], DistillOn::Class),
+    ] {
+        assert_eq!(quiet(SUBJECT, &overrides).distill.on, expected, "{overrides:?}");
+    }
+    assert_eq!(quiet(SMALL, &[TAUGHT]).distill.on, DistillOn::All);
+    let warned = |overrides: &[&str], expected: &str| {
+        let (_, found) = loaded(SUBJECT, overrides);
+        assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+    };
+    let all = "distill.on=all";
+    warned(
+        &[CLASS, TAUGHT, all],
+        "`distill.on` is \"all\", and the teacher is the base, which has never seen the subject",
+    );
+    warned(
+        &["data.dreambooth.prior_source=base", TAUGHT],
+        "`distill.enabled` asks what prior_source = \"base\" asks already",
+    );
+    warned(
+        &["data.dreambooth.prior_source=base", CLASS],
+        "`data.dreambooth.class_data_dir` has no effect: there are no pictures of the class",
+    );
+    warned(
+        &[CLASS, "data.dreambooth.prior_loss_weight=0"],
+        "`data.dreambooth.class_data_dir`, `data.dreambooth.class_prompt` have no effect: prior_loss_weight is 0",
+    );
+    // The teacher's answers have a weight of their own.
+    quiet(SUBJECT, &[CLASS, TAUGHT, "data.dreambooth.prior_loss_weight=0"]);
+    let refused = |text: &str, overrides: &[&str], expected: &str| {
+        let found = problems(text, overrides);
+        assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+    };
+    let alone = "data.dreambooth.with_prior_preservation=false";
+    let text = SUBJECT.replace("class_prompt = \"a photo of dog\"", "");
+    refused(&text, &[alone, TAUGHT], "`distill.enabled` asks the teacher about the class alone");
+    let none = "`distill.on` has no effect: train.mode = \"full\" has no pictures of a class";
+    refused(SMALL, &[TAUGHT, "distill.on=class"], none);
+    let one = "`distill.personalize_steps` has no effect: it is for distill.teacher = \"personalized\"";
+    refused(SMALL, &[TAUGHT, "distill.personalize_steps=9"], one);
+    let teacher = "`distill.teacher` has no effect: the float model does not teach";
+    refused(SMALL, &["distill.teacher=personalized"], teacher);
+    refused(SMALL, &[TAUGHT, "distill.teacher=\"\""], "`distill.teacher` is empty");
+}
+
+/// The first of two stages is the same run in float; the text encoder's steps are counted over both.
+#[test]
+fn the_first_of_two_stages_is_a_run_of_its_own() {
+    let two = [CLASS, TAUGHT, "distill.teacher=personalized", "distill.personalize_steps=300"];
+    let config = quiet(SUBJECT, &[&two[..], &["train.learning_rate=1e-5"]].concat());
+    let first = config.first_stage().unwrap();
+    assert_eq!((first.train.max_train_steps, first.train.learning_rate), (300, 1e-5));
+    assert_eq!(first.output_dir, config.output_dir.join("personalized"));
+    assert!(!first.palettize.enabled && !first.distill.enabled && first.first_stage().is_none());
+    let apart = quiet(SUBJECT, &[&two[..], &["distill.personalize_learning_rate=2e-6"]].concat());
+    assert_eq!(apart.first_stage().unwrap().train.learning_rate, 2e-6);
+    assert_eq!((apart.train.learning_rate, apart.data.cache_dir.clone()), (1e-6, first.data.cache_dir));
+    // It is a config as any other.
+    let (again, warnings) = loaded(&config.first_stage().unwrap().resolved_toml(), &[]);
+    assert_eq!((again.differences(&config.first_stage().unwrap()), warnings), (vec![], vec![]));
+    let stop = |steps: u64| {
+        let stop = format!("train.stop_text_encoder_training={steps}");
+        loaded(SUBJECT, &[&two[..], &["train.train_text_encoder=true", &stop]].concat()).1
+    };
+    assert_eq!(stop(1099), Vec::<String>::new());
+    assert!(
+        stop(1100)[0].contains("the run ends before, after 1100 steps (distill.personalize_steps"),
+        "{:?}",
+        stop(1100)
+    );
+}
+
+/// A run of an earlier version, whose resolved config has no such key, asked its teacher about all: it is not resumed as one
+/// that asks about the class.
+#[test]
+fn a_run_that_asked_about_all_is_known() {
+    let config = quiet(SUBJECT, &[CLASS, TAUGHT]);
+    let resolved = config.resolved_toml();
+    assert!(resolved.contains("on = \"class\""), "{resolved}");
+    let earlier = parse_resolved(&resolved.replace("on = \"class\"\n", ""), "resolved.toml").unwrap();
+    let found = earlier.differences(&config);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].to_string(), "`distill.on` was \"all\" and is now \"class\"");
+    assert_eq!(found[0].change, Change::Refused);
+    assert_eq!(parse_resolved(&resolved, "resolved.toml").unwrap().differences(&config), vec![]);
+}
+
 /// Whatever is on or off: the resolved config has neither mistakes nor keys without effect, but for those that a short run
 /// does not come to, and means the same.
 #[test]
