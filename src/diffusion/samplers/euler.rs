@@ -4,10 +4,10 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::k_diffusion::{KSchedule, Reads};
-use super::schedule::{BetaDefaults, Prediction};
-use super::settings::Settings;
-use super::spacing::{Levels, last_sigma};
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::schedule::{BetaDefaults, Prediction};
+use crate::diffusion::settings::Settings;
+use crate::diffusion::spacing::{Levels, last_sigma};
 
 pub(super) struct Euler(KSchedule);
 

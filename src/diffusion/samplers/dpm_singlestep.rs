@@ -6,8 +6,8 @@ use tch::Tensor;
 
 use super::dpm_kernel::{Kernel, Polynomial, READS};
 use super::dpm_schedule::{DpmSchedule, Reads};
-use super::settings::Settings;
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::settings::Settings;
 
 pub(super) struct DpmSinglestep {
     schedule: DpmSchedule,

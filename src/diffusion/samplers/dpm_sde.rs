@@ -8,8 +8,8 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::k_diffusion::{KSchedule, Reads, ancestral};
-use super::settings::Settings;
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::settings::Settings;
 
 pub(super) struct DpmSde(KSchedule);
 

@@ -5,9 +5,9 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::dpm_schedule::{DpmSchedule, Level, Reads};
-use super::settings::{Settings, Unsupported};
-use super::spacing::Levels;
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::settings::{Settings, Unsupported};
+use crate::diffusion::spacing::Levels;
 
 pub(super) struct UniPc {
     schedule: DpmSchedule,

@@ -3,9 +3,9 @@
 
 use anyhow::Result;
 
-use super::schedule::{BetaDefaults, Prediction, alphas_cumprod};
-use super::settings::Settings;
-use super::spacing::{Levels, Sigmas, Spacing, amplitudes, leading, linspace, trailing, within};
+use crate::diffusion::schedule::{BetaDefaults, Prediction, alphas_cumprod};
+use crate::diffusion::settings::Settings;
+use crate::diffusion::spacing::{Levels, Sigmas, Spacing, amplitudes, leading, linspace, trailing, within};
 
 /// How diffusers' classes differ in what they read.
 pub(super) struct Reads {

@@ -5,9 +5,9 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::k_diffusion::{KSchedule, Reads};
-use super::schedule::Clip;
-use super::settings::Settings;
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::schedule::Clip;
+use crate::diffusion::settings::Settings;
 
 pub(super) struct Heun {
     schedule: KSchedule,

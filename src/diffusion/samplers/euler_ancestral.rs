@@ -5,9 +5,9 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::k_diffusion::{KSchedule, Reads, ancestral};
-use super::schedule::BetaDefaults;
-use super::settings::Settings;
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::schedule::BetaDefaults;
+use crate::diffusion::settings::Settings;
 
 pub(super) struct EulerAncestral(KSchedule);
 

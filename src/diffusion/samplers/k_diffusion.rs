@@ -4,10 +4,10 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::schedule::{BetaDefaults, Prediction, alphas_cumprod};
-use super::settings::Settings;
-use super::spacing::{Levels, Sigmas, Spacing, amplitudes, timesteps};
 use super::walk::Model;
+use crate::diffusion::schedule::{BetaDefaults, Prediction, alphas_cumprod};
+use crate::diffusion::settings::Settings;
+use crate::diffusion::spacing::{Levels, Sigmas, Spacing, amplitudes, timesteps};
 
 /// How diffusers' classes differ in what they read.
 pub(super) struct Reads {

@@ -4,10 +4,10 @@
 use anyhow::{Result, bail};
 use tch::Tensor;
 
-use super::schedule::{BetaDefaults, Prediction, alphas_cumprod};
-use super::settings::Settings;
-use super::spacing::{Spacing, timesteps};
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::schedule::{BetaDefaults, Prediction, alphas_cumprod};
+use crate::diffusion::settings::Settings;
+use crate::diffusion::spacing::{Spacing, timesteps};
 
 pub(super) struct Pndm {
     /// Evaluations of the Runge–Kutta steps, four each; none with `skip_prk_steps`.

@@ -22,10 +22,10 @@ use super::kinds::SamplerKind;
 use super::lcm::Lcm;
 use super::lms::Lms;
 use super::pndm::Pndm;
-use super::schedule::BetaDefaults;
-use super::settings::{Settings, Unsupported};
 use super::unipc::UniPc;
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::schedule::BetaDefaults;
+use crate::diffusion::settings::{Settings, Unsupported};
 
 /// A sampler with its timesteps.
 pub struct Sampler {

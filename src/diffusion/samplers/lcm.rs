@@ -4,9 +4,9 @@
 use anyhow::{Result, bail};
 use tch::Tensor;
 
-use super::schedule::{BetaDefaults, Clip, Prediction, alphas_cumprod};
-use super::settings::Settings;
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::schedule::{BetaDefaults, Clip, Prediction, alphas_cumprod};
+use crate::diffusion::settings::Settings;
 
 /// Standard deviation of the data, as the boundary condition takes it (Luo et al. 2023, section 3).
 const SIGMA_DATA: f64 = 0.5;

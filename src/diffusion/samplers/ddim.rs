@@ -3,10 +3,10 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::schedule::{BetaDefaults, Clip, Prediction, alphas_cumprod};
-use super::settings::Settings;
-use super::spacing::{Spacing, read_timesteps};
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::schedule::{BetaDefaults, Clip, Prediction, alphas_cumprod};
+use crate::diffusion::settings::Settings;
+use crate::diffusion::spacing::{Spacing, read_timesteps};
 
 pub(super) struct Ddim {
     timesteps: Vec<f64>,

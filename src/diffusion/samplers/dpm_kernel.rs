@@ -5,8 +5,8 @@ use anyhow::{Result, bail};
 use tch::Tensor;
 
 use super::dpm_schedule::{DpmSchedule, Level, Reads};
-use super::settings::{Settings, Unsupported};
 use super::walk::{Draws, Model};
+use crate::diffusion::settings::{Settings, Unsupported};
 
 /// `algorithm_type`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +126,7 @@ pub(super) const READS: Reads = Reads {
     spacing: true,
     clip: true,
     zero_snr: true,
-    levels: &super::spacing::Levels::USUAL,
+    levels: &crate::diffusion::spacing::Levels::USUAL,
     cosine_truncates: false,
     last_is_own: false,
 };

@@ -7,9 +7,9 @@ use tch::Tensor;
 
 use super::dpm_kernel::{Kernel, Polynomial, READS};
 use super::dpm_schedule::{DpmSchedule, Reads};
-use super::settings::Settings;
-use super::spacing::Levels;
 use super::walk::{Draws, Model, Walk};
+use crate::diffusion::settings::Settings;
+use crate::diffusion::spacing::Levels;
 
 const LEVELS: [(&str, Levels); 4] = [
     ("use_karras_sigmas", Levels::Karras),
