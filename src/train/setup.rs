@@ -10,6 +10,7 @@ use super::examples::{Encoder, Examples, Texts, epoch};
 use super::identity::{Identity, ModelIdentity};
 use super::initialise::initialise;
 use super::objective::Objective;
+use super::output::export_plan;
 use super::plan::Before;
 use super::reconstruct::Reconstruct;
 use super::run_folder::RunFolder;
@@ -18,6 +19,7 @@ use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
 use crate::config::{Config, Recipe, TrainedComponent};
+use crate::coreml::PackageMetadata;
 use crate::coreml::components::unet::{LARGEST_LATENTS, takes_latents};
 use crate::data::{Cache, Crop, DataSet, Manifest, Sample, Transform, load_picture};
 use crate::ops::{Parameter, Weights};
@@ -116,6 +118,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind, before
         &config.palettize,
         &config.train,
         device,
+        before.resumes,
         &mut |_, _| {},
     )?;
     let objective = Reconstruct {
@@ -186,13 +189,16 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
         "export.latent_h = {height} and export.latent_w = {width}: a package can be made for 1 to {LARGEST_LATENTS} each; \
          set them, or export.coreml = false"
     );
+    if config.export.coreml {
+        export_plan(config, model, PackageMetadata::default())?;
+    }
     let factor = match config.train.component {
         TrainedComponent::Unet => {
             let factor = TextToImage::of(model)?.autoencoder.factor();
             prompts::check_samplers(config, model)?;
-            let palettes = |p: &Parameter| p.palettizable && config.palettize.form_of(&p.name, &p.shape).is_some();
             ensure!(
-                !config.palettize.enabled || model.parameters(Component::Unet)?.iter().any(palettes),
+                !config.palettize.enabled
+                    || !config.palettize.chosen(&model.parameters(Component::Unet)?).forms.is_empty(),
                 "no layer of the UNet would get a palette: see palettize.weight_threshold ({}), group_size and overrides, or \
                  set palettize.enabled = false",
                 config.palettize.weight_threshold
@@ -264,10 +270,14 @@ pub(super) fn unet(
     let (weights, parameters) = initial(config, &start, Component::Unet)?;
     networks.insert(0, (Component::Unet, weights, parameters));
     let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
-    let mut bar = Progress::new(if config.palettize.enabled { "clustering" } else { "copying" }, 0, total as u64)
-        .counting("tensor");
+    let mut bar = Progress::new(
+        if config.palettize.enabled && !before.resumes { "clustering" } else { "copying" },
+        0,
+        total as u64,
+    )
+    .counting("tensor");
     let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
-    let trained = Trained::new(networks, &config.palettize, &config.train, device, &mut told)?;
+    let trained = Trained::new(networks, &config.palettize, &config.train, device, before.resumes, &mut told)?;
     bar.finish();
 
     let load =

@@ -22,6 +22,15 @@ fn a_key_without_effect_is_refused_or_warned_of() {
         ("[distill]\nlambda_kd_feat = 0.5", "`distill.lambda_kd_feat` has no effect: the float model does not teach"),
         ("[palettize]\ngroup_size = 8", "`palettize.group_size` has no effect: it is for palettize.granularity"),
         (
+            "[export]\ncomponents = [\"text_encoder\"]\nchunk_unet = true\nunet_batch_one = true",
+            "`export.unet_batch_one`, `export.chunk_unet` have no effect: export.components leaves the UNet out",
+        ),
+        (
+            "[export]\ncomponents = [\"text_encoder\"]\nlatent_h = 8",
+            "`export.latent_h` has no effect: export.components names text encoders only",
+        ),
+        ("[export]\nquantize_nbits = 4", "`export.quantize_nbits` has no effect: the UNet has the palettes of the run"),
+        (
             "[data.dreambooth]\ninstance_data_dir = \"x\"",
             "`data.dreambooth.instance_data_dir` has no effect: [data.dreamb",
         ),
@@ -112,6 +121,9 @@ fn a_key_without_effect_is_refused_or_warned_of() {
         "[sample]\nsample_every_n_steps = 0",
         "[palettize]\nenabled = false\n[train]\nuse_ema = true\nema_decay = 0.9",
         "[export]\nlatent_h = 8",
+        "[export]\ncomponents = [\"text_encoder\"]\nattention_implementation = \"SPLIT_EINSUM\"\n\
+         bundle_resources_for_swift_cli = true",
+        "[export]\ncomponents = [\"unet\", \"vae_decoder\"]\nquantize_nbits = 6\nchunk_unet = true",
     ] {
         let (_, found) = loaded(&format!("{SMALL}{lines}\n"), &[]);
         assert_eq!(found, Vec::<String>::new(), "{lines}");

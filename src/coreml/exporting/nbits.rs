@@ -1,9 +1,12 @@
-//! `--quantize-nbits`: post-training palettes on the way into a package.
+//! `--quantize-nbits` and `export.quantize_nbits`: post-training palettes on the way into a package.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::coreml::components::{Part, autoencoder_numbers};
 use crate::coreml::writing::interface::InputKind;
@@ -13,7 +16,8 @@ use crate::palette::post_training::{WEIGHT_THRESHOLD, chosen};
 use crate::source::{Component, Model};
 
 /// Bits of the palettes of each package.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(into = "String")]
 pub struct Nbits {
     /// Of those that are not named.
     rest: Option<u32>,
@@ -30,7 +34,7 @@ impl FromStr for Nbits {
                 Some((part, bits)) => (Some(part.parse::<Part>()?), bits),
                 None => (None, item),
             };
-            let bits: u32 = bits.trim().parse().with_context(|| format!("`{bits}` is no number of bits"))?;
+            let bits: u32 = bits.trim().parse().with_context(|| format!("`{bits}` is not a number of bits"))?;
             if let Some((_, problem)) = Form::per_tensor(bits).problem() {
                 bail!("{problem}");
             }
@@ -43,6 +47,45 @@ impl FromStr for Nbits {
             }
         }
         Ok(nbits)
+    }
+}
+
+impl fmt::Display for Nbits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rest = self.rest.iter().map(u32::to_string);
+        let named = self.named.iter().map(|(part, bits)| format!("{part}={bits}"));
+        f.write_str(&rest.chain(named).collect::<Vec<_>>().join(","))
+    }
+}
+
+impl From<Nbits> for String {
+    fn from(nbits: Nbits) -> Self {
+        nbits.to_string()
+    }
+}
+
+/// From a number, or from a text as the command line has it.
+impl<'de> Deserialize<'de> for Nbits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = Nbits;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bits, or text as in \"unet=4,text_encoder=6\"")
+            }
+
+            fn visit_i64<E: de::Error>(self, bits: i64) -> Result<Nbits, E> {
+                self.visit_str(&bits.to_string())
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Nbits, E> {
+                text.parse().map_err(|error| E::custom(format!("{error:#}")))
+            }
+        }
+
+        deserializer.deserialize_any(Text)
     }
 }
 
@@ -60,6 +103,16 @@ impl Nbits {
     pub fn of_model(&self, part: Part, model: &Model) -> Result<Option<Form>> {
         let fp32 = part.component() == Component::Autoencoder && autoencoder_numbers(part, model)? == InputKind::Single;
         Ok(self.of(part).filter(|_| !fp32))
+    }
+
+    /// What of the palettes of these packages needs iOS 18, with the name of the first such package.
+    pub fn needs_ios18(&self, parts: impl IntoIterator<Item = Part>) -> Option<(&'static str, &'static str)> {
+        parts.into_iter().find_map(|part| Some((part.name(), self.of(part)?.needs_ios18()?)))
+    }
+
+    /// The packages that are named.
+    pub fn named(&self) -> impl Iterator<Item = Part> {
+        self.named.keys().copied()
     }
 
     /// Whether a package is named in so many words.
@@ -83,9 +136,14 @@ mod tests {
         let nbits: Nbits = "4, vae_decoder = 8".parse().unwrap();
         let bits = |part| nbits.of(part).map(|form| form.bits);
         assert_eq!([Part::Unet, Part::TextEncoder, Part::VaeDecoder].map(bits), [Some(4), Some(4), Some(8)]);
+        assert_eq!(
+            (nbits.to_string().parse::<Nbits>().unwrap(), nbits.to_string().as_str()),
+            (nbits, "4,vae_decoder=8")
+        );
         let nbits: Nbits = "text_encoder=6".parse().unwrap();
         assert_eq!((nbits.of(Part::Unet), nbits.of(Part::TextEncoder).map(|f| f.bits)), (None, Some(6)));
-        for (text, said) in [("5", "is 5"), ("vae=4", "unknown component"), ("4,6", "twice"), ("x", "`x` is no number")]
+        for (text, said) in
+            [("5", "is 5"), ("vae=4", "unknown component"), ("4,6", "twice"), ("x", "`x` is not a number of bits")]
         {
             let error = format!("{:#}", text.parse::<Nbits>().unwrap_err());
             assert!(error.contains(said), "{text}: {error}");
