@@ -106,7 +106,7 @@ impl Default for Optimizer {
 
 impl Default for AutoencoderLoss {
     fn default() -> Self {
-        Self { kl_weight: 1e-6, crop: None, loss_type: LossType::L1 }
+        Self { kl_weight: 1e-6, crop: None, loss_type: LossType::L1, gradient_weight: 0.0, scales: 1 }
     }
 }
 

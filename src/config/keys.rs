@@ -110,6 +110,8 @@ pub(super) static KEYS: &[Key] = &[
     key("train.autoencoder.kl_weight", Refused, autoencoder),
     key("train.autoencoder.crop", Refused, crop),
     key("train.autoencoder.loss_type", Refused, autoencoder),
+    key("train.autoencoder.gradient_weight", Refused, autoencoder),
+    key("train.autoencoder.scales", Refused, autoencoder),
     key("palettize.enabled", Refused, always),
     key("palettize.n_bits", Refused, unnamed_layers),
     key("palettize.granularity", Refused, palettes),

@@ -206,6 +206,15 @@ fn train(config: &Config, rules: &mut Rules) {
             format!("is {crop}, but must be a multiple of 8 up to data.resolution ({})", config.data.resolution),
         );
     }
+    rules.not_negative(train.autoencoder.gradient_weight, "train.autoencoder.gradient_weight");
+    let (scales, side) = (train.autoencoder.scales, train.autoencoder.crop.unwrap_or(config.data.resolution));
+    rules.must(
+        (1..=4).contains(&scales) && side >> (scales - 1) >= 2,
+        "train.autoencoder.scales",
+        format!(
+            "is {scales}, but must be 1 to 4, each half as wide as the one before it and the last at least 2 px (of {side})"
+        ),
+    );
     if train.component == TrainedComponent::Autoencoder {
         let only = "is only for the UNet; with train.component = \"autoencoder\" set it to";
         rules.must(train.mode == Mode::Full, "train.mode", format!("{only} \"full\""));

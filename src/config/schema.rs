@@ -290,6 +290,11 @@ pub struct AutoencoderLoss {
     pub crop: Option<i64>,
     /// Of the reconstruction.
     pub loss_type: LossType,
+    /// Weight of the same loss on the differences between neighbouring pixels, which are large only along edges; 0
+    /// leaves them out.
+    pub gradient_weight: f64,
+    /// How many scales the loss is the mean of: the picture, the picture at half its side, at a quarter and so on.
+    pub scales: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

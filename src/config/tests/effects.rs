@@ -16,8 +16,9 @@ fn a_key_without_effect_is_refused_or_warned_of() {
         ("[train]\nstop_text_encoder_training = 9", "`train.stop_text_encoder_training` has no effect: the text"),
         ("[train]\nema_decay = 0.99", "`train.ema_decay` has no effect: no moving average"),
         (
-            "[train.autoencoder]\nkl_weight = 1\ncrop = 64",
-            "`train.autoencoder.kl_weight`, `train.autoencoder.crop` have no",
+            "[train.autoencoder]\nkl_weight = 1\ncrop = 64\ngradient_weight = 1.0\nscales = 2",
+            "`train.autoencoder.kl_weight`, `train.autoencoder.crop`, `train.autoencoder.gradient_weight`, \
+             `train.autoencoder.scales` have no",
         ),
         ("[distill]\nlambda_kd_feat = 0.5", "`distill.lambda_kd_feat` has no effect: the float model does not teach"),
         ("[palettize]\ngroup_size = 8", "`palettize.group_size` has no effect: it is for palettize.granularity"),
