@@ -33,14 +33,17 @@ test: $(FETCHED)
 bench: $(FETCHED)
 	$(CARGO) bench --profile dev --benches
 
-# Trains the small base in examples/base again, from nothing: autoencoder, then UNet and text encoder.
+# Trains the next small base, examples/base-256, from nothing: autoencoder, then UNet and text encoder. What is drawn for
+# it stays in runs/. It takes the place of examples/base once it is whole.
 base: build
-	$(CARGO) run --example base_tokenizer -- datasets/sketchbook/train/metadata.jsonl examples/base/tokenizer
+	$(CARGO) run --example draw_dataset -- --free runs/free --side 256
+	$(CARGO) run --example draw_dataset -- --scenes runs/scenes --side 256
+	$(CARGO) run --example base_tokenizer -- runs/scenes/train/metadata.jsonl examples/base-256/tokenizer
 	$(BINARY) train configs/base-autoencoder.toml
-	cp runs/base-autoencoder/model/vae/* examples/base/vae/
+	cp runs/base-autoencoder/model/vae/* examples/base-256/vae/
 	$(BINARY) train configs/base.toml
-	cp runs/base/model/unet/* examples/base/unet/
-	cp runs/base/model/text_encoder/* examples/base/text_encoder/
+	cp runs/base/model/unet/* examples/base-256/unet/
+	cp runs/base/model/text_encoder/* examples/base-256/text_encoder/
 
 lint: $(FETCHED)
 	$(CARGO) fmt --check

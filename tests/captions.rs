@@ -96,6 +96,28 @@ fn captions_that_lose_to_another_file_are_told() {
 }
 
 #[test]
+fn pictures_that_share_a_caption_are_told() {
+    let folder =
+        folder(&[("in/a.jpg", ""), ("in/a.png", ""), ("in/a.txt", "a dog"), ("b.png", ""), ("b.txt", "a cat")]);
+    let expected = "warning: HERE: pictures share a caption file: in/a.jpg and a.png have a.txt";
+    assert_eq!(remarks(&folder, &CaptionOptions::default()), [expected]);
+}
+
+/// As spreadsheets write it where the comma is the decimal sign.
+#[test]
+fn a_table_may_be_parted_by_semicolons() {
+    let table = "file_name;text\na.png;a dog, sitting\nb.png;\"a cat; asleep\"\n";
+    let mut files = vec![("a.png", ""), ("b.png", ""), ("metadata.csv", table)];
+    let expected = pairs(&[("a.png", "a dog, sitting"), ("b.png", "a cat; asleep")]);
+    assert_eq!(samples(&folder(&files), &CaptionOptions::default()), expected);
+    files[2].1 = "file_name;text\na.png;a dog; sitting\nb.png;x\n";
+    let lines = problems(&folder(&files), &CaptionOptions::default());
+    let expected =
+        "metadata.csv:2: 3 cells, but the first line has 2; a caption with semicolons needs \"quotes\" around it";
+    assert_eq!(lines[0], expected, "{lines:#?}");
+}
+
+#[test]
 fn a_key_that_a_line_has_twice_is_refused() {
     let rows = [
         r#"{"file_name": "a.png", "text": "a dog", "text": "a cat"}"#,

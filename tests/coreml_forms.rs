@@ -10,13 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{checker, palettized_as, small_unet};
-use palettist::coreml::AttentionImplementation;
-use palettist::coreml::DeploymentTarget;
-use palettist::coreml::PackageMetadata;
 use palettist::coreml::components::unet::{UnetOptions, export_unet};
 use palettist::coreml::reading::{Chain, Package};
 use palettist::coreml::verifying::{Settings, UnetInputs, verify_unet};
 use palettist::coreml::writing::chunk::cut_package;
+use palettist::coreml::{AttentionImplementation, DeploymentTarget, PackageMetadata};
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::Tensors;
 use palettist::palette::{BITS, Form, LutDtype, PalettizedCheckpoint};

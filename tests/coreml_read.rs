@@ -6,12 +6,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{shared, small_unet};
-use palettist::coreml::DeploymentTarget;
-use palettist::coreml::PackageMetadata;
 use palettist::coreml::components::unet::{UnetOptions, export_unet};
 use palettist::coreml::reading::{Chain, Package, Precision, evaluate, psnr};
 use palettist::coreml::verifying::{Settings, UnetInputs, verify_unet};
 use palettist::coreml::writing::weights::WeightSource;
+use palettist::coreml::{DeploymentTarget, PackageMetadata};
 use palettist::networks::unet::unet;
 use palettist::ops::{Tensors, Weights};
 use palettist::palette::{PalettizedCheckpoint, kmeans};

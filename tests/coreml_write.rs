@@ -11,14 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{checker, metadata, palettized, random, small_unet, weights};
-use palettist::coreml::AttentionImplementation;
-use palettist::coreml::DeploymentTarget;
 use palettist::coreml::components::unet::{UnetOptions, export_unet};
 use palettist::coreml::format::proto::{
     BindingKind, Block, ImmediateKind, Model, Operation, TensorElements, Value, ValueKind,
 };
 use palettist::coreml::writing::chunk::export_in_chunks;
 use palettist::coreml::writing::weights::WeightSource;
+use palettist::coreml::{AttentionImplementation, DeploymentTarget};
 use palettist::networks::unet::{UnetConfig, unet};
 use palettist::ops::{Tensors, Weights};
 use palettist::palette::{PalettizedCheckpoint, packing};

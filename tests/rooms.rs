@@ -115,6 +115,9 @@ struct Import {
     written: String,
 }
 
+/// Of a folder: which part imports which, and how.
+type Parts = BTreeMap<String, BTreeMap<String, Vec<Import>>>;
+
 struct House {
     /// The first is `lib.rs`.
     modules: Vec<Module>,
@@ -148,7 +151,7 @@ impl House {
         for name in declared {
             let (flat, nested) = (folder.join(format!("{name}.rs")), folder.join(&name).join("mod.rs"));
             let file = if flat.exists() { flat } else { nested };
-            let child = self.add(&file, &folder.join(&name), [&path[..], &[name.clone()]].concat(), index);
+            let child = self.add(&file, &folder.join(&name), [&path[..], std::slice::from_ref(&name)].concat(), index);
             self.modules[index].children.insert(name, child);
         }
         index
@@ -245,7 +248,7 @@ impl House {
     /// The circles, by the folder and the parts in it that import each other, with the imports that tie them.
     fn circles(&self) -> BTreeMap<String, String> {
         // By folder: which part imports which.
-        let mut folders: BTreeMap<Vec<String>, BTreeMap<String, BTreeMap<String, Vec<Import>>>> = BTreeMap::new();
+        let mut folders: BTreeMap<Vec<String>, Parts> = BTreeMap::new();
         for import in self.imports() {
             let (from, to) = (self.way(import.from), self.way(import.to));
             let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
@@ -352,7 +355,7 @@ impl Module {
                     words = &words[2..];
                 }
                 // `a::{self, b}`
-                Some("self") if before.len() > 0 => {
+                Some("self") if !before.is_empty() => {
                     words = &words[1..];
                     self.uses.push(Use { name: before.last().unwrap().clone(), path: before.clone(), public });
                     break;

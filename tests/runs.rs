@@ -467,6 +467,42 @@ fn a_run_is_a_model_wherever_one_is_asked_for() {
     ends(unfinished.path(), &drawn, 1, "is a run that is not finished (step ");
 }
 
+/// `[export]` says what `export` would be told, and both write the same bytes.
+#[test]
+fn a_run_ends_with_what_export_would_write() {
+    let run = Run::new();
+    let parts = ["unet", "text_encoder", "vae_decoder"];
+    let components = format!("export.components={parts:?}");
+    run.train(&[
+        "train.max_train_steps=2",
+        &components,
+        "export.attention_implementation=SPLIT_EINSUM",
+        "export.chunk_unet=true",
+        "export.unet_batch_one=true",
+        "export.unet_support_controlnet=true",
+        "export.quantize_nbits=text_encoder=6,vae_decoder=8",
+        "export.bundle_resources_for_swift_cli=true",
+    ]);
+    let flags = [
+        "--attention-implementation=SPLIT_EINSUM",
+        "--chunk-unet",
+        "--unet-batch-one",
+        "--unet-support-controlnet",
+        "--quantize-nbits=text_encoder=6,vae_decoder=8",
+        "--bundle-resources-for-swift-cli",
+    ];
+    let export = ["export", "run", "-o", "out", "--component", "unet,text_encoder,vae_decoder"];
+    succeed(common::runs::run(run.path(), &[&export[..], &flags[..]].concat()));
+    let written = contents(&run.path().join("out"));
+    assert!(written.keys().any(|path| path.to_string_lossy().contains("control-unet_chunk2")), "{:?}", written.keys());
+    assert!(written.keys().any(|path| path.ends_with("Resources/vocab.json")), "{:?}", written.keys());
+    assert_eq!(written, contents(&run.path().join("run/coreml")));
+    // A network that the model does not have is told before anything is trained.
+    let more = ["output_dir=other", "export.components=[\"unet\",\"text_encoder_2\"]"];
+    ends(run.path(), &run.arguments("train", &more), 2, "export.components names text_encoder_2, and ");
+    assert!(!run.path().join("other/logs").exists());
+}
+
 #[test]
 fn a_users_files_in_a_run_survive_a_longer_run() {
     let run = Run::new();

@@ -5,7 +5,10 @@
 //! comes from the upper left). The outline is stroked first and the fill covers its inner half, so that a path made
 //! of overlapping circles shows one outline around them all.
 
-use tiny_skia::{Color, FillRule, LineCap, LineJoin, Mask, Paint, Path, PathBuilder, Pixmap, Rect, Stroke, Transform};
+use tiny_skia::{
+    Color, FillRule, GradientStop, LineCap, LineJoin, LinearGradient, Mask, Paint, Path, PathBuilder, Pixmap, Point,
+    RadialGradient, Rect, Shader, SpreadMode, Stroke, Transform,
+};
 
 /// An opaque colour, 8 bits a channel.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -146,6 +149,14 @@ pub fn turned(path: Path, degrees: f32, x: f32, y: f32) -> Path {
     path.transform(Transform::from_rotate_at(degrees, x, y)).expect("a rotation keeps a path finite")
 }
 
+fn stops(colors: &[Rgb]) -> Vec<GradientStop> {
+    let last = (colors.len() - 1) as f32;
+    let stop = |(index, color): (usize, &Rgb)| {
+        GradientStop::new(index as f32 / last, Color::from_rgba8(color.0, color.1, color.2, 255))
+    };
+    colors.iter().enumerate().map(stop).collect()
+}
+
 /// Draws into a picture through a transform.
 pub struct Pen<'a> {
     pub picture: &'a mut Pixmap,
@@ -171,6 +182,30 @@ impl Pen<'_> {
     /// A plain fill that lets what is below shine through.
     pub fn veil(&mut self, path: &Path, color: Rgb, alpha: f32) {
         self.picture.fill_path(path, &color.paint(alpha), FillRule::Winding, self.place, None);
+    }
+
+    /// A fill that goes evenly through `colors` from one point to another.
+    pub fn blend(&mut self, path: &Path, from: (f32, f32), to: (f32, f32), colors: &[Rgb]) {
+        let ends = (Point::from_xy(from.0, from.1), Point::from_xy(to.0, to.1));
+        let shader = LinearGradient::new(ends.0, ends.1, stops(colors), SpreadMode::Pad, Transform::identity());
+        self.shade(path, shader, colors[0]);
+    }
+
+    /// A fill that goes evenly through `colors` from a point to `radius` away from it.
+    pub fn glow(&mut self, path: &Path, from: (f32, f32), radius: f32, colors: &[Rgb]) {
+        let middle = Point::from_xy(from.0, from.1);
+        let shader =
+            RadialGradient::new(middle, 0.0, middle, radius, stops(colors), SpreadMode::Pad, Transform::identity());
+        self.shade(path, shader, colors[0]);
+    }
+
+    /// Where the two ends of a gradient meet there is none: then it is plain.
+    fn shade(&mut self, path: &Path, shader: Option<Shader<'static>>, plain: Rgb) {
+        let mut paint = plain.paint(1.0);
+        if let Some(shader) = shader {
+            paint.shader = shader;
+        }
+        self.picture.fill_path(path, &paint, FillRule::Winding, self.place, None);
     }
 
     /// A stroke with round ends.

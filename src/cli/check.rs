@@ -8,14 +8,13 @@ use anyhow::{Context, Result};
 use super::doctor::free_disk;
 use super::{Mistakes, Usage, grouped, is_usage, print, size};
 use crate::config::{self, Config, DeviceChoice, Loaded, MixedPrecision, SamplePrompt, TrainedComponent};
-use crate::coreml::components::apple;
 use crate::coreml::components::cost::Cost;
 use crate::data::set::class_folder;
 use crate::data::{DataSet, Problems, Sample};
+use crate::palette::post_training::Chosen;
 use crate::report::duration;
 use crate::source::{Component, Model, Tokenizer};
-use crate::terminal::shell_word;
-use crate::terminal::tell;
+use crate::terminal::{shell_word, tell};
 use crate::train::estimate::{Pictures, estimate};
 use crate::train::identity::Identity;
 use crate::train::plan::{self, Action, Before, Plan, plan};
@@ -295,31 +294,27 @@ impl Report {
         // Bytes: of all master weights, and of what training holds of them at once.
         let (mut masters, mut held) = (0, 0);
         let mut layers: BTreeMap<u32, usize> = BTreeMap::new();
-        let mut misfits = Vec::new();
+        let chosen = match component {
+            Component::Unet => config.palettize.chosen(&parameters),
+            _ => Chosen::default(),
+        };
         let mut palettes = Vec::new();
         for parameter in &parameters {
             let elements = parameter.shape.iter().product::<i64>() as u64;
-            let may = parameter.palettizable && component == Component::Unet;
-            let n = config.palettize.bits_of(&parameter.name, elements as usize).filter(|_| may);
-            let form = config.palettize.form_of(&parameter.name, &parameter.shape).filter(|_| may);
+            let form = chosen.forms.get(&parameter.name).copied();
             total += elements;
             let master = elements * if config.train.is_bf16(&parameter.shape) { 2 } else { 4 };
             masters += master;
             // AdamW's two moments, the gradient, and what the network sees in place of the master.
             held += master * if form.is_some() { 5 } else { 4 };
-            match (n, form) {
-                (_, Some(form)) => {
-                    palettized += elements;
-                    palette_bits += form.stored_bits(&parameter.shape);
-                    palettes.push((parameter.name.as_str(), form, parameter.shape.as_slice()));
-                    *layers.entry(form.bits).or_default() += 1;
-                }
-                (n, None) => {
-                    bits += elements * 16;
-                    let misfit = n.and_then(|n| config.palettize.form(n).misfit(&parameter.shape));
-                    misfits.extend(misfit.map(|why| format!("{}: {why}", parameter.name)));
-                }
-            }
+            let Some(form) = form else {
+                bits += elements * 16;
+                continue;
+            };
+            palettized += elements;
+            palette_bits += form.stored_bits(&parameter.shape);
+            palettes.push((parameter.name.as_str(), form, parameter.shape.as_slice()));
+            *layers.entry(form.bits).or_default() += 1;
         }
         bits += palette_bits;
         if component == Component::Unet && config.train.train_text_encoder {
@@ -331,10 +326,10 @@ impl Report {
             masters += text_encoder;
             held += 4 * text_encoder;
         }
-        if let Some(first) = misfits.first() {
-            let more = misfits.len() - 1;
+        if let Some((first, why)) = chosen.misfits.first() {
+            let more = chosen.misfits.len() - 1;
             let others = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-            self.line("palettes", format!("{first}: stays fp16{others}"));
+            self.line("palettes", format!("{first}: {why}: stays fp16{others}"));
         }
         if !layers.is_empty() {
             let counts: Vec<String> = layers.iter().map(|(n, count)| format!("{count} of {n} bits")).collect();
@@ -352,8 +347,7 @@ impl Report {
             }
         }
         if config.export.coreml && component == Component::Unet {
-            let found = train::unet_options(config, model)
-                .and_then(|options| apple::misfits(model, &train::parts(config), &options));
+            let found = train::export_plan(config, model, Default::default()).and_then(|plan| plan.warnings());
             for misfit in self.take(found).unwrap_or_default() {
                 self.line("", format!("warning: {misfit}"));
             }
@@ -476,7 +470,8 @@ impl Report {
             },
         );
         if let Some(now) = now {
-            let before = Before { learned_from: resumed.facts.learned_from.as_ref(), folder: &config.output_dir };
+            let learned_from = resumed.facts.learned_from.as_ref();
+            let before = Before { learned_from, folder: &config.output_dir, resumes: true };
             self.take(before.check_so_far(&now));
         }
     }

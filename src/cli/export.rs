@@ -5,34 +5,22 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use tch::{Device, Kind};
 
-use super::model::ModelArgs;
-use super::nbits::{Nbits, forms};
+use super::model::{ModelArgs, Opened, about_autoencoder, about_noise};
 use super::{Usage, must_be_new, print};
-use crate::coreml::AttentionImplementation;
-use crate::coreml::DeploymentTarget;
-use crate::coreml::PackageMetadata;
-use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle, of_another_model, of_other_weights};
-use crate::coreml::components::apple::{misfits, takes_safety_checker};
+use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle, of_another_model};
+use crate::coreml::components::Part;
 use crate::coreml::components::cost::Cost;
-use crate::coreml::components::unet::{LARGEST_LATENTS, UnetOptions, export_unet, takes_latents};
-use crate::coreml::components::{
-    Attended, Part, autoencoder_numbers, export_safety_checker, export_text_encoder, export_vae_decoder,
-    export_vae_encoder,
-};
-use crate::coreml::format::metadata::PALETTES;
-use crate::coreml::format::place::{Occupied, recover, replaces};
-use crate::coreml::prompt::{Prompt, prompt_tokens};
-use crate::coreml::writing::chunk::{chunk_paths, export_in_chunks};
-use crate::coreml::writing::interface::{Destination, Weighted};
-use crate::coreml::writing::lowering::velocity::Velocity;
-use crate::coreml::writing::weights::{PostTraining, WeightSource};
+use crate::coreml::components::unet::{LARGEST_LATENTS, UnetOptions, takes_latents};
+use crate::coreml::exporting::plan::{OwnPalettes, TooOld};
+use crate::coreml::exporting::{Asked, Nbits, Plan};
+use crate::coreml::format::place::Occupied;
+use crate::coreml::{AttentionImplementation, DeploymentTarget, PackageMetadata};
 use crate::palette::checkpoint::PalettizedFile;
 use crate::pipeline::drawing::{check_shapes, unet_weights};
 use crate::pipeline::text_to_image;
 use crate::report::Progress;
 use crate::source::{Component, Model, copy_model};
-use crate::terminal::shell_word;
-use crate::terminal::{tell, warn};
+use crate::terminal::{shell_word, tell, warn};
 use crate::torch::give_back_large_memory;
 
 /// Writes Core ML packages, or a diffusers folder
@@ -62,7 +50,7 @@ pub struct Args {
     /// named. Compiling takes a Mac: elsewhere a script to run there is written
     #[arg(long)]
     bundle_resources_for_swift_cli: bool,
-    /// How the UNet's attention is spelt: ORIGINAL for the GPU (the default), SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries
+    /// How the UNet's attention is computed: ORIGINAL for the GPU (the default), SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries
     /// at a time: phones, large pictures) for the Neural Engine
     #[arg(long, value_enum, value_name = "ORIGINAL|SPLIT_EINSUM|SPLIT_EINSUM_V2", hide_possible_values = true)]
     attention_implementation: Option<AttentionImplementation>,
@@ -145,24 +133,14 @@ fn parts(names: &[String], bundled: bool) -> Result<Option<Vec<Part>>, Usage> {
     Ok(all.is_empty().then_some(parts))
 }
 
-/// All that a model has; the safety checker only where Apple's programs can use it.
-fn all(model: &Model, height: i64, width: i64) -> Result<Vec<Part>> {
-    let fits = takes_safety_checker(model, height, width)?;
-    Ok(Part::of(model).into_iter().filter(|part| fits || *part != Part::SafetyChecker).collect())
-}
-
-/// Refuses a place where something is that is not to be replaced.
-fn may_be_written(path: &Path, overwrite: bool) -> Result<(), Usage> {
-    replaces(path, overwrite).map(drop).map_err(|occupied| refusal(&occupied))
-}
-
 fn refusal(occupied: &Occupied) -> Usage {
     let hint = if matches!(occupied, Occupied::Other(_)) { "" } else { ": --overwrite replaces it" };
     Usage(format!("{occupied}{hint}"))
 }
 
-/// What another export wrote while this one worked is in the way as what was there before.
-fn refused_late(error: anyhow::Error) -> anyhow::Error {
+/// What is in the way of a package is the command line's mistake, whether it was there before or another export wrote it
+/// while this one worked.
+fn as_usage(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref::<Occupied>() {
         Some(occupied) => refusal(occupied).into(),
         None => error,
@@ -180,208 +158,186 @@ pub fn run(args: Args) -> Result<()> {
         let message = "--quantize-nbits unet=…: the UNet of this run has palettes already";
         return Err(Usage(message.into()).into());
     }
-    let model = &opened.model;
     // One network may be exported by itself; those that are there must make one model.
-    text_to_image::fit(model)?;
-    if args.format == "diffusers" {
-        if let Some(option) = args.given(|about| about != About::UnetOfAny) {
-            return Err(Usage(format!("{option}: for Core ML packages, not for --format diffusers")).into());
-        }
-        must_be_new(&args.output)?;
-        model.check_small_files()?;
-        let checkpoint = opened.checkpoint()?;
-        let weights = unet_weights(model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
-        copy_model(model, &args.output, &[(Component::Unet, &weights)], Kind::Half)?;
-        return print(args.output.display());
+    text_to_image::fit(&opened.model)?;
+    if args.format == "diffusers" { diffusers(&args, &opened) } else { packages(&args, &opened, parts, nbits) }
+}
+
+/// A diffusers folder.
+fn diffusers(args: &Args, opened: &Opened) -> Result<()> {
+    let model = &opened.model;
+    if let Some(option) = args.given(|about| about != About::UnetOfAny) {
+        return Err(Usage(format!("{option}: for Core ML packages, not for --format diffusers")).into());
     }
+    must_be_new(&args.output)?;
+    model.check_small_files()?;
+    let checkpoint = opened.checkpoint()?;
+    let weights = unet_weights(model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
+    copy_model(model, &args.output, &[(Component::Unet, &weights)], Kind::Half)?;
+    print(args.output.display())
+}
+
+/// Core ML packages.
+fn packages(args: &Args, opened: &Opened, parts: Option<Vec<Part>>, nbits: Nbits) -> Result<()> {
+    let model = &opened.model;
     // Packages are written a weight at a time; so are weights and palettes read.
     give_back_large_memory();
     let checkpoint = opened.palettes.as_deref().map(PalettizedFile::open).transpose()?;
-    let config = model.unet_config()?;
-    let defaults = UnetOptions::new(&config);
-    let own = opened.latents().unwrap_or((defaults.height, defaults.width));
-    let (height, width) = (args.latent_h.unwrap_or(own.0), args.latent_w.unwrap_or(own.1));
-    if !takes_latents(height, width) {
-        return Err(Usage(format!("--latent-h and --latent-w are from 1 to {LARGEST_LATENTS}")).into());
-    }
-    let parts = parts.map_or_else(|| all(model, height, width), Ok)?;
-    let of_text = |part: &Part| matches!(part, Part::TextEncoder | Part::TextEncoder2);
-    if let Some(option) = args.given(|about| about == About::SizedPackage).filter(|_| parts.iter().all(of_text)) {
-        return Err(Usage(format!("{option} has no effect: text encoders see no latents")).into());
-    }
-    let of_unet = |about| matches!(about, About::UnetPackage | About::UnetOfAny);
-    if let Some(option) = args.given(of_unet).filter(|_| !parts.contains(&Part::Unet)) {
-        return Err(Usage(format!("{option} is about the UNet, which --component leaves out")).into());
-    }
-    let has_autoencoder = parts.iter().any(|part| matches!(part, Part::VaeDecoder | Part::VaeEncoder));
-    let given = &args.model.options;
-    let idle = given.about_autoencoder().filter(|_| !has_autoencoder);
-    if let Some(option) = idle.or(given.about_noise().filter(|_| !parts.contains(&Part::Unet))) {
-        return Err(Usage(format!("{option} is about a network that --component leaves out")).into());
-    }
-    if let Some(part) = Part::of(model).into_iter().find(|part| nbits.names(*part) && !parts.contains(part)) {
-        let message = format!("--quantize-nbits {0}=…: --component leaves {0} out", part.name());
-        return Err(Usage(message).into());
-    }
-    let palettized = |part: Part| part == Part::Unet && checkpoint.is_some();
-    if args.quantize_nbits.is_some() && !parts.iter().any(|&part| nbits.of(part).is_some() && !palettized(part)) {
-        let message = "--quantize-nbits has nothing to palettize: the UNet's palettes are those of --palettes, and \
-                       --component names no other network";
-        return Err(Usage(message.into()).into());
-    }
-    let small = parts.iter().find_map(|&part| {
-        let form = nbits.of(part).filter(|_| !palettized(part))?;
-        Some((part.name(), form.needs_ios18()?))
+    let own = checkpoint.as_ref().map(|checkpoint| {
+        let needs_ios18 = checkpoint.needs_ios18().map(|(name, what)| (name.to_owned(), what));
+        OwnPalettes { needs_ios18 }
     });
-    let lowest = checkpoint.as_ref().and_then(PalettizedFile::needs_ios18).or(small);
-    let target = match (args.min_deployment_target, lowest) {
-        (Some(target), Some((name, what))) if target != DeploymentTarget::Ios18 => {
-            let message = format!("{target} does not hold {what}, as of {name}: --min-deployment-target iOS18");
-            return Err(Usage(message).into());
-        }
-        (Some(target), _) => target,
-        (None, Some(_)) => DeploymentTarget::Ios18,
-        (None, None) => DeploymentTarget::Ios16,
-    };
-    let schedule = text_to_image::schedule(model)?;
-    let options = UnetOptions {
-        batch: if args.unet_batch_one { 1 } else { 2 },
-        height,
-        width,
-        tokens: prompt_tokens(model)?,
-        target,
+    let asked = Asked {
+        parts,
+        nbits: nbits.clone(),
+        bundle: args.bundle_resources_for_swift_cli,
         attention: args.attention_implementation.unwrap_or_default(),
+        target: args.min_deployment_target,
+        latents: Some(args.latents(opened)?),
+        batch_one: args.unet_batch_one,
         controlnet: args.unet_support_controlnet,
-        velocity: Velocity::of(&schedule),
+        chunk: args.chunk_unet,
         overwrite: args.overwrite,
     };
-    let name = args.model_version.clone().unwrap_or_else(|| model.name().to_owned());
-    if name.trim().is_empty() {
-        return Err(Usage("--model-version is empty: packages are named after it".into()).into());
-    }
-    if name.chars().any(char::is_control) {
-        return Err(Usage(format!("{name:?} has control characters: --model-version takes a name without")).into());
-    }
-    let metadata = opened.metadata(Some(&name));
-    let component = |part: Part| if part == Part::Unet { options.component() } else { part.name() };
-    let path = |part: Part| args.output.join(metadata.package_name(component(part)));
-    // Before the work, not after an hour of it.
-    if is_the_models(&args.output, model.path()) {
-        let message = "is the model's own folder: choose another one";
-        return Err(Usage(format!("{} {message}", args.output.display())).into());
-    }
-    if let Some(other) =
-        of_another_model(&args.output, &metadata, &Part::of(model)).filter(|_| args.bundle_resources_for_swift_cli)
-    {
-        let message = "is of another model, and Resources holds one: choose another folder";
-        return Err(Usage(format!("{} {message}", other.display())).into());
-    }
-    let replaced: Vec<PathBuf> = parts
-        .iter()
-        .flat_map(|&part| {
-            let chunks = chunk_paths(&path(part));
-            std::iter::once(path(part)).chain(chunks.into_iter().filter(move |_| part == Part::Unet))
-        })
-        .collect();
-    if let Some(other) = of_other_weights(&args.output, &metadata, &replaced) {
-        let message = format!("{} is of another model of this name: its weights are not those of", other.display());
-        let message = format!("{message} {}", model.path().display());
-        if args.bundle_resources_for_swift_cli {
-            let advice = "choose another folder, or export all of the model with --component all --overwrite";
-            return Err(Usage(format!("{message}; {advice}")).into());
-        }
-        warn(message);
-    }
-    for part in &parts {
-        let whole = path(*part);
-        // A UNet is there whole or in chunks, not both: programs would take the chunks, however old.
-        let chunks = chunk_paths(&whole);
-        let places = std::iter::once(&whole).chain(chunks.iter().filter(|_| *part == Part::Unet));
-        places.into_iter().try_for_each(|path| {
-            recover(path)?;
-            anyhow::Ok(may_be_written(path, args.overwrite)?)
+    let plan =
+        Plan::new(model, &asked, own.as_ref(), &args.output, args.metadata(opened)?).map_err(|error| {
+            match error.downcast_ref::<TooOld>() {
+                Some(too_old) => Usage(format!("{too_old}: --min-deployment-target iOS18")).into(),
+                None => error,
+            }
         })?;
-        // A network that the model does not have is the command line's mistake.
-        model.check(part.component()).map_err(|error| match Part::of(model).contains(part) {
-            true => error,
-            false => Usage(format!("--component {}: {error:#}", part.name())).into(),
-        })?;
-    }
+    args.check_effects(&plan, &nbits)?;
+    check_places(&plan)?;
     if let Some(checkpoint) = &checkpoint {
         check_shapes(model, &checkpoint.shapes())?;
     }
-    let tokenizer = args.bundle_resources_for_swift_cli.then(|| model.tokenizer_for_swift()).transpose()?;
-    let written: Vec<String> = parts.iter().map(|part| component(*part).to_owned()).collect();
-    let bundle = tokenizer.as_ref().map(|tokenizer| Bundle {
-        folder: &args.output,
-        metadata: &metadata,
-        attention: options.attention,
-        tokenizer: &tokenizer.files,
-        written: &written,
-        overwrite: args.overwrite,
-    });
+    let bundle = plan.bundle();
     bundle.map_or(Ok(()), |bundle| bundle.check()).map_err(|occupied| Usage(occupied.to_string()))?;
     if let Some(checkpoint) = &checkpoint {
         let cost = Cost::of(checkpoint.palettes());
         [cost.note(), cost.warning()].into_iter().flatten().for_each(tell);
     }
-    for misfit in misfits(model, &parts, &options)? {
-        warn(misfit);
-    }
-    if let Some(tokens) = tokenizer.as_ref().map(|tokenizer| tokenizer.unreachable.as_slice()).filter(|t| !t.is_empty())
-    {
-        warn(format_args!(
-            "Apple's programs take words apart by merges.txt and never make the added tokens {}, which vocab.json \
-             holds: prompts with them will not draw what they should there",
-            named(tokens)
-        ));
-    }
-    for part in parts {
-        let job = Job { model, part, unet: &options, metadata: &metadata };
-        let form = nbits.of_model(part, model)?;
-        if form.is_none() && nbits.of(part).is_some() {
+    plan.warnings()?.into_iter().for_each(warn);
+    for &part in &plan.parts {
+        if plan.stays_dense(part)? {
             print(format_args!("{part} stays as it is: it computes in fp32, and palettes are fp16"))?;
         }
-        let export = |folder: &Path| match (&checkpoint, form) {
-            (Some(checkpoint), _) if part == Part::Unet => job.export(checkpoint, folder),
-            (_, None) => job.export(&model.stored(part.component())?, folder),
-            (_, Some(form)) => {
-                let source = model.stored(part.component())?;
-                let forms = forms(&part.parameters(model)?, form);
-                let mut metadata = metadata.clone();
-                let how = format!("post-training k-means, {} bits", form.bits);
-                metadata.user_defined.insert(PALETTES.to_owned(), how);
-                Job { metadata: &metadata, ..job }.export(&PostTraining { source: &source, forms }, folder)
-            }
+        let mut bar = Progress::new("exporting", 0, part.parameters(model)?.len() as u64).counting("tensor");
+        let mut progress = |done: usize, _: usize| bar.update(done as u64, &[]);
+        let written = match &checkpoint {
+            Some(checkpoint) if part == Part::Unet => plan.write(part, checkpoint, &mut progress),
+            _ => plan.write(part, &model.stored(part.component())?, &mut progress),
         };
-        if part == Part::Unet && args.chunk_unet {
-            for path in export_in_chunks(&path(part), options.overwrite, export).map_err(refused_late)? {
-                print(path.display())?;
-            }
-        } else {
-            print(export(&args.output).map_err(refused_late)?.display())?;
-        }
+        let written = written.map_err(as_usage)?;
+        bar.finish();
+        written.iter().try_for_each(|path| print(path.display()))?;
     }
-    if let Some(bundle) = bundle {
-        let made = bundle.write().map_err(|error| match error.downcast_ref::<InTheWay>() {
-            Some(occupied) => Usage(occupied.to_string()).into(),
-            None => error,
-        })?;
-        print(made.resources.display())?;
-        bundle.missing(model).iter().try_for_each(print)?;
-        if !made.compiled {
-            print(format_args!(
-                "this is no Mac: to compile the packages into it, on one: sh {}",
-                shell_word(&made.script.to_string_lossy())
-            ))?;
-        }
-    }
-    if !args.bundle_resources_for_swift_cli && holds_bundle(&args.output) {
-        warn(format_args!(
-            "compile.sh and Resources in {} are of what was there before; --bundle-resources-for-swift-cli makes \
-             them anew",
+    match bundle {
+        Some(bundle) => write_bundle(&bundle, model)?,
+        None if holds_bundle(&args.output) => warn(format_args!(
+            "compile.sh and Resources in {} are of what was there before; --bundle-resources-for-swift-cli writes \
+             them for the packages that are there now",
             args.output.display()
-        ));
+        )),
+        None => {}
+    }
+    Ok(())
+}
+
+impl Args {
+    /// Height and width of the latents: as given, else those of a run's own packages, else those that the UNet was made for.
+    fn latents(&self, opened: &Opened) -> Result<(i64, i64)> {
+        let defaults = UnetOptions::new(&opened.model.unet_config()?);
+        let own = opened.latents().unwrap_or((defaults.height, defaults.width));
+        let (height, width) = (self.latent_h.unwrap_or(own.0), self.latent_w.unwrap_or(own.1));
+        if !takes_latents(height, width) {
+            return Err(Usage(format!("--latent-h and --latent-w are from 1 to {LARGEST_LATENTS}")).into());
+        }
+        Ok((height, width))
+    }
+
+    /// What the packages say of themselves.
+    fn metadata(&self, opened: &Opened) -> Result<PackageMetadata, Usage> {
+        let name = self.model_version.as_deref().unwrap_or(opened.model.name());
+        if name.trim().is_empty() {
+            return Err(Usage("--model-version is empty: packages are named after it".into()));
+        }
+        if name.chars().any(char::is_control) {
+            return Err(Usage(format!("{name:?} has control characters: --model-version takes a name without")));
+        }
+        Ok(opened.metadata(Some(name)))
+    }
+
+    /// Refuses options that have no effect on what is written.
+    fn check_effects(&self, plan: &Plan, nbits: &Nbits) -> Result<(), Usage> {
+        let (model, parts) = (plan.model, &plan.parts);
+        let of_text = |part: &Part| matches!(part, Part::TextEncoder | Part::TextEncoder2);
+        if let Some(option) = self.given(|about| about == About::SizedPackage).filter(|_| parts.iter().all(of_text)) {
+            return Err(Usage(format!("{option} has no effect: text encoders see no latents")));
+        }
+        let of_unet = |about| matches!(about, About::UnetPackage | About::UnetOfAny);
+        if let Some(option) = self.given(of_unet).filter(|_| !parts.contains(&Part::Unet)) {
+            return Err(Usage(format!("{option} is about the UNet, which --component leaves out")));
+        }
+        let has_autoencoder = parts.iter().any(|part| matches!(part, Part::VaeDecoder | Part::VaeEncoder));
+        let given = &self.model.options;
+        let idle = about_autoencoder(given).filter(|_| !has_autoencoder);
+        if let Some(option) = idle.or(about_noise(given).filter(|_| !parts.contains(&Part::Unet))) {
+            return Err(Usage(format!("{option} is about a network that --component leaves out")));
+        }
+        if let Some(part) = Part::of(model).into_iter().find(|part| nbits.names(*part) && !parts.contains(part)) {
+            return Err(Usage(format!("--quantize-nbits {0}=…: --component leaves {0} out", part.name())));
+        }
+        if self.quantize_nbits.is_some() && !parts.iter().any(|&part| plan.palettizes(part)) {
+            let message = "--quantize-nbits has nothing to palettize: the UNet's palettes are those of --palettes, and \
+                           --component names no other network";
+            return Err(Usage(message.into()));
+        }
+        Ok(())
+    }
+}
+
+/// Looks at the folder and at what is in it, before the work, not after an hour of it.
+fn check_places(plan: &Plan) -> Result<()> {
+    let (model, folder) = (plan.model, &plan.folder);
+    if is_the_models(folder, model.path()) {
+        let message = "is the model's own folder: choose another one";
+        return Err(Usage(format!("{} {message}", folder.display())).into());
+    }
+    if let Some(other) = of_another_model(folder, &plan.metadata, &Part::of(model)).filter(|_| plan.bundle().is_some())
+    {
+        let message = "is of another model, and Resources holds one: choose another folder";
+        return Err(Usage(format!("{} {message}", other.display())).into());
+    }
+    if let Some(message) = plan.of_other_weights() {
+        if plan.bundle().is_some() {
+            let advice = "choose another folder, or export all of the model with --component all --overwrite";
+            return Err(Usage(format!("{message}; {advice}")).into());
+        }
+        warn(message);
+    }
+    for &part in &plan.parts {
+        plan.check_place(part).map_err(as_usage)?;
+        // A network that the model does not have is the command line's mistake.
+        model.check(part.component()).map_err(|error| match Part::of(model).contains(&part) {
+            true => error,
+            false => Usage(format!("--component {}: {error:#}", part.name())).into(),
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes the bundle around the packages that are there now, and says what it lacks.
+fn write_bundle(bundle: &Bundle, model: &Model) -> Result<()> {
+    let made = bundle.write().map_err(|error| match error.downcast_ref::<InTheWay>() {
+        Some(occupied) => Usage(occupied.to_string()).into(),
+        None => error,
+    })?;
+    print(made.resources.display())?;
+    bundle.missing(model).iter().try_for_each(print)?;
+    if !made.compiled {
+        let script = shell_word(&made.script.to_string_lossy());
+        print(format_args!("this is no Mac: to compile the packages into it, on one: sh {script}"))?;
     }
     Ok(())
 }
@@ -390,57 +346,4 @@ pub fn run(args: Args) -> Result<()> {
 fn is_the_models(folder: &Path, model: &Path) -> bool {
     let (Ok(folder), Ok(model)) = (folder.canonicalize(), model.canonicalize()) else { return false };
     folder == model || (folder.starts_with(&model) && folder.join("config.json").is_file())
-}
-
-/// The first few of some names.
-fn named(names: &[String]) -> String {
-    const SHOWN: usize = 5;
-    let more = names.len().saturating_sub(SHOWN);
-    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if more > 0 { format!("{shown} and {more} more") } else { shown }
-}
-
-/// One package to write.
-#[derive(Clone, Copy)]
-struct Job<'a> {
-    model: &'a Model,
-    part: Part,
-    /// Sizes and target, which all packages share.
-    unet: &'a UnetOptions,
-    metadata: &'a PackageMetadata,
-}
-
-impl Job<'_> {
-    fn export(&self, weights: &dyn WeightSource, folder: &Path) -> Result<PathBuf> {
-        let Self { model, part, unet, metadata } = *self;
-        let parameters = part.parameters(model)?.len();
-        let mut bar = Progress::new("exporting", 0, parameters as u64).counting("tensor");
-        let mut progress = |done: usize, _: usize| bar.update(done as u64, &[]);
-        let size = (unet.height, unet.width);
-        let destination = Destination { folder, target: unet.target, overwrite: unet.overwrite, metadata };
-        let path = if part == Part::Unet {
-            export_unet(&model.unet_config()?, weights, unet, metadata, folder, &mut progress)?
-        } else {
-            let weighted = Weighted { weights, parameters, progress: &mut progress };
-            match part {
-                Part::VaeDecoder | Part::VaeEncoder => {
-                    let write = if part == Part::VaeDecoder { export_vae_decoder } else { export_vae_encoder };
-                    let numbers = autoencoder_numbers(part, model)?;
-                    write(&model.autoencoder_config()?, numbers, size, weighted, destination)?
-                }
-                Part::SafetyChecker => {
-                    let factor = model.autoencoder_config()?.factor();
-                    let size = (factor * size.0, factor * size.1);
-                    export_safety_checker(&model.safety_checker_config()?, size, weighted, destination)?
-                }
-                _ => {
-                    let config = model.text_encoder_config_of(part.component())?;
-                    let prompt = Prompt::of(model, part.component())?;
-                    export_text_encoder(part, Attended::of(model), &prompt, &config, weighted, destination)?
-                }
-            }
-        };
-        bar.finish();
-        Ok(path)
-    }
 }

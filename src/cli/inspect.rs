@@ -13,8 +13,7 @@ use crate::coreml::components::cost::Cost;
 use crate::coreml::reading::{Package, Palettes};
 use crate::files::TensorFile;
 use crate::palette::{LutDtype, PalettizedCheckpoint};
-use crate::terminal::printable_line;
-use crate::terminal::tell;
+use crate::terminal::{printable_line, tell};
 
 /// Tells what a checkpoint or package holds: tensors, bits per weight with palettes counted, sizes
 #[derive(clap::Args)]

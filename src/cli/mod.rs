@@ -17,7 +17,6 @@ pub mod generate;
 mod init;
 mod inspect;
 mod model;
-mod nbits;
 mod palettize;
 mod shared;
 mod train;

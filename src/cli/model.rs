@@ -19,62 +19,27 @@ pub struct ModelArgs {
     #[arg(value_name = "MODEL")]
     pub model: String,
     #[command(flatten)]
-    pub options: ModelOptionArgs,
+    pub options: ModelOptions,
 }
 
-/// The options alone, for commands that name the model otherwise.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct ModelOptionArgs {
-    /// Another autoencoder in place of the model's: a diffusers folder, a single file (.safetensors) or a hub id
-    #[arg(long, value_name = "VAE")]
-    pub vae: Option<String>,
-    /// The branch, tag or commit of a hub id in the local Hugging Face cache
-    #[arg(long, value_name = "REVISION")]
-    pub revision: Option<String>,
-    /// What the UNet predicts, where the model's files do not say or are wrong
-    #[arg(
-        long,
-        value_enum,
-        value_name = "auto|epsilon|v_prediction",
-        default_value = "auto",
-        hide_possible_values = true
-    )]
-    pub prediction_type: PredictionType,
-    /// Whether the noise schedule is rescaled to end in noise alone, where the model's files do not say or are wrong
-    #[arg(long, value_name = "true|false")]
-    pub rescale_betas_zero_snr: Option<bool>,
+/// The first of these options that was given, for messages.
+pub fn given(options: &ModelOptions) -> Option<&'static str> {
+    let revision = options.revision.as_ref().map(|_| "--revision");
+    revision.or(about_autoencoder(options)).or(about_noise(options))
 }
 
-impl ModelOptionArgs {
-    /// The first option that was given, for messages.
-    pub fn given(&self) -> Option<&'static str> {
-        let revision = self.revision.as_ref().map(|_| "--revision");
-        revision.or(self.about_autoencoder()).or(self.about_noise())
-    }
+/// The option about the autoencoder, if it was given.
+pub fn about_autoencoder(options: &ModelOptions) -> Option<&'static str> {
+    options.vae.as_ref().map(|_| "--vae")
+}
 
-    /// The option about the autoencoder, if it was given.
-    pub fn about_autoencoder(&self) -> Option<&'static str> {
-        self.vae.as_ref().map(|_| "--vae")
-    }
-
-    /// The first option about the noise schedule that was given.
-    pub fn about_noise(&self) -> Option<&'static str> {
-        let options = [
-            ("--prediction-type", self.prediction_type != PredictionType::Auto),
-            ("--rescale-betas-zero-snr", self.rescale_betas_zero_snr.is_some()),
-        ];
-        options.into_iter().find_map(|(option, given)| given.then_some(option))
-    }
-
-    /// The options in the form that [`Model::open_with`] takes.
-    pub fn options(&self) -> ModelOptions {
-        ModelOptions {
-            revision: self.revision.clone(),
-            vae: self.vae.clone(),
-            prediction_type: self.prediction_type,
-            rescale_betas_zero_snr: self.rescale_betas_zero_snr,
-        }
-    }
+/// The first option about the noise schedule that was given.
+pub fn about_noise(options: &ModelOptions) -> Option<&'static str> {
+    let options = [
+        ("--prediction-type", options.prediction_type != PredictionType::Auto),
+        ("--rescale-betas-zero-snr", options.rescale_betas_zero_snr.is_some()),
+    ];
+    options.into_iter().find_map(|(option, given)| given.then_some(option))
 }
 
 /// A model that was opened, with the palettes that go in place of the weights of its UNet.
@@ -119,8 +84,8 @@ impl ModelArgs {
     /// # Errors
     /// As [`Model::open_with`]; a run that is not finished.
     pub fn open(&self, palettes: Option<&Path>) -> Result<Opened> {
-        let (palettes, options) = (palettes.map(Path::to_owned), self.options.options());
-        let (model, run) = RunFolder::open(&self.model, &options)?;
+        let (palettes, options) = (palettes.map(Path::to_owned), &self.options);
+        let (model, run) = RunFolder::open(&self.model, options)?;
         let Some(run) = run else { return Ok(Opened { model, palettes, run: None }) };
         if let Some(finished) = run.finished.as_ref().filter(|finished| finished.step < run.step()) {
             note(format_args!(

@@ -9,7 +9,7 @@ use tch::{Device, Kind};
 
 use super::generate::device;
 use super::inspect::Contents;
-use super::model::ModelArgs;
+use super::model::{ModelArgs, about_autoencoder, about_noise};
 use super::{Usage, load_config, must_be_new, print, size};
 use crate::config::{Config, Recipe};
 use crate::ops::Weights;
@@ -171,7 +171,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     must_be_new(&args.output)?;
     let options = &args.model.options;
-    if let Some(option) = options.about_autoencoder().or(options.about_noise()).filter(|_| args.calibrate.is_none()) {
+    if let Some(option) = about_autoencoder(options).or(about_noise(options)).filter(|_| args.calibrate.is_none()) {
         return Err(Usage(format!("{option} has no effect on the UNet's weights without --calibrate")).into());
     }
     let config = args.calibrate.as_deref().map(|path| load_config(path, &[])).transpose()?;

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::doctor::memory;
-use super::model::{ModelArgs, ModelOptionArgs};
-use super::nbits::{Nbits, forms};
+use super::model::{ModelArgs, given};
 use super::{ClosedPipe, Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
+use crate::coreml::exporting::nbits::{Nbits, forms};
 use crate::coreml::format::metadata::{PALETTES, VERSION};
 use crate::coreml::prompt::Prompt;
 use crate::coreml::reading::{Chain, Precision};
@@ -28,7 +28,7 @@ use crate::palette::post_training::palettize;
 use crate::palette::{Form, PalettizedCheckpoint};
 use crate::pipeline::drawing::unet_weights;
 use crate::pipeline::text_to_image;
-use crate::source::Model;
+use crate::source::{Model, ModelOptions};
 
 /// Reads packages back from disk, checks them, runs them, and compares them with the network
 #[derive(clap::Args)]
@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "MODEL")]
     against: Option<String>,
     #[command(flatten)]
-    model_options: ModelOptionArgs,
+    model_options: ModelOptions,
     /// The palettized checkpoint that was exported
     #[arg(long, requires = "against")]
     palettes: Option<PathBuf>,
@@ -57,7 +57,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    if let Some(option) = args.model_options.given().filter(|_| args.against.is_none()) {
+    if let Some(option) = given(&args.model_options).filter(|_| args.against.is_none()) {
         return Err(Usage(format!("{option} is about the model of --against, which is not given")).into());
     }
     if args.min_psnr.is_nan() {

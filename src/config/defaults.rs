@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::coreml::DeploymentTarget;
+use crate::coreml::components::Part;
+use crate::coreml::{AttentionImplementation, DeploymentTarget};
 use crate::diffusion::SamplerChoice;
 use crate::palette::{Form, LutDtype};
 
@@ -105,7 +106,7 @@ impl Default for Optimizer {
 
 impl Default for AutoencoderLoss {
     fn default() -> Self {
-        Self { kl_weight: 1e-6, crop: None, loss_type: LossType::L1 }
+        Self { kl_weight: 1e-6, crop: None, loss_type: LossType::L1, gradient_weight: 0.0, scales: 1 }
     }
 }
 
@@ -181,7 +182,19 @@ impl Default for Validation {
 
 impl Default for Export {
     fn default() -> Self {
-        Self { coreml: true, min_deployment_target: DeploymentTarget::Ios16, latent_h: 64, latent_w: 64 }
+        Self {
+            coreml: true,
+            components: vec![Part::Unet],
+            min_deployment_target: DeploymentTarget::Ios16,
+            attention_implementation: AttentionImplementation::Original,
+            latent_h: 64,
+            latent_w: 64,
+            unet_batch_one: false,
+            unet_support_controlnet: false,
+            chunk_unet: false,
+            quantize_nbits: None,
+            bundle_resources_for_swift_cli: false,
+        }
     }
 }
 
@@ -198,6 +211,7 @@ pub(super) fn every_key() -> Config {
     config.train.min_snr_gamma = Some(5.0);
     config.train.timestep_beta = Some([3.0, 1.0]);
     config.train.autoencoder.crop = Some(64);
+    config.export.quantize_nbits = Some("4".parse().expect("a number of bits"));
     config.palettize.recipe = Some("x".into());
     config.palettize.overrides = vec![PaletteOverride { pattern: "*".into(), n_bits: Some(4), skip: true }];
     config

@@ -8,6 +8,7 @@ use super::{
     Config, DistillOn, Granularity, LrScheduler, Mode, Palettize, PriorSource, SamplePrompt, TeacherChoice,
     TrainedComponent,
 };
+use crate::coreml::components::Part;
 
 /// Why a key has no effect.
 pub(super) struct Idle {
@@ -378,4 +379,28 @@ pub(super) fn noised_validation(config: &Config) -> Option<Idle> {
 pub(super) fn package(config: &Config) -> Option<Idle> {
     let why = "no Core ML package is written (export.coreml = false)";
     if config.export.coreml { None } else { Idle::new(Forgotten("export.coreml"), why) }
+}
+
+/// What only the UNet's package shows.
+pub(super) fn unet_package(config: &Config) -> Option<Idle> {
+    let leaves_out = !config.export.components.contains(&Part::Unet);
+    let idle = || Idle::new(Refused, "export.components leaves the UNet out");
+    package(config).or_else(|| if leaves_out { idle() } else { None })
+}
+
+/// A bundle's script tells it the app, whether the UNet's package is there already or not.
+pub(super) fn attention(config: &Config) -> Option<Idle> {
+    if config.export.bundle_resources_for_swift_cli { package(config) } else { unet_package(config) }
+}
+
+pub(super) fn sized_package(config: &Config) -> Option<Idle> {
+    let of_text = |part: &Part| matches!(part, Part::TextEncoder | Part::TextEncoder2);
+    let idle = || Idle::new(Refused, "export.components names text encoders only, which see no latents");
+    package(config).or_else(|| if config.export.components.iter().all(of_text) { idle() } else { None })
+}
+
+pub(super) fn quantized(config: &Config) -> Option<Idle> {
+    let nothing = config.palettize.enabled && config.export.components.iter().all(|part| *part == Part::Unet);
+    let why = "the UNet has the palettes of the run, and export.components names no other network";
+    package(config).or_else(|| if nothing { Idle::new(Refused, why) } else { None })
 }

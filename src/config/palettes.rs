@@ -1,7 +1,18 @@
 //! Which weights become palettes, and of which form.
 
-use super::{Granularity, PaletteOverride, Palettize};
+use super::{Config, Granularity, PaletteOverride, Palettize};
+use crate::coreml::components::Part;
+use crate::ops::Parameter;
 use crate::palette::Form;
+use crate::palette::post_training::{Chosen, chosen_by};
+
+impl Config {
+    /// Which network that is palettized on the way into its package needs iOS 18, and what of its palettes.
+    pub fn quantized_needs_ios18(&self) -> Option<(&'static str, &'static str)> {
+        let free = self.export.parts().into_iter().filter(|part| *part != Part::Unet || !self.palettize.enabled);
+        self.export.quantize_nbits.as_ref().filter(|_| self.export.coreml)?.needs_ios18(free)
+    }
+}
 
 impl Palettize {
     /// The form of palettes of so many bits.
@@ -16,12 +27,12 @@ impl Palettize {
         }
     }
 
-    /// The form of the palette of a conv's or linear layer's weight of this shape, or `None` where it stays dense
-    /// ([`Palettize::bits_of`], [`Form::misfit`]).
-    pub fn form_of(&self, name: &str, shape: &[i64]) -> Option<Form> {
-        let elements = shape.iter().product::<i64>() as usize;
-        let form = self.form(self.bits_of(name, elements)?);
-        form.misfit(shape).is_none().then_some(form)
+    /// Which of a network's parameters get palettes, and of which forms ([`Palettize::bits_of`]).
+    pub fn chosen(&self, parameters: &[Parameter]) -> Chosen {
+        chosen_by(parameters, |parameter| {
+            let elements = parameter.shape.iter().product::<i64>() as usize;
+            Some(self.form(self.bits_of(&parameter.name, elements)?))
+        })
     }
 
     /// What of the palettes needs iOS 18, in the plural; `None` where iOS 16 will do.

@@ -369,7 +369,11 @@ impl Reader<'_> {
         }
         default(&mut table, "export.latent_h", first.data.resolution / 8);
         default(&mut table, "export.latent_w", first.data.resolution / 8);
-        if first.palettize.needs_ios18().is_some() {
+        if first.train.train_text_encoder {
+            let trained = ["unet", "text_encoder"].map(toml::Value::from);
+            default(&mut table, "export.components", trained.to_vec());
+        }
+        if first.palettize.needs_ios18().is_some() || config(&table)?.quantized_needs_ios18().is_some() {
             default(&mut table, "export.min_deployment_target", "iOS18");
         }
         let rate = config(&table)?.train.learning_rate;

@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::coreml::DeploymentTarget;
+use crate::coreml::components::Part;
 
 use super::{
     Config, Distill, DistillOn, MixedPrecision, Mode, PriorSource, SamplePrompt, TeacherChoice, TrainedComponent,
@@ -205,6 +206,15 @@ fn train(config: &Config, rules: &mut Rules) {
             format!("is {crop}, but must be a multiple of 8 up to data.resolution ({})", config.data.resolution),
         );
     }
+    rules.not_negative(train.autoencoder.gradient_weight, "train.autoencoder.gradient_weight");
+    let (scales, side) = (train.autoencoder.scales, train.autoencoder.crop.unwrap_or(config.data.resolution));
+    rules.must(
+        (1..=4).contains(&scales) && side >> (scales - 1) >= 2,
+        "train.autoencoder.scales",
+        format!(
+            "is {scales}, but must be 1 to 4, each half as wide as the one before it and the last at least 2 px (of {side})"
+        ),
+    );
     if train.component == TrainedComponent::Autoencoder {
         let only = "is only for the UNet; with train.component = \"autoencoder\" set it to";
         rules.must(train.mode == Mode::Full, "train.mode", format!("{only} \"full\""));
@@ -307,7 +317,31 @@ fn rest(config: &Config, rules: &mut Rules) {
     );
     rules.must(config.logging.log_every >= 1, "logging.log_every", "must be at least 1");
     rules.at_least_one(config.validation.batches, "validation.batches");
-    for (key, latent) in [("export.latent_h", config.export.latent_h), ("export.latent_w", config.export.latent_w)] {
+    export(config, rules);
+}
+
+fn export(config: &Config, rules: &mut Rules) {
+    let export = &config.export;
+    for (key, latent) in [("export.latent_h", export.latent_h), ("export.latent_w", export.latent_w)] {
         rules.must(latent >= 1, key, format!("is {latent}, but must be at least 1"));
+    }
+    rules.must(
+        !export.components.is_empty(),
+        "export.components",
+        "is empty: name a network, or set export.coreml = false",
+    );
+    let Some(nbits) = export.quantize_nbits.as_ref().filter(|_| export.coreml) else { return };
+    let key = "export.quantize_nbits";
+    if let Some(part) = nbits.named().find(|part| !export.components.contains(part)) {
+        rules.must(false, key, format!("names {part}, which export.components leaves out"));
+    }
+    let twice = nbits.names(Part::Unet) && config.palettize.enabled;
+    rules.must(!twice, key, "names the UNet, which has the palettes of the run (palettize.enabled = true)");
+    if let Some((part, what)) = config.quantized_needs_ios18() {
+        rules.must(
+            export.min_deployment_target == DeploymentTarget::Ios18,
+            "export.min_deployment_target",
+            format!("does not hold {what}, as of {part}: set \"iOS18\" (macOS15)"),
+        );
     }
 }

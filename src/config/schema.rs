@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::coreml::DeploymentTarget;
+use crate::coreml::components::Part;
+use crate::coreml::exporting::Nbits;
+use crate::coreml::{AttentionImplementation, DeploymentTarget};
 use crate::diffusion::SamplerChoice;
 use crate::palette::LutDtype;
 use crate::source::{ModelOptions, PredictionType};
@@ -288,6 +290,11 @@ pub struct AutoencoderLoss {
     pub crop: Option<i64>,
     /// Of the reconstruction.
     pub loss_type: LossType,
+    /// Weight of the same loss on the differences between neighbouring pixels, which are large only along edges; 0
+    /// leaves them out.
+    pub gradient_weight: f64,
+    /// How many scales the loss is the mean of: the picture, the picture at half its side, at a quarter and so on.
+    pub scales: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -480,16 +487,41 @@ pub struct Validation {
     pub batches: usize,
 }
 
-/// `[export]`: what is written when a run ends.
+/// `[export]`: what is written when a run ends. The keys are the options of `export`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Export {
     /// Writes `coreml/`.
     pub coreml: bool,
+    /// Networks of which packages are written, those that the run does not train too. Default: what the run trains.
+    pub components: Vec<Part>,
     /// Default: the first that holds the palettes.
     pub min_deployment_target: DeploymentTarget,
+    /// How the UNet's attention is computed: for the GPU, or for the Neural Engine.
+    pub attention_implementation: AttentionImplementation,
     /// Default: `resolution` / 8.
     pub latent_h: i64,
     /// Default: `resolution` / 8.
     pub latent_w: i64,
+    /// A UNet with a batch of one: two calls a step for classifier-free guidance, less memory.
+    pub unet_batch_one: bool,
+    /// A UNet that takes what ControlNets add (the package `control-unet`).
+    pub unet_support_controlnet: bool,
+    /// The UNet in two packages of half the bytes each, for phones.
+    pub chunk_unet: bool,
+    /// Palettes without training for networks that have none: bits for all, or `"text_encoder=6,vae_decoder=8"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize_nbits: Option<Nbits>,
+    /// Also makes the folder `Resources` that Apple's Swift package reads.
+    pub bundle_resources_for_swift_cli: bool,
+}
+
+impl Export {
+    /// The networks, each once, in the order in which packages are written.
+    pub fn parts(&self) -> Vec<Part> {
+        let mut parts = self.components.clone();
+        parts.sort();
+        parts.dedup();
+        parts
+    }
 }

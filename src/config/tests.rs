@@ -1,6 +1,8 @@
 use toml::Table;
 
 use super::*;
+use crate::coreml::components::Part;
+use crate::ops::{Initial, Parameter};
 
 mod effects;
 mod mistakes;
@@ -239,10 +241,20 @@ fn palettes_know_what_they_need() {
 fn a_weight_has_the_form_of_its_bits_where_it_fits() {
     let mut palettize = Palettize { granularity: Granularity::PerGroupedChannel, ..Palettize::default() };
     palettize.overrides = vec![PaletteOverride { pattern: "conv_in.weight".into(), n_bits: Some(8), skip: false }];
-    let form = palettize.form_of("conv_in.weight", &[320, 4, 3, 3]).unwrap();
-    assert_eq!((form.bits, form.group_size), (8, Some(16)));
-    assert_eq!(palettize.form_of("conv_out.weight", &[4, 320, 3, 3]), None);
-    assert_eq!(palettize.form_of("small.weight", &[16, 16]), None);
+    let weight = |name: &str, shape: &[i64]| {
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        Parameter { name, shape, initial: Initial::Uniform { fan_in: 1 }, palettizable: true }
+    };
+    let parameters = [
+        weight("conv_in.weight", &[320, 4, 3, 3]),
+        weight("conv_out.weight", &[4, 320, 3, 3]),
+        weight("small.weight", &[16, 16]),
+        Parameter { palettizable: false, ..weight("norm.weight", &[320, 320]) },
+    ];
+    let chosen = palettize.chosen(&parameters);
+    let found: Vec<_> = chosen.forms.iter().map(|(name, form)| (name.as_str(), form.bits, form.group_size)).collect();
+    assert_eq!(found, [("conv_in.weight", 8, Some(16))]);
+    assert_eq!(chosen.misfits.len(), 1, "{:?}", chosen.misfits);
 }
 
 #[test]
@@ -322,4 +334,34 @@ fn the_table_of_keys_is_that_of_the_schema() {
     schema.sort();
     listed.sort();
     assert_eq!(schema, listed);
+}
+
+/// `[export]` says what `export` would be told.
+#[test]
+fn packages_are_asked_for_as_export_asks() {
+    let with = |lines: &str| format!("{SMALL}[export]\n{lines}\n");
+    let config = quiet(&with("components = [\"vae_decoder\", \"unet\"]\nquantize_nbits = \"vae_decoder=3\""), &[]);
+    assert_eq!(config.export.parts(), [Part::Unet, Part::VaeDecoder]);
+    assert_eq!(config.export.min_deployment_target, DeploymentTarget::Ios18, "palettes of 3 bits");
+    let resolved = config.resolved_toml();
+    assert_eq!(parse(&resolved, "resolved", &[]).unwrap().config.export, config.export, "{resolved}");
+    // Where nothing is said, what is trained.
+    assert_eq!(quiet(SMALL, &[]).export.components, [Part::Unet]);
+    let both = quiet(SMALL, &["train.train_text_encoder=true"]);
+    assert_eq!(both.export.components, [Part::Unet, Part::TextEncoder]);
+    for (lines, expected) in [
+        ("components = []", "`export.components` is empty"),
+        ("components = [\"unets\"]", "is `unets`, expected one of `unet`, `text_encoder`"),
+        ("quantize_nbits = 5", "is 5"),
+        ("quantize_nbits = \"unet=4\"", "`export.quantize_nbits` names the UNet, which has the palettes of the run"),
+        ("quantize_nbits = \"vae_decoder=4\"", "names vae_decoder, which export.components leaves out"),
+        ("attention_implementation = \"SPLIT\"", "SPLIT_EINSUM"),
+        (
+            "components = [\"vae_decoder\"]\nquantize_nbits = 3\nmin_deployment_target = \"iOS16\"",
+            "does not hold palettes of 3 bits, as of vae_decoder: set \"iOS18\"",
+        ),
+    ] {
+        let found = problems(&with(lines), &[]);
+        assert!(found.iter().any(|problem| problem.contains(expected)), "{lines}: {found:?}");
+    }
 }

@@ -17,9 +17,8 @@ use crate::coreml::components::Part;
 use crate::coreml::format::metadata::{MODEL_ID, NAME, PackageMetadata};
 use crate::coreml::format::proto;
 use crate::files::beside::{PART, beside};
-use crate::files::hex;
 use crate::files::rename::rename_new;
-use crate::files::{settle, write_bytes};
+use crate::files::{hex, settle, write_bytes};
 use crate::source::Model;
 use crate::terminal::shell_word;
 
@@ -357,7 +356,7 @@ mod tests {
         fs::write(&tool, fake).unwrap();
         fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
         let path = format!("{}:{}", tool.parent().unwrap().display(), std::env::var("PATH").unwrap());
-        // The second time what is there already is made anew.
+        // The second time what is there already is written again.
         for arguments in [&[][..], &["--mochi"]] {
             let mut command = Command::new("sh");
             command.arg(&there.script).args(arguments).env("PATH", &path).env("HOME", folder.path());

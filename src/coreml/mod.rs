@@ -8,12 +8,14 @@
 //! | [`writing`] | programs, and networks as programs |
 //! | [`components`] | what the package of each network is |
 //! | [`bundle`] | what apps need beside packages |
+//! | [`exporting`] | what is asked for as one plan, and doing it |
 //! | [`reading`] | reading a package back and running it |
 //! | [`verifying`] | a package against the network that it was made from |
 
 pub mod bundle;
 mod choices;
 pub mod components;
+pub mod exporting;
 pub mod format;
 pub mod prompt;
 pub mod reading;

@@ -16,8 +16,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
 use crate::files::beside::tidy;
-use crate::files::hex;
-use crate::files::{TensorFile, write_safetensors};
+use crate::files::{TensorFile, hex, write_safetensors};
 use crate::ops::Weights;
 
 /// What a cached tensor was made from, hashed.

@@ -104,7 +104,12 @@ fn json_rows(path: &Path, text: &str) -> (Vec<Row>, Vec<String>) {
 }
 
 fn csv_rows(path: &Path, text: &str) -> (Vec<Row>, Vec<String>) {
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(text.as_bytes());
+    // Where the comma is the decimal sign, spreadsheets part columns with semicolons.
+    let first = text.lines().next().unwrap_or_default();
+    let (delimiter, parted) =
+        if first.contains(';') && !first.contains(',') { (b';', "semicolons") } else { (b',', "commas") };
+    let mut reader =
+        csv::ReaderBuilder::new().delimiter(delimiter).trim(csv::Trim::Headers).from_reader(text.as_bytes());
     let columns = match reader.headers() {
         Ok(columns) => columns.clone(),
         Err(error) => return (Vec::new(), vec![format!("{}:1: not a table: {error}", path.display())]),
@@ -131,8 +136,8 @@ fn csv_rows(path: &Path, text: &str) -> (Vec<Row>, Vec<String>) {
                 let line = error.position().map_or(0, csv::Position::line);
                 let why = match error.kind() {
                     csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!(
-                        "{len} cells, but the first line has {expected_len}; a caption with commas needs \"quotes\" \
-                         around it"
+                        "{len} cells, but the first line has {expected_len}; a caption with {parted} needs \
+                         \"quotes\" around it"
                     ),
                     _ => error.to_string(),
                 };
@@ -187,7 +192,11 @@ pub(super) fn read(listing: &Listing, file: &File, options: &CaptionOptions, pro
     told.sort_by_key(line);
     problems.extend(told);
     for (column, (number, keys, more)) in lacking {
-        let more = if more > 0 { format!(", and so {more} more lines") } else { String::new() };
+        let more = match more {
+            0 => String::new(),
+            1 => "; so on 1 more line".to_owned(),
+            more => format!("; so on {more} more lines"),
+        };
         problems.push(format!("{}:{number}: there is no `{column}`, only {keys}{more}", path.display()));
     }
     // When no line could be used, that every picture lacks a caption is no news.

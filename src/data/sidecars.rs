@@ -1,5 +1,6 @@
 //! Captions from one file beside each picture: that of `a/b.png` is `a/b.txt`.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
@@ -101,12 +102,21 @@ pub(super) fn read(
 ) -> Captions {
     let files = by_stem(listing, options);
     let (mut found, mut unread) = (false, Vec::new());
+    // The first picture of each stem that has a caption file.
+    let (mut owners, mut shared) = (HashMap::new(), Vec::new());
     let asked = options.extensions.join(" or ");
     let caption = |picture: &File| {
         let Some((file, others)) = files.get(picture.stem()).and_then(|files| files.split_first()) else {
             return Caption::None(format!("{} has no caption file ({asked})", listing.shown(picture)));
         };
         found = true;
+        match owners.entry(picture.stem()) {
+            Entry::Occupied(owner) => {
+                let owner: &File = owner.get();
+                shared.push(format!("{} and {} have {}", owner.name, picture.last(), file.last()));
+            }
+            Entry::Vacant(place) => drop(place.insert(picture)),
+        }
         let text = read_caption(&listing.folder.join(&file.path));
         unread.extend(
             others
@@ -126,6 +136,10 @@ pub(super) fn read(
         }
     };
     let captions: Vec<Caption> = listing.pictures.iter().map(caption).collect();
+    if !shared.is_empty() {
+        let folder = listing.folder.display();
+        remarks.push(format!("warning: {folder}: pictures share a caption file: {}", listed(&shared)));
+    }
     remarks.extend(told_unread(listing, &unread, "whose pictures have another one, with another text"));
     let stems: HashSet<&str> = listing.pictures.iter().map(File::stem).collect();
     let owned = |file: &&File| {

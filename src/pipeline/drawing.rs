@@ -12,10 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::condition::{Conditioning, TextEncoder, encode_texts, uncropped};
 use super::text_to_image::TextToImage;
-use crate::diffusion::Draws;
-use crate::diffusion::Noise;
-use crate::diffusion::SamplerKind;
-use crate::diffusion::{Own, Sampler};
+use crate::diffusion::{Draws, Noise, Own, Sampler, SamplerKind};
 use crate::networks::autoencoder::{AutoencoderConfig, decode};
 use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::{Parameter, Tensors, Weights};

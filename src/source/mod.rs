@@ -1,4 +1,17 @@
 //! Where models come from and go to: diffusers folders and single-file checkpoints, and their tokenizers.
+//!
+//! | file | what |
+//! |---|---|
+//! | `model` | a model on the disk: configurations, and weights under today's names |
+//! | `options` | what is said of a model besides where it is |
+//! | `hub` | ids of models in the local Hugging Face cache |
+//! | `folder`, `parts` | diffusers folders: what lies where, and what is copied as it is |
+//! | `single_file` | checkpoints in one file: `ldm` (their names), `alone` (one network by itself), `inferred` and `evidence` (configurations that such files lack) |
+//! | `vae` | another autoencoder in place of a model's own |
+//! | `stored`, `names` | where parameters lie in files, under which versions' names |
+//! | `identity` | which model it is, by content |
+//! | `tokenizer`, `clip` | CLIP's tokenizer, and its own vocabulary |
+//! | `write` | writing diffusers folders |
 
 mod alone;
 pub(crate) mod clip;

@@ -9,11 +9,10 @@ use tch::{Device, Kind};
 
 use super::ldm::Layout;
 use super::options::{Misused, ModelOptions};
-use super::parts;
 use super::single_file::SingleFile;
 use super::stored::{Origin, Place, Stored};
 use super::vae::Vae;
-use super::{Component, SwiftTokenizer, Tokenizer, folder, hub, tokenizer};
+use super::{Component, SwiftTokenizer, Tokenizer, folder, hub, parts, tokenizer};
 use crate::diffusion::{config_text, parse_config};
 use crate::files::json::{not_json, read_json, read_json_if_there, read_text};
 use crate::files::{TensorFile, write_bytes};

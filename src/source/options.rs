@@ -17,15 +17,27 @@ pub enum PredictionType {
     VPrediction,
 }
 
-/// The options of [`Model::open_with`](super::Model::open_with); each default is "as the model's files have it".
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The options of [`Model::open_with`](super::Model::open_with), those of every command; each default is "as the model's
+/// files have it".
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct ModelOptions {
-    /// A branch, tag or commit of a hub id.
-    pub revision: Option<String>,
-    /// Another autoencoder: a diffusers folder of it, a model's folder with `vae/`, a single file, or a hub id.
+    /// Another autoencoder in place of the model's: a diffusers folder, a single file (.safetensors) or a hub id
+    #[arg(long, value_name = "VAE")]
     pub vae: Option<String>,
+    /// The branch, tag or commit of a hub id in the local Hugging Face cache
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// What the UNet predicts, where the model's files do not say or are wrong
+    #[arg(
+        long,
+        value_enum,
+        value_name = "auto|epsilon|v_prediction",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
     pub prediction_type: PredictionType,
-    /// Overrules `rescale_betas_zero_snr` of the scheduler.
+    /// Whether the noise schedule is rescaled to end in noise alone, where the model's files do not say or are wrong
+    #[arg(long, value_name = "true|false")]
     pub rescale_betas_zero_snr: Option<bool>,
 }
 

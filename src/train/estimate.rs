@@ -163,9 +163,10 @@ fn looks(steps: u64, n: u64, at_end: bool) -> u64 {
 fn optimizer(config: &Config, parameters: &[Parameter], device: Device) -> Result<f64> {
     let elements = |parameter: &Parameter| parameter.shape.iter().product::<i64>();
     let mut kinds: Vec<(Option<Form>, Vec<&Parameter>)> = Vec::new();
+    let unet = config.train.component == TrainedComponent::Unet;
+    let mut forms = if unet { config.palettize.chosen(parameters).forms } else { Default::default() };
     for parameter in parameters {
-        let form = config.palettize.form_of(&parameter.name, &parameter.shape);
-        let form = form.filter(|_| parameter.palettizable && config.train.component == TrainedComponent::Unet);
+        let form = forms.remove(&parameter.name);
         match kinds.iter_mut().find(|(known, _)| *known == form) {
             Some((_, all)) => all.push(parameter),
             None => kinds.push((form, vec![parameter])),
@@ -187,7 +188,7 @@ fn optimizer_step(config: &Config, parameter: &Parameter, device: Device) -> Res
     let values = normal(&mut generator(config.seed, Purpose::Initial, 0), &parameter.shape) * 0.02;
     let weights = Weights::from([(parameter.name.clone(), values)]);
     let network = vec![(Component::Unet, weights, vec![parameter.clone()])];
-    let mut trained = Trained::new(network, &config.palettize, &config.train, device, &mut |_, _| {})?;
+    let mut trained = Trained::new(network, &config.palettize, &config.train, device, false, &mut |_, _| {})?;
     let adamw = AdamW::of(&config.train.optimizer);
     let mut seconds = 0.0;
     for step in 0..2 {

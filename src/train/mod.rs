@@ -45,8 +45,8 @@ use self::identity::Identity;
 use self::learning_rate::LearningRate;
 use self::objective::Objective;
 use self::optimizer::AdamW;
+pub use self::output::export_plan;
 use self::output::{Ending, OutputDir};
-pub use self::output::{parts, unet_options};
 pub use self::plan::Resume;
 use self::plan::{Action, Before};
 pub use self::refused::{Refused, refused};
@@ -159,6 +159,8 @@ fn stage(config: &Config, resume: &Resume, stage: Stage) -> Result<Ended> {
         Action::Finished { .. } => return Ok(Ended::Done),
     };
     if let Some(first) = config.first_stage() {
+        // What the second stage could not do is told before the first.
+        setup::supports(config, &setup::open_model(config)?)?;
         if resumed.is_none() {
             // The folder is this run's from now on.
             output.begin(config, None)?;
@@ -168,7 +170,7 @@ fn stage(config: &Config, resume: &Resume, stage: Stage) -> Result<Ended> {
         }
     }
     let learned_from = resumed.as_ref().and_then(|resumed| resumed.facts.learned_from.as_ref());
-    let before = Before { learned_from, folder: &output.folder };
+    let before = Before { learned_from, folder: &output.folder, resumes: resumed.is_some() };
     let setup::Setup { mut objective, mut trained, model, learned_from } = setup::open(config, device, kind, before)?;
     if let Some(resumed) = &resumed {
         let checkpoint = resumed.checkpoint.display();
@@ -332,7 +334,7 @@ impl Run<'_> {
         let mut skipped = Vec::new();
         let last = done == config.train.max_train_steps;
         if asked(VALIDATING) && (every(config.validation.every_n_steps, done) || last) {
-            let work = || unless_stopped(objective.validate(&trained.shipped()?));
+            let work = || unless_stopped(objective.validate(&trained.shipped()?.0));
             let loss = self.reporter.during(VALIDATING, work)?;
             skipped.extend(loss.is_none().then(|| VALIDATING.to_owned()));
             if let Some(Some(loss)) = loss {
@@ -341,7 +343,7 @@ impl Run<'_> {
             }
         }
         if asked(SAMPLING) && every(config.sample.sample_every_n_steps, done) {
-            let work = || unless_stopped(objective.pictures(&trained.shipped()?));
+            let work = || unless_stopped(objective.pictures(&trained.shipped()?.0));
             let pictures = self.reporter.during(SAMPLING, work)?;
             skipped.extend(pictures.is_none().then(|| SAMPLING.to_owned()));
             if let Some(pictures) = pictures {

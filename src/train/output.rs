@@ -9,28 +9,25 @@ use tch::Kind;
 
 use super::identity::Identity;
 use super::objective::Objective;
-use super::plan::{Action, Plan, Resume, Resumed, plan};
+use super::plan::{Action, Plan as RunPlan, Resume, Resumed, plan};
+use super::refused::refused;
 use super::reporter::Reporter;
 use super::run_folder::{self, CHECKPOINTS, CONFIG, FINISHED, Finished, MODEL, PACKAGES, REPORT, RunFolder, mark};
 use super::trained::{Networks, Trained};
 use crate::config::{Config, TrainedComponent};
 use crate::coreml::PackageMetadata;
-use crate::coreml::components::apple::misfits;
+use crate::coreml::components::Part;
 use crate::coreml::components::cost::Cost;
-use crate::coreml::components::unet::{UnetOptions, export_unet};
-use crate::coreml::components::{Attended, Part, export_text_encoder};
-use crate::coreml::prompt::{Prompt, prompt_tokens};
-use crate::coreml::writing::interface::{Destination, Weighted};
-use crate::coreml::writing::lowering::velocity::Velocity;
+use crate::coreml::exporting::plan::OwnPalettes;
+use crate::coreml::exporting::{Asked, Plan};
 use crate::data::listing::is_of_the_system;
 use crate::files;
 use crate::ops::Weights;
-use crate::palette::PalettizedCheckpoint;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
-use crate::pipeline::text_to_image;
+use crate::palette::{Palette, PalettizedCheckpoint};
 use crate::report::{Progress, write_report};
 use crate::source::{Component, Model, fill_model, model_id, write_component};
-use crate::terminal::note;
+use crate::terminal::{note, shell_word};
 
 /// The folder of a run, held.
 pub struct OutputDir {
@@ -50,7 +47,7 @@ impl OutputDir {
         let lock = run_folder::lock(&folder)?;
         run_folder::tidy(&folder);
         // Now that nobody else writes there.
-        let Plan { action, notes } = plan(config, resume)?;
+        let RunPlan { action, notes } = plan(config, resume)?;
         notes.iter().for_each(note);
         Ok((Self { folder, _lock: lock }, action))
     }
@@ -98,17 +95,17 @@ impl Ending<'_> {
     /// # Errors
     /// The disk is full.
     pub fn finish(&self, objective: &mut dyn Objective) -> Result<()> {
-        let networks = self.trained.shipped()?;
+        let (networks, palettes) = self.trained.shipped()?;
         let Self { config, output, model, reporter, .. } = *self;
         if config.train.component == TrainedComponent::Autoencoder {
             let written = if self.wants(MODEL) { Some(self.autoencoder(objective, &networks)?) } else { None };
             return self.finished(&PackageMetadata::default(), written);
         }
-        let palettized = config.palettize.enabled.then(|| self.palettized(&networks)).transpose()?;
+        let palettized = config.palettize.enabled.then(|| self.palettized(&networks, palettes));
         let name = run_folder::palettes_file(&config.name);
         if let Some(palettized) = palettized.as_ref().filter(|_| self.wants(&name)) {
             let path = output.folder.join(&name);
-            self.replacing(&name, || palettized.write(&path))?;
+            self.replacing(&[name], || palettized.write(&path))?;
             reporter.wrote("the palettized checkpoint", &path);
         }
         let mut written = None;
@@ -128,7 +125,7 @@ impl Ending<'_> {
         }
         if self.wants(REPORT) {
             let facts = facts(config, self.trained, palettized.as_ref());
-            self.replacing(REPORT, || write_report(&output.folder, &config.name, &facts))?;
+            self.replacing(&[REPORT.to_owned()], || write_report(&output.folder, &config.name, &facts))?;
             reporter.wrote("the report", &output.folder.join(REPORT));
         }
         self.finished(&metadata, written)
@@ -138,8 +135,7 @@ impl Ending<'_> {
         self.only.is_none_or(|only| only.contains(result))
     }
 
-    fn palettized(&self, networks: &Networks) -> Result<PalettizedCheckpoint> {
-        let palettes = self.trained.palettes()?;
+    fn palettized(&self, networks: &Networks, palettes: BTreeMap<String, Palette>) -> PalettizedCheckpoint {
         let dense: BTreeMap<String, tch::Tensor> = networks[&Component::Unet]
             .iter()
             .filter(|(name, _)| !palettes.contains_key(*name))
@@ -149,35 +145,34 @@ impl Ending<'_> {
             (SOURCE_MODEL.to_owned(), self.config.model.pretrained_model_name_or_path.clone()),
             (RECIPE.to_owned(), self.config.resolved_toml()),
         ]);
-        Ok(PalettizedCheckpoint { palettes, dense, metadata })
+        PalettizedCheckpoint { palettes, dense, metadata }
     }
 
-    /// Writes a result where another may be, of an earlier end of the run. One that somebody changed since is kept, under
-    /// another name.
-    fn replacing(&self, result: &str, write: impl FnOnce() -> Result<()>) -> Result<()> {
-        let path = self.output.folder.join(result);
-        let kept = self.finished_before()?.filter(|finished| is_changed(finished, result, &path)).map(|_| {
-            let names = (1..).map(|number| {
-                let mut name = path.clone().into_os_string();
-                name.push(if number == 1 { ".changed".to_owned() } else { format!(".changed-{number}") });
-                PathBuf::from(name)
-            });
-            names.into_iter().find(|name| fs::symlink_metadata(name).is_err()).unwrap_or_default()
-        });
-        let Some(kept) = kept else { return write() };
-        fs::rename(&path, &kept).with_context(|| format!("cannot keep {} as {}", path.display(), kept.display()))?;
-        if let Err(error) = write() {
-            // Nothing has taken its place.
-            let _ = if path.exists() { Ok(()) } else { fs::rename(&kept, &path) };
-            return Err(error);
+    /// Writes results where others may be, of an earlier end of the run. What somebody changed since is kept, under another
+    /// name.
+    fn replacing<T>(&self, results: &[String], write: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(before) = self.finished_before()? else { return write() };
+        let paths = results.iter().map(|result| (result, self.output.folder.join(result)));
+        let changed = paths.filter(|(result, path)| is_changed(&before, result, path));
+        let kept: Vec<(PathBuf, PathBuf)> = changed.map(|(_, path)| (path.clone(), free_name(&path))).collect();
+        for (path, kept) in &kept {
+            fs::rename(path, kept).with_context(|| format!("cannot keep {} as {}", path.display(), kept.display()))?;
         }
-        if marks(&kept).is_ok_and(|kept| marks(&path).is_ok_and(|path| kept == path)) {
-            // Nobody changed it: it was written at this end, by a process that was killed before it could note so.
-            return files::remove(&kept);
+        let written = write();
+        for (path, kept) in kept {
+            if written.is_err() && !path.exists() {
+                // Nothing has taken its place.
+                let _ = fs::rename(&kept, &path);
+            } else if marks(&kept).is_ok_and(|kept| marks(&path).is_ok_and(|path| kept == path)) {
+                // Nobody changed it: it was written at this end, by a process that was killed before it could note so.
+                files::remove(&kept)?;
+            } else {
+                let (path, kept) = (path.display(), kept.display());
+                let note = format!("note: {path} was changed since the run wrote it; what was there is {kept} now");
+                self.reporter.say(&note);
+            }
         }
-        let (path, kept) = (path.display(), kept.display());
-        self.reporter.say(&format!("note: {path} was changed since the run wrote it; what was there is {kept} now"));
-        Ok(())
+        written
     }
 
     /// Puts a new `model/` in the place of one that is there. Files in the old one that this program did not write, or
@@ -234,40 +229,40 @@ impl Ending<'_> {
         palettized: Option<&PalettizedCheckpoint>,
         metadata: &PackageMetadata,
     ) -> Result<()> {
-        let Self { config, output, model, reporter, .. } = *self;
-        let folder = output.folder.join(PACKAGES);
-        let options = unet_options(config, model)?;
-        let target = options.target;
-        let wanted = |part: Part| self.wants(&run_folder::package(&config.name, part.name()));
-        let export = |weights: &dyn crate::coreml::writing::weights::WeightSource, part: Part| {
-            let parameters = part.parameters(model)?.len();
-            let mut bar = Progress::new("exporting", 0, parameters as u64).counting("tensor");
-            let mut progress = |done: usize, _: usize| bar.update(done as u64, &[]);
-            let path = if part == Part::Unet {
-                export_unet(&model.unet_config()?, weights, &options, metadata, &folder, &mut progress)?
-            } else {
-                let text = model.text_encoder_config_of(part.component())?;
-                let weighted = Weighted { weights, parameters, progress: &mut progress };
-                let destination = Destination { folder: &folder, target, overwrite: true, metadata };
-                let prompt = Prompt::of(model, part.component())?;
-                export_text_encoder(part, Attended::of(model), &prompt, &text, weighted, destination)?
-            };
-            bar.finish();
-            reporter.wrote("the Core ML package", &path);
-            anyhow::Ok(())
-        };
+        let Self { config, model, reporter, .. } = *self;
+        let plan = export_plan(config, model, metadata.clone())?;
         let palettes = palettized.into_iter().flat_map(|palettized| &palettized.palettes);
         let cost = Cost::of(palettes.map(|(name, palette)| (name.as_str(), palette.form, palette.shape.as_slice())));
         [cost.note(), cost.warning()].into_iter().flatten().for_each(|line| reporter.say(&line));
-        for misfit in misfits(model, &parts(config), &options)? {
-            reporter.say(&format!("warning: {misfit}"));
-        }
-        for part in parts(config).into_iter().filter(|part| wanted(*part)) {
-            let result = run_folder::package(&config.name, part.name());
-            self.replacing(&result, || match palettized {
-                Some(palettized) if part == Part::Unet => export(palettized, part),
-                _ => export(&networks[&part.component()], part),
+        let mixed = plan.of_other_weights();
+        plan.warnings()?.iter().chain(&mixed).for_each(|warning| reporter.say(&format!("warning: {warning}")));
+        let wanted = |part: &Part| run_folder::packages(config, *part).iter().any(|package| self.wants(package));
+        let parts: Vec<Part> = plan.parts.iter().copied().filter(wanted).collect();
+        for &part in &parts {
+            if plan.stays_dense(part)? {
+                reporter.say(&format!("note: {part} stays as it is: it computes in fp32, and palettes are fp16"));
+            }
+            let mut bar = Progress::new("exporting", 0, part.parameters(model)?.len() as u64).counting("tensor");
+            let mut progress = |done: usize, _: usize| bar.update(done as u64, &[]);
+            let written = self.replacing(&run_folder::packages(config, part), || {
+                match (palettized, networks.get(&part.component())) {
+                    (Some(palettized), _) if part == Part::Unet => plan.write(part, palettized, &mut progress),
+                    (_, Some(trained)) => plan.write(part, trained, &mut progress),
+                    // What the run did not train is the model's.
+                    (_, None) => plan.write(part, &model.stored(part.component())?, &mut progress),
+                }
             })?;
+            bar.finish();
+            written.iter().for_each(|path| reporter.wrote("the Core ML package", path));
+        }
+        if let Some(bundle) = plan.bundle().filter(|_| !parts.is_empty()) {
+            let made = bundle.write()?;
+            reporter.wrote("what Apple's Swift package reads", &made.resources);
+            bundle.missing(model).iter().for_each(|line| reporter.say(&format!("note: {line}")));
+            if !made.compiled {
+                let script = shell_word(&made.script.to_string_lossy());
+                reporter.say(&format!("this is no Mac: to compile the packages into it, on one: sh {script}"));
+            }
         }
         Ok(())
     }
@@ -315,7 +310,7 @@ impl Ending<'_> {
         if self.goes_on {
             return Ok(());
         }
-        let shown = crate::terminal::shell_word(&folder.to_string_lossy());
+        let shown = shell_word(&folder.to_string_lossy());
         self.reporter.say(&format!(
             "finished; {CHECKPOINTS}/ is needed for more steps only, and may be deleted: palettist clean {shown}"
         ));
@@ -323,27 +318,30 @@ impl Ending<'_> {
     }
 }
 
-/// What the UNet's package of a run is made for.
+/// The packages that a run ends with, as `[export]` asks for them.
 ///
 /// # Errors
-/// The model's configurations can't be read.
-pub fn unet_options(config: &Config, model: &Model) -> Result<UnetOptions> {
-    Ok(UnetOptions {
-        height: config.export.latent_h,
-        width: config.export.latent_w,
-        tokens: prompt_tokens(model)?,
-        target: config.export.min_deployment_target,
-        velocity: Velocity::of(&text_to_image::schedule(model)?),
+/// As [`Plan::new`]; a network that the model does not have.
+pub fn export_plan<'m>(config: &Config, model: &'m Model, metadata: PackageMetadata) -> Result<Plan<'m>> {
+    let export = &config.export;
+    if let Some(part) = export.components.iter().find(|part| !Part::of(model).contains(part)) {
+        return refused(format!("export.components names {part}, and {} has none", model.path().display()));
+    }
+    let asked = Asked {
+        parts: Some(export.parts()),
+        nbits: export.quantize_nbits.clone().unwrap_or_default(),
+        bundle: export.bundle_resources_for_swift_cli,
+        attention: export.attention_implementation,
+        target: Some(export.min_deployment_target),
+        latents: Some((export.latent_h, export.latent_w)),
+        batch_one: export.unet_batch_one,
+        controlnet: export.unet_support_controlnet,
+        chunk: export.chunk_unet,
         overwrite: true,
-        ..UnetOptions::new(&model.unet_config()?)
-    })
-}
-
-/// What of the model a run exports: what it trained.
-pub fn parts(config: &Config) -> Vec<Part> {
-    let mut parts = vec![Part::Unet];
-    parts.extend(config.train.train_text_encoder.then_some(Part::TextEncoder));
-    parts
+    };
+    // What of these needs iOS 18 was compared with the target when the config was read.
+    let palettes = config.palettize.enabled.then(OwnPalettes::default);
+    Plan::new(model, &asked, palettes.as_ref(), &config.output_dir.join(PACKAGES), metadata)
 }
 
 fn facts(config: &Config, trained: &Trained, palettized: Option<&PalettizedCheckpoint>) -> Vec<(&'static str, String)> {
@@ -367,6 +365,16 @@ fn is_changed(finished: &Finished, result: &str, path: &Path) -> bool {
     let Some(written) = finished.results.get(result).filter(|_| path.exists()) else { return false };
     // What cannot be read is nothing that the run wrote.
     !marks(path).is_ok_and(|now| now.iter().all(|(file, mark)| written.get(file) == Some(mark)))
+}
+
+/// A name for what is kept of a result.
+fn free_name(path: &Path) -> PathBuf {
+    let named = |number: u32| {
+        let mut name = path.to_owned().into_os_string();
+        name.push(if number == 1 { ".changed".to_owned() } else { format!(".changed-{number}") });
+        PathBuf::from(name)
+    };
+    (1..).map(named).find(|name| fs::symlink_metadata(name).is_err()).unwrap_or_else(|| named(0))
 }
 
 /// A hash of some bytes of each file of a result, without what systems leave in folders.

@@ -4,26 +4,8 @@
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-use crate::config::Palettize;
-use crate::ops::{Parameter, Weights};
-use crate::palette::{DkmLayer, Frozen, Gradient, Histogram, Palette, SoftenRows};
-
-/// Starts the palette of one parameter at the k-means of its weight; `None` where `[palettize]` leaves it in fp16.
-///
-/// # Errors
-/// The weight is not finite.
-pub fn layer(settings: &Palettize, parameter: &Parameter, weight: &Tensor) -> Result<Option<LayerPalette>> {
-    let form = settings.form_of(&parameter.name, &parameter.shape).filter(|_| parameter.palettizable);
-    let Some(form) = form else { return Ok(None) };
-    let layer = DkmLayer::new(&parameter.name, form, weight)?;
-    let start = layer.relative_error();
-    Ok(Some(LayerPalette {
-        phase: Phase::Soft(layer),
-        iterations: settings.kmeans_max_iter,
-        network: weight.empty_like(),
-        relative_error: start,
-    }))
-}
+use crate::ops::Weights;
+use crate::palette::{DkmLayer, Form, Frozen, Gradient, Histogram, Palette, SoftenRows};
 
 enum Phase {
     Soft(DkmLayer),
@@ -63,6 +45,16 @@ impl Seen {
 }
 
 impl LayerPalette {
+    /// The palette of one parameter at the k-means of its weight.
+    ///
+    /// # Errors
+    /// The weight is not finite.
+    pub fn start(name: &str, form: Form, iterations: usize, weight: &Tensor) -> Result<Self> {
+        let layer = DkmLayer::new(name, form, weight)?;
+        let relative_error = layer.relative_error();
+        Ok(Self { phase: Phase::Soft(layer), iterations, network: weight.empty_like(), relative_error })
+    }
+
     /// The weight that the network sees at ρ = `temperature`; moves the centroids.
     ///
     /// # Errors
@@ -171,40 +163,43 @@ impl LayerPalette {
         tensors
     }
 
-    /// Puts back what [`LayerPalette::tensors`] gave. With fixed assignments it gives the entries, as
-    /// [`LayerPalette::freeze`].
+    /// The palette of which [`LayerPalette::tensors`] gave what is `saved`, with whether its assignments were fixed: of a
+    /// parameter like `weight`, which is not read. With fixed assignments the entries too, as [`LayerPalette::freeze`].
     ///
     /// # Errors
     /// A tensor is missing or of another shape.
-    pub fn restore(&mut self, tensors: &Weights, frozen: bool, device: Device) -> Result<Option<Tensor>> {
-        let (name, form) = match &self.phase {
-            Phase::Soft(layer) => (layer.name.clone(), layer.form),
-            Phase::Frozen(frozen, _) => (frozen.name.clone(), frozen.form),
-        };
-        let shape = self.network.size();
-        // Older versions kept none.
+    pub fn restored(
+        name: &str,
+        form: Form,
+        iterations: usize,
+        weight: &Tensor,
+        (tensors, frozen): (&Weights, bool),
+    ) -> Result<(Self, Option<Tensor>)> {
+        let (network, shape, device) = (weight.empty_like(), weight.size(), weight.device());
+        // Older versions kept none: it is not known.
+        let mut relative_error = f64::NAN;
         if let Some(error) = tensors.get(&format!("{name}.error")) {
             ensure!(error.size() == [1], "`{name}.error` in the saved state is not one number");
-            self.relative_error = error.f_double_value(&[0])?;
+            relative_error = error.f_double_value(&[0])?;
         }
+        let of_phase = |phase, network| Self { phase, iterations, network, relative_error };
         if !frozen {
-            self.phase = Phase::Soft(DkmLayer::restore(&name, form, &shape, tensors, device)?);
-            return Ok(None);
+            let layer = DkmLayer::restore(name, form, &shape, tensors, device)?;
+            return Ok((of_phase(Phase::Soft(layer), network), None));
         }
         let thaw = match tensors.get(&format!("{name}.residual")) {
             None => None,
             Some(residual) => {
                 ensure!(
-                    residual.size() == shape && residual.f_kind()? == self.network.f_kind()?,
+                    residual.size() == shape && residual.f_kind()? == network.f_kind()?,
                     "`{name}.residual` in the saved state is not of the weight's shape and type"
                 );
-                let layer = DkmLayer::restore(&name, form, &shape, tensors, device)?;
+                let layer = DkmLayer::restore(name, form, &shape, tensors, device)?;
                 Some(Thaw { layer, residual: residual.f_to_device(device)? })
             }
         };
-        let frozen = Frozen::restore(&name, form, &shape, tensors, device)?;
+        let frozen = Frozen::restore(name, form, &shape, tensors, device)?;
         let entries = frozen.entries.shallow_clone();
-        self.phase = Phase::Frozen(frozen, thaw);
-        Ok(Some(entries))
+        Ok((of_phase(Phase::Frozen(frozen, thaw), network), Some(entries)))
     }
 }

@@ -249,6 +249,8 @@ pub struct Before<'a> {
     pub learned_from: Option<&'a Identity>,
     /// The run's.
     pub folder: &'a Path,
+    /// Whether a run is resumed.
+    pub resumes: bool,
 }
 
 impl Before<'_> {

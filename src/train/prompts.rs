@@ -9,10 +9,8 @@ use crate::config::{Config, Sample, SamplePrompt};
 use crate::data::set::class_folder;
 use crate::diffusion::{Noise, Own};
 use crate::ops::Weights;
-use crate::pipeline::Pipeline;
-use crate::pipeline::Request;
-use crate::pipeline::TextEncoder;
 use crate::pipeline::drawing::{pipeline_config, sampler_of};
+use crate::pipeline::{Pipeline, Request, TextEncoder};
 use crate::source::{Component, Model};
 
 /// Draws one picture a prompt, `[3, H, W]` in −1…1, always from the same noise.

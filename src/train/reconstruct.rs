@@ -65,15 +65,34 @@ impl Reconstruct {
             .collect();
         self.picture(&Tensor::stack(&pictures, 0))
     }
+}
 
-    fn reconstruction(&self, picture: &Tensor, got: &Tensor) -> Tensor {
-        let difference = picture - got.to_kind(Kind::Float);
-        match self.settings.loss_type {
-            LossType::L1 => difference.abs().mean(Kind::Float),
-            LossType::L2 => difference.square().mean(Kind::Float),
+/// How far `got` is from `picture`, both `[B, C, H, W]`: the mean over `settings.scales` scales of
+/// d(picture, got) + `gradient_weight` · ½ · (d(∂x picture, ∂x got) + d(∂y picture, ∂y got)), where d is the mean
+/// absolute or squared difference, ∂ the difference of neighbouring pixels, and a scale has the means of 2 × 2 pixels
+/// of the one before it. A scalar.
+pub fn reconstruction_loss(settings: &AutoencoderLoss, picture: &Tensor, got: &Tensor) -> Tensor {
+    let mean = |difference: &Tensor| match settings.loss_type {
+        LossType::L1 => difference.abs().mean(Kind::Float),
+        LossType::L2 => difference.square().mean(Kind::Float),
+    };
+    // All of it is linear but the last step: the difference is taken first, and once.
+    let mut difference = picture - got.to_kind(Kind::Float);
+    let mut total = Tensor::zeros([], (Kind::Float, difference.device()));
+    for scale in 0..settings.scales {
+        if scale > 0 {
+            difference = difference.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None);
+        }
+        total += mean(&difference);
+        if settings.gradient_weight > 0.0 {
+            let edges = mean(&difference.diff(1, 3, NONE, NONE)) + mean(&difference.diff(1, 2, NONE, NONE));
+            total += edges * (0.5 * settings.gradient_weight);
         }
     }
+    total / f64::from(settings.scales)
 }
+
+const NONE: Option<&Tensor> = None;
 
 impl Objective for Reconstruct {
     fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
@@ -85,7 +104,7 @@ impl Objective for Reconstruct {
         let noise = normal(&mut generator(self.seed, Purpose::Posterior, index), &mean.size()).to_device(self.device);
         let latents = mean + (&log_variance * 0.5).exp() * noise;
         let got = decode(ops, &self.config, &latents.to_kind(self.kind));
-        let reconstruction = self.reconstruction(&picture, &got);
+        let reconstruction = reconstruction_loss(&self.settings, &picture, &got);
         // KL(N(mean, σ²) ‖ N(0, 1)) per latent value.
         let divergence = (mean.square() + log_variance.exp() - 1.0 - &log_variance).mean(Kind::Float) * 0.5;
         let parts = vec![("reconstruction", reconstruction.shallow_clone()), ("kl", divergence.shallow_clone())];
@@ -103,7 +122,7 @@ impl Objective for Reconstruct {
             let picture = self.picture(&pictures.narrow(0, start, count));
             let moments = encode(ops, &self.config, &picture.to_kind(self.kind));
             let got = decode(ops, &self.config, &moments.narrow(1, 0, self.config.latent_channels));
-            total += self.reconstruction(&picture, &got).double_value(&[]) * count as f64;
+            total += reconstruction_loss(&self.settings, &picture, &got).double_value(&[]) * count as f64;
         }
         Ok(Some(total / pictures.size()[0] as f64))
     }
@@ -136,5 +155,59 @@ impl Objective for Reconstruct {
             ));
         }
         Ok(Some(Tensor::cat(&latents, 0).std(true).double_value(&[])))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The formula with loops over pixels.
+    fn plain(settings: &AutoencoderLoss, difference: &[Vec<f64>]) -> f64 {
+        let of = |value: f64| match settings.loss_type {
+            LossType::L1 => value.abs(),
+            LossType::L2 => value * value,
+        };
+        let mean = |values: Vec<f64>| values.iter().copied().map(of).sum::<f64>() / values.len() as f64;
+        let mut picture = difference.to_vec();
+        let mut total = 0.0;
+        for scale in 0..settings.scales {
+            if scale > 0 {
+                picture = picture
+                    .chunks_exact(2)
+                    .map(|rows| {
+                        let pairs = rows[0].chunks_exact(2).zip(rows[1].chunks_exact(2));
+                        pairs.map(|(above, below)| (above[0] + above[1] + below[0] + below[1]) / 4.0).collect()
+                    })
+                    .collect();
+            }
+            total += mean(picture.concat());
+            let across: Vec<f64> = picture.iter().flat_map(|row| row.windows(2).map(|two| two[1] - two[0])).collect();
+            let down =
+                picture.windows(2).flat_map(|rows| rows[1].iter().zip(&rows[0]).map(|(below, above)| below - above));
+            total += settings.gradient_weight * (mean(across) + mean(down.collect())) / 2.0;
+        }
+        total / f64::from(settings.scales)
+    }
+
+    #[test]
+    fn the_loss_follows_its_formula() {
+        let (height, width) = (8, 12);
+        let pixels = |seed: usize| -> Vec<f64> {
+            (0..height * width).map(|i| ((i * 37 + seed * 11) % 29) as f64 / 14.5 - 1.0).collect()
+        };
+        let (picture, got) = (pixels(1), pixels(6));
+        let difference: Vec<f64> = picture.iter().zip(&got).map(|(a, b)| a - b).collect();
+        let rows: Vec<Vec<f64>> = difference.chunks_exact(width).map(<[f64]>::to_vec).collect();
+        let tensor =
+            |values: &[f64]| Tensor::from_slice(values).view([1, 1, height as i64, width as i64]).to_kind(Kind::Float);
+        for loss_type in [LossType::L1, LossType::L2] {
+            for (gradient_weight, scales) in [(0.0, 1), (0.7, 1), (0.0, 3), (1.5, 2)] {
+                let settings = AutoencoderLoss { loss_type, gradient_weight, scales, ..AutoencoderLoss::default() };
+                let loss = reconstruction_loss(&settings, &tensor(&picture), &tensor(&got)).double_value(&[]);
+                let expected = plain(&settings, &rows);
+                assert!((loss - expected).abs() < 1e-6 * expected, "{settings:?}: {loss}, not {expected}");
+            }
+        }
     }
 }

@@ -27,9 +27,10 @@ use super::refused::refused;
 use super::state;
 use crate::config::{self, Config, PERSONALIZED, TrainedComponent};
 use crate::coreml::PackageMetadata;
+use crate::coreml::components::Part;
+use crate::coreml::exporting::plan::package_names;
 use crate::data::listing::is_of_the_system;
-use crate::files::beside;
-use crate::files::hex;
+use crate::files::{beside, hex};
 use crate::source::{Model, ModelOptions};
 
 pub const CONFIG: &str = "config.resolved.toml";
@@ -65,19 +66,18 @@ pub fn wanted(config: &Config) -> Vec<String> {
         wanted.push(palettes_file(&config.name));
     }
     if config.export.coreml {
-        wanted.push(package(&config.name, "unet"));
-        if config.train.train_text_encoder {
-            wanted.push(package(&config.name, "text_encoder"));
-        }
+        wanted.extend(config.export.parts().into_iter().flat_map(|part| packages(config, part)));
     }
     wanted.push(REPORT.to_owned());
     wanted
 }
 
-/// Where the package of a component lies in a run's folder.
-pub fn package(run: &str, component: &str) -> String {
-    let metadata = PackageMetadata { model: run.to_owned(), ..PackageMetadata::default() };
-    format!("{PACKAGES}/{}", metadata.package_name(component))
+/// Where the package of a network lies in a run's folder; its chunks, where it is cut.
+pub fn packages(config: &Config, part: Part) -> Vec<String> {
+    let metadata = PackageMetadata { model: config.name.clone(), ..PackageMetadata::default() };
+    let export = &config.export;
+    let names = package_names(&metadata, part, export.unet_support_controlnet, export.chunk_unet);
+    names.into_iter().map(|name| format!("{PACKAGES}/{name}")).collect()
 }
 
 /// What `finished.json` says.

@@ -11,6 +11,7 @@ use super::examples::{Encoder, Examples, Texts, epoch};
 use super::identity::{Identity, ModelIdentity, Read};
 use super::initialise::initialise;
 use super::objective::Objective;
+use super::output::export_plan;
 use super::plan::Before;
 use super::reconstruct::Reconstruct;
 use super::refused::refused;
@@ -20,6 +21,7 @@ use super::trained::Trained;
 use super::validate::Validation;
 use super::{class_images, prompts};
 use crate::config::{self, Config, PaletteOverride, Recipe, TrainedComponent, matches_glob};
+use crate::coreml::PackageMetadata;
 use crate::coreml::components::unet::{LARGEST_LATENTS, takes_latents};
 use crate::data::{Cache, Crop, DataSet, Manifest, Sample, Transform, load_picture};
 use crate::ops::{Parameter, Weights};
@@ -126,6 +128,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind, before
     let DataSet { training, validation, .. } = data;
     let (mut weights, parameters) = initial(config, &model, Component::Autoencoder)?;
     if config.model.train_from_scratch {
+        even_gain(&mut weights);
         quiet_posterior(&mut weights, model.autoencoder_config()?.latent_channels);
     }
     let trained = Trained::new(
@@ -133,6 +136,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind, before
         &config.palettize,
         &config.train,
         device,
+        before.resumes,
         &mut |_, _| {},
     )?;
     let objective = Reconstruct {
@@ -149,6 +153,20 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind, before
         recomputes: config.train.gradient_checkpointing,
     };
     Ok(Setup { objective: Box::new(objective), trained, model, learned_from })
+}
+
+/// Gives layers a gain of 1 and no biases to begin with (He et al. 2015, 2.2, for a path that is linear). PyTorch's own
+/// values shrink a signal by √3 a layer while biases keep their size: after a dozen layers biases are all that is left,
+/// and a new autoencoder holds brightness only for its first thousands of steps.
+fn even_gain(weights: &mut Weights) {
+    let _guard = tch::no_grad_guard();
+    for (name, weight) in weights.iter_mut() {
+        if name.ends_with(".bias") {
+            let _ = weight.zero_();
+        } else if weight.dim() > 1 {
+            let _ = weight.g_mul_scalar_(3.0_f64.sqrt());
+        }
+    }
 }
 
 /// Lowers the log-variance that a new encoder begins with from about 0 to −5: noise of deviation 1 would drown its means,
@@ -204,12 +222,15 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
              each; set them, or export.coreml = false"
         ));
     }
+    if config.export.coreml {
+        export_plan(config, model, PackageMetadata::default())?;
+    }
     let factor = match config.train.component {
         TrainedComponent::Unet => {
             let factor = TextToImage::of(model)?.autoencoder.factor();
             prompts::check_samplers(config, model)?;
-            let palettes = |p: &Parameter| p.palettizable && config.palettize.form_of(&p.name, &p.shape).is_some();
-            if config.palettize.enabled && !model.parameters(Component::Unet)?.iter().any(palettes) {
+            if config.palettize.enabled && config.palettize.chosen(&model.parameters(Component::Unet)?).forms.is_empty()
+            {
                 return refused(format!(
                     "no layer of the UNet would get a palette: see palettize.weight_threshold ({}), group_size and \
                      overrides, or set palettize.enabled = false",
@@ -310,10 +331,14 @@ pub(super) fn unet(
     let (weights, parameters) = initial(config, &start, Component::Unet)?;
     networks.insert(0, (Component::Unet, weights, parameters));
     let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
-    let mut bar = Progress::new(if config.palettize.enabled { "clustering" } else { "copying" }, 0, total as u64)
-        .counting("tensor");
+    let mut bar = Progress::new(
+        if config.palettize.enabled && !before.resumes { "clustering" } else { "copying" },
+        0,
+        total as u64,
+    )
+    .counting("tensor");
     let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
-    let trained = Trained::new(networks, &config.palettize, &config.train, device, &mut told)?;
+    let trained = Trained::new(networks, &config.palettize, &config.train, device, before.resumes, &mut told)?;
     bar.finish();
 
     let load =
@@ -408,4 +433,28 @@ fn read_data(
     }
     before.check(&learned_from)?;
     Ok((set, learned_from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Initial;
+
+    /// What an autoencoder begins with keeps the size of a signal: per layer 1/√fan_in, and no biases.
+    #[test]
+    fn a_new_autoencoder_has_a_gain_of_one() {
+        let weight = |name: &str, shape: &[i64], fan_in| Parameter {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            palettizable: true,
+            initial: Initial::Uniform { fan_in },
+        };
+        let parameters =
+            [weight("encoder.conv_in.weight", &[64, 16, 3, 3], 144), weight("encoder.conv_in.bias", &[64], 144)];
+        let mut weights = initialise(&parameters, 1);
+        even_gain(&mut weights);
+        let deviation = weights["encoder.conv_in.weight"].std(true).double_value(&[]);
+        assert!((deviation * 12.0 - 1.0).abs() < 0.03, "{deviation}");
+        assert_eq!(weights["encoder.conv_in.bias"].abs().max().double_value(&[]), 0.0);
+    }
 }

@@ -9,11 +9,11 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::optimizer::{AdamW, Moments, clip_factor, norm};
-use super::palettes::{LayerPalette, Seen, layer};
+use super::palettes::{LayerPalette, Seen};
 use crate::config::{Palettize, Train};
 use crate::files::TensorFile;
 use crate::ops::{Parameter, Weights};
-use crate::palette::{Gradient, Palette, Pending};
+use crate::palette::{Form, Gradient, Palette, Pending};
 use crate::source::Component;
 
 /// What the numbers of a run have become, before advice is added.
@@ -33,6 +33,8 @@ pub struct Slot {
     value: Tensor,
     moments: Moments,
     pub palette: Option<LayerPalette>,
+    /// That of the palette that it has, or gets from a saved state.
+    form: Option<Form>,
 }
 
 impl Slot {
@@ -47,6 +49,8 @@ pub struct Trained {
     pub slots: Vec<Slot>,
     /// In the order of the slots, fp32.
     average: Option<Vec<Tensor>>,
+    /// Of k-means in each step.
+    iterations: usize,
     device: Device,
 }
 
@@ -59,7 +63,8 @@ pub struct Step {
 
 impl Trained {
     /// Takes the `parameters` of each network out of its fp32 weights. `palettize` says which of the UNet's get palettes,
-    /// `train` whether master weights are bf16 and whether there is an average.
+    /// `train` whether master weights are bf16 and whether there is an average. Of a `resumed` run nothing is clustered:
+    /// its palettes come with [`Trained::restore`].
     ///
     /// # Errors
     /// A palette that can't be made of a weight (not finite); [`super::Stopped`].
@@ -68,26 +73,34 @@ impl Trained {
         palettize: &Palettize,
         train: &Train,
         device: Device,
+        resumed: bool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
         let mut slots = Vec::with_capacity(total);
+        let iterations = palettize.kmeans_max_iter;
         for (component, mut weights, parameters) in networks {
+            let mut forms = BTreeMap::new();
+            if component == Component::Unet {
+                forms = palettize.chosen(&parameters).forms;
+            }
             for parameter in parameters {
                 super::stop::go_on()?;
                 let weight = weights.remove(&parameter.name);
                 let weight = weight.with_context(|| format!("{} has no {}", component.title(), parameter.name))?;
                 let kind = if train.is_bf16(&parameter.shape) { Kind::BFloat16 } else { Kind::Float };
                 let value = weight.to_kind(kind).to_device(device).contiguous();
-                let palette = if component == Component::Unet { layer(palettize, &parameter, &value)? } else { None };
+                let form = forms.remove(&parameter.name);
+                let start = |form| LayerPalette::start(&parameter.name, form, iterations, &value);
+                let palette = form.filter(|_| !resumed).map(start).transpose()?;
                 let moments = Moments::zeros_like(&value);
-                slots.push(Slot { component, name: parameter.name, value, moments, palette });
+                slots.push(Slot { component, name: parameter.name, value, moments, palette, form });
                 progress(slots.len(), total);
             }
         }
         let copy = |slot: &Slot| slot.value.f_to_dtype(Kind::Float, false, true);
         let average = if train.use_ema { Some(slots.iter().map(copy).collect::<Result<_, _>>()?) } else { None };
-        Ok(Self { slots, average, device })
+        Ok(Self { slots, average, iterations, device })
     }
 
     /// The weights of this step. `temperature` is ρ (see [`LayerPalette`]). Parameters for which `learns` is false take no
@@ -289,22 +302,28 @@ impl Trained {
         })
     }
 
-    /// The weights as they would ship now, fp16: palettes hard, the average where there is one.
+    /// The weights as they would ship now, fp16: palettes hard, the average where there is one; and the UNet's palettes, by
+    /// name.
     ///
     /// # Errors
     /// Weights that are not finite.
-    pub fn shipped(&self) -> Result<Networks> {
+    pub fn shipped(&self) -> Result<(Networks, BTreeMap<String, Palette>)> {
         let _guard = tch::no_grad_guard();
-        let mut networks = Networks::new();
+        let (mut networks, mut palettes) = (Networks::new(), BTreeMap::new());
         for (index, slot) in self.slots.iter().enumerate() {
             let value = self.average.as_ref().map_or(&slot.value, |average| &average[index]);
             let weight = match &slot.palette {
-                Some(palette) => palette.hard(&slot.value)?.tensor(Kind::Half, self.device)?,
+                Some(palette) => {
+                    let palette = palette.hard(&slot.value)?;
+                    let weight = palette.tensor(Kind::Half, self.device)?;
+                    palettes.insert(slot.name.clone(), palette);
+                    weight
+                }
                 None => value.to_kind(Kind::Half),
             };
             networks.entry(slot.component).or_default().insert(slot.name.clone(), weight);
         }
-        Ok(networks)
+        Ok((networks, palettes))
     }
 
     /// Everything that a resumed run needs, as tensors by name.
@@ -343,14 +362,18 @@ impl Trained {
                 }
                 anyhow::Ok(file.tensor(&name)?.to_device(device))
             };
-            let entries = match &mut slot.palette {
-                Some(palette) => {
+            let entries = match slot.form {
+                Some(form) => {
                     // `palette/NAME.entries` and so on; a name that is the beginning of another's brings that one's too.
                     let prefix = format!("palette/{}", slot.name);
                     let own = names.iter().filter(|name| name.starts_with(&prefix));
                     let tensors: Result<Weights> =
                         own.map(|name| Ok((name["palette/".len()..].to_owned(), file.tensor(name)?))).collect();
-                    palette.restore(&tensors?, frozen, device)?
+                    let saved = (&tensors?, frozen);
+                    let (palette, entries) =
+                        LayerPalette::restored(&slot.name, form, self.iterations, &slot.value, saved)?;
+                    slot.palette = Some(palette);
+                    entries
                 }
                 None => None,
             };
@@ -369,16 +392,6 @@ impl Trained {
             }
         }
         Ok(())
-    }
-
-    /// The UNet's palettes as they would ship now, by name.
-    ///
-    /// # Errors
-    /// Weights that are not finite.
-    pub fn palettes(&self) -> Result<BTreeMap<String, Palette>> {
-        let hard =
-            |slot: &Slot| Some(slot.palette.as_ref()?.hard(&slot.value).map(|palette| (slot.name.clone(), palette)));
-        self.slots.iter().filter_map(hard).collect()
     }
 
     /// Mean over layers of the palettes' relative squared error; 0 without palettes.

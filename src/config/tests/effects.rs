@@ -16,11 +16,21 @@ fn a_key_without_effect_is_refused_or_warned_of() {
         ("[train]\nstop_text_encoder_training = 9", "`train.stop_text_encoder_training` has no effect: the text"),
         ("[train]\nema_decay = 0.99", "`train.ema_decay` has no effect: no moving average"),
         (
-            "[train.autoencoder]\nkl_weight = 1\ncrop = 64",
-            "`train.autoencoder.kl_weight`, `train.autoencoder.crop` have no",
+            "[train.autoencoder]\nkl_weight = 1\ncrop = 64\ngradient_weight = 1.0\nscales = 2",
+            "`train.autoencoder.kl_weight`, `train.autoencoder.crop`, `train.autoencoder.gradient_weight`, \
+             `train.autoencoder.scales` have no",
         ),
         ("[distill]\nlambda_kd_feat = 0.5", "`distill.lambda_kd_feat` has no effect: the float model does not teach"),
         ("[palettize]\ngroup_size = 8", "`palettize.group_size` has no effect: it is for palettize.granularity"),
+        (
+            "[export]\ncomponents = [\"text_encoder\"]\nchunk_unet = true\nunet_batch_one = true",
+            "`export.unet_batch_one`, `export.chunk_unet` have no effect: export.components leaves the UNet out",
+        ),
+        (
+            "[export]\ncomponents = [\"text_encoder\"]\nlatent_h = 8",
+            "`export.latent_h` has no effect: export.components names text encoders only",
+        ),
+        ("[export]\nquantize_nbits = 4", "`export.quantize_nbits` has no effect: the UNet has the palettes of the run"),
         (
             "[data.dreambooth]\ninstance_data_dir = \"x\"",
             "`data.dreambooth.instance_data_dir` has no effect: [data.dreamb",
@@ -125,6 +135,9 @@ fn a_key_without_effect_is_refused_or_warned_of() {
         "[sample]\nsample_every_n_steps = 0",
         "[palettize]\nenabled = false\n[train]\nuse_ema = true\nema_decay = 0.9",
         "[export]\nlatent_h = 8",
+        "[export]\ncomponents = [\"text_encoder\"]\nattention_implementation = \"SPLIT_EINSUM\"\n\
+         bundle_resources_for_swift_cli = true",
+        "[export]\ncomponents = [\"unet\", \"vae_decoder\"]\nquantize_nbits = 6\nchunk_unet = true",
     ] {
         let (_, found) = loaded(&format!("{SMALL}{lines}\n"), &[]);
         assert_eq!(found, Vec::<String>::new(), "{lines}");

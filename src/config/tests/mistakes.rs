@@ -159,3 +159,19 @@ fn flags_in_prompts_are_checked() {
         "{found:?}"
     );
 }
+
+/// A scale of one pixel has no neighbours.
+#[test]
+fn the_scales_of_the_autoencoders_loss_fit_its_crops() {
+    for (lines, expected) in [
+        ("scales = 0", "`train.autoencoder.scales` is 0, but must be 1 to 4"),
+        ("scales = 5", "`train.autoencoder.scales` is 5, but must be 1 to 4"),
+        ("crop = 8\nscales = 4", "the last at least 2 px (of 8)"),
+        ("gradient_weight = -1.0", "`train.autoencoder.gradient_weight` is -1"),
+    ] {
+        let text = format!("{SMALL}[train.autoencoder]\n{lines}\n");
+        let overrides = ["train.component=autoencoder", "palettize.enabled=false", "export.coreml=false"];
+        let found = problems(&text, &overrides);
+        assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+    }
+}

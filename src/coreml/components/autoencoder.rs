@@ -19,12 +19,12 @@ pub fn autoencoder_numbers(part: Part, model: &Model) -> Result<InputKind> {
     Ok(if single { InputKind::Single } else { InputKind::Half })
 }
 
-/// Writes the half of an autoencoder that makes pictures of latents of `height × width`; `numbers` as
-/// [`autoencoder_numbers`] has it.
+/// Writes `part`, a half of an autoencoder, for latents of `height × width`; `numbers` as [`autoencoder_numbers`] has it.
 ///
 /// # Errors
 /// Those of [`write()`]; a size that cannot be exported.
-pub fn export_vae_decoder(
+pub fn export_autoencoder(
+    part: Part,
     config: &AutoencoderConfig,
     numbers: InputKind,
     (height, width): (i64, i64),
@@ -32,57 +32,30 @@ pub fn export_vae_decoder(
     destination: Destination,
 ) -> Result<PathBuf> {
     check_size(height, width)?;
+    let decoder = part == Part::VaeDecoder;
+    let (what, input, output) = if decoder {
+        let about = "The latents without noise, divided by the scaling factor: 1, channels, height, width";
+        let input = Input::of(numbers, "z", about, &[1, config.latent_channels, height, width]);
+        let output = Output::new("image", "The picture, from -1 to 1: 1, channels, height, width");
+        ("decoder of Stable Diffusion's autoencoder, which turns latents into a picture", input, output)
+    } else {
+        let (about, factor) = ("The picture, from -1 to 1: 1, channels, height, width", config.factor());
+        let input = Input::of(numbers, "x", about, &[1, config.in_channels, factor * height, factor * width]);
+        let about = "The distribution of the latents before the scaling factor: means, then logarithms of variances";
+        (
+            "encoder of Stable Diffusion's autoencoder, which turns a picture into latents",
+            input,
+            Output::new("latent", about),
+        )
+    };
     let interface = Interface {
-        component: Part::VaeDecoder.name().into(),
-        about: "The decoder of Stable Diffusion's autoencoder, which turns latents into a picture. See \
-                https://arxiv.org/abs/2112.10752."
-            .into(),
-        inputs: vec![Input::of(
-            numbers,
-            "z",
-            "The latents without noise, divided by the scaling factor: 1, channels, height, width",
-            &[1, config.latent_channels, height, width],
-        )],
-        outputs: vec![Output::new("image", "The picture, from -1 to 1: 1, channels, height, width")],
+        component: part.name().into(),
+        about: format!("The {what}. See https://arxiv.org/abs/2112.10752."),
+        inputs: vec![input],
+        outputs: vec![output],
     };
     write(destination, &interface, weighted, |ops, inputs| {
         ops.expect_large_values();
-        vec![decode(ops, config, &inputs[0])]
-    })
-}
-
-/// Writes the half of an autoencoder that makes latents of `height × width` of pictures; `numbers` as
-/// [`autoencoder_numbers`] has it.
-///
-/// # Errors
-/// Those of [`write()`]; a size that cannot be exported.
-pub fn export_vae_encoder(
-    config: &AutoencoderConfig,
-    numbers: InputKind,
-    (height, width): (i64, i64),
-    weighted: Weighted,
-    destination: Destination,
-) -> Result<PathBuf> {
-    check_size(height, width)?;
-    let factor = config.factor();
-    let interface = Interface {
-        component: Part::VaeEncoder.name().into(),
-        about: "The encoder of Stable Diffusion's autoencoder, which turns a picture into latents. See \
-                https://arxiv.org/abs/2112.10752."
-            .into(),
-        inputs: vec![Input::of(
-            numbers,
-            "x",
-            "The picture, from -1 to 1: 1, channels, height, width",
-            &[1, config.in_channels, factor * height, factor * width],
-        )],
-        outputs: vec![Output::new(
-            "latent",
-            "The distribution of the latents before the scaling factor: means, then logarithms of variances",
-        )],
-    };
-    write(destination, &interface, weighted, |ops, inputs| {
-        ops.expect_large_values();
-        vec![encode(ops, config, &inputs[0])]
+        vec![if decoder { decode(ops, config, &inputs[0]) } else { encode(ops, config, &inputs[0]) }]
     })
 }

@@ -26,7 +26,7 @@ mod safety_checker;
 mod text_encoder;
 pub mod unet;
 
-pub use autoencoder::{autoencoder_numbers, export_vae_decoder, export_vae_encoder};
+pub use autoencoder::{autoencoder_numbers, export_autoencoder};
 pub use parts::Part;
 pub use safety_checker::export_safety_checker;
 pub use text_encoder::{Attended, export_text_encoder};

@@ -5,15 +5,19 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
 
+use serde::{Deserialize, Serialize};
+
 use crate::ops::Parameter;
 use crate::source::{Component, Model};
 
 /// A package that a model is exported as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Part {
     Unet,
     TextEncoder,
     /// Stable Diffusion XL's second.
+    #[serde(rename = "text_encoder_2")]
     TextEncoder2,
     VaeDecoder,
     VaeEncoder,
@@ -34,7 +38,7 @@ impl Part {
         Part::ALL.into_iter().filter(has).collect()
     }
 
-    /// Its name on the command line, and the last part of its package's name.
+    /// Its name on the command line and in configs.
     pub fn name(self) -> &'static str {
         match self {
             Part::Unet => "unet",
@@ -44,6 +48,11 @@ impl Part {
             Part::VaeEncoder => "vae_encoder",
             Part::SafetyChecker => "safety_checker",
         }
+    }
+
+    /// The last part of its package's name; a UNet that takes what ControlNets add has its own.
+    pub fn package(self, controlnet: bool) -> &'static str {
+        if self == Part::Unet && controlnet { "control-unet" } else { self.name() }
     }
 
     /// The component of the model that holds its weights.

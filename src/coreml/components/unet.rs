@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use crate::coreml::AttentionImplementation;
-use crate::coreml::DeploymentTarget;
+use super::parts::Part;
 use crate::coreml::format::metadata::PackageMetadata;
 use crate::coreml::prompt::PROMPT_TOKENS;
 use crate::coreml::writing::interface::{Destination, Input, Interface, Output, Weighted, write};
 use crate::coreml::writing::lowering::velocity::Velocity;
 use crate::coreml::writing::weights::WeightSource;
+use crate::coreml::{AttentionImplementation, DeploymentTarget};
 use crate::networks::unet::{Added, Addition, Condition, TIME_IDS, UnetConfig, unet};
 
 /// The longest side of latents in a package: far beyond what any device draws, and within what a package can declare.
@@ -68,11 +68,6 @@ impl UnetOptions {
             overwrite: false,
         }
     }
-
-    /// The last part of the package's name.
-    pub fn component(&self) -> &'static str {
-        if self.controlnet { "control-unet" } else { "unet" }
-    }
 }
 
 /// The input that takes the residual of this number: see [`UnetConfig::residual_shapes`].
@@ -97,7 +92,7 @@ pub fn export_unet(
     ensure!(batch > 0, "a package for a batch of {batch} cannot be made: 2 or 1");
     ensure!(height > 0 && width > 0, "a package for latents of {height}×{width} cannot be made");
     let mut interface = Interface {
-        component: options.component().into(),
+        component: Part::Unet.package(options.controlnet).into(),
         about: "The UNet of Stable Diffusion, which takes noise out of latents step by step, guided by a prompt. See \
                 https://arxiv.org/abs/2112.10752."
             .into(),

@@ -14,8 +14,7 @@ use sha2::{Digest, Sha256};
 use super::blob::BlobWriter;
 use super::place::{Aside, Occupied, is_taken, recover, replaces};
 use super::proto::Model;
-use crate::files::at_place;
-use crate::files::hex;
+use crate::files::{at_place, hex};
 
 /// Who the two items of a package are written by, as Core ML's tools have it.
 const AUTHOR: &str = "com.apple.CoreML";

@@ -8,10 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::call::{Call, Operand};
 use super::constant::{Array, Blobs, Constant};
 use super::constexpr::{Constants, LONGEST_CHAIN, Source};
-use super::ops;
 use super::program::{Argument, Operation, Program};
-use super::signature;
 use super::types::{DataType, TensorType};
+use super::{ops, signature};
 
 /// Most elements of a parameter: a vector of axes or sizes.
 const PARAMETER_ELEMENTS: u64 = 4096;

@@ -54,7 +54,7 @@ impl Recording {
         mut run: impl FnMut(Precision, &mut dyn FnMut(&str, &Tensor) -> Result<()>) -> Result<T>,
     ) -> Result<([T; 2], Layers)> {
         let layers = self.layers.borrow();
-        // As names are spelt in packages.
+        // As names are written in packages.
         let places: HashMap<String, usize> =
             layers.iter().enumerate().map(|(place, layer)| (layer.name.replace('.', "_"), place)).collect();
         let mut in_precision = |precision| -> Result<(T, HashMap<usize, f64>)> {

@@ -24,13 +24,11 @@ use crate::coreml::format::blob::{BlobType, BlobWriter};
 use crate::coreml::format::metadata::CUT_FROM;
 pub use crate::coreml::format::package::chunk_paths;
 use crate::coreml::format::package::write_package;
-use crate::coreml::format::place::Aside;
-use crate::coreml::format::place::{recover, replaces};
+use crate::coreml::format::place::{Aside, recover, replaces};
 use crate::coreml::format::proto::data_type::{FLOAT16, FLOAT32};
 use crate::coreml::format::proto::{
-    self, BindingKind, DimensionKind, Model, Operation, Value, ValueKind, ValueTypeKind,
+    self, BindingKind, DimensionKind, Model, NamedValueType, Operation, Value, ValueKind, ValueTypeKind, array_type,
 };
-use crate::coreml::format::proto::{NamedValueType, array_type};
 use crate::files::at_place;
 use crate::files::beside::{WHOLE, beside, hold, missing_folders, remove_empty, remove_leftovers};
 

@@ -13,9 +13,9 @@ use half::f16;
 use crate::coreml::DeploymentTarget;
 use crate::coreml::format::blob::{BlobType, BlobWriter};
 use crate::coreml::format::proto::{
-    self, BindingKind, DimensionKind, ImmediateKind, TensorElements, ValueKind, ValueTypeKind,
+    self, Argument, Binding, BindingKind, DimensionKind, ImmediateKind, NamedValueType, Operation, TensorElements,
+    Value, ValueKind, ValueType, ValueTypeKind, data_type,
 };
-use crate::coreml::format::proto::{Argument, Binding, NamedValueType, Operation, Value, ValueType, data_type};
 
 /// A value of the program: its name, its shape in memory and its element type (one of [`data_type`]).
 #[derive(Clone, Debug, PartialEq)]
