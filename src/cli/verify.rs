@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::doctor::memory;
-use super::model::{ModelArgs, given};
+use super::model::{ModelArgs, about_autoencoder, about_noise, given};
 use super::{ClosedPipe, Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
 use crate::coreml::exporting::nbits::{Nbits, forms};
@@ -196,7 +196,7 @@ fn refuse_unused(args: &Args, model: &Model) -> Result<(), Usage> {
     if args.palettes.is_some() && nbits.names(Part::Unet) {
         return Err(Usage("--quantize-nbits unet=… and --palettes are both for the UNet: one of them".into()));
     }
-    let (of_autoencoder, of_noise) = (args.model_options.about_autoencoder(), args.model_options.about_noise());
+    let (of_autoencoder, of_noise) = (about_autoencoder(&args.model_options), about_noise(&args.model_options));
     if args.palettes.is_none() && args.quantize_nbits.is_none() && of_autoencoder.or(of_noise).is_none() {
         return Ok(());
     }

@@ -103,7 +103,7 @@ pub(super) fn read(
     let files = by_stem(listing, options);
     let (mut found, mut unread) = (false, Vec::new());
     // The first picture of each stem that has a caption file.
-    let (mut owners, mut shared) = (HashMap::new(), Vec::new());
+    let (mut owners, mut shared) = (HashMap::<&str, &File>::new(), Vec::new());
     let asked = options.extensions.join(" or ");
     let caption = |picture: &File| {
         let Some((file, others)) = files.get(picture.stem()).and_then(|files| files.split_first()) else {
@@ -112,8 +112,7 @@ pub(super) fn read(
         found = true;
         match owners.entry(picture.stem()) {
             Entry::Occupied(owner) => {
-                let owner: &File = owner.get();
-                shared.push(format!("{} and {} have {}", owner.name, picture.last(), file.last()));
+                shared.push(format!("{} and {} have {}", owner.get().name, picture.last(), file.last()));
             }
             Entry::Vacant(place) => drop(place.insert(picture)),
         }
