@@ -26,7 +26,7 @@ use palettist::source::{Component, Model};
 use palettist::torch::environment;
 use palettist::torch::random::{Purpose, generator};
 use palettist::train::optimizer::AdamW;
-use palettist::train::trained::Trained;
+use palettist::train::trained::{Fixed, Trained};
 use tch::{Device, Kind, Tensor};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -138,8 +138,9 @@ fn begin(folder: &str, batch: i64, palettize: &Palettize) -> Steps {
     let parameters = model.parameters(Component::Unet).expect("a UNet");
     let weights = model.weights(Component::Unet, Kind::Float, Device::Cpu).expect("whole weights");
     let networks = vec![(Component::Unet, weights, parameters)];
-    let mut trained = Trained::new(networks, palettize, &Train::default(), Device::Cpu, false, &mut |_, _| {})
-        .expect("finite weights");
+    let mut trained =
+        Trained::new(networks, (palettize, &Fixed::new()), &Train::default(), Device::Cpu, false, &mut |_, _| {})
+            .expect("finite weights");
     let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (side, channels) = (config.sample_size, config.in_channels);
     let latents = Tensor::randn([batch, channels, side, side], FLOAT);

@@ -25,6 +25,9 @@ pub struct Args {
     /// A palettized checkpoint to put in place of the model's weights
     #[arg(long)]
     palettes: Option<PathBuf>,
+    /// What a run with palettize.palettes learnt on these palettes, to put onto them
+    #[arg(long, value_name = "SUBJECT")]
+    subject: Option<PathBuf>,
     /// cpu, cuda or auto
     #[arg(long, default_value = "auto", value_parser = generate::device)]
     device: Device,
@@ -37,7 +40,7 @@ pub fn run(args: Args) -> Result<()> {
     let config = load_config(&args.config, &args.overrides)?;
     warn_of_unused(&args.overrides, "evaluate", |key| MEASURED.contains(&key) || is_of_data(key));
     let device = args.device;
-    let opened = args.model.open_by(&config, args.palettes.as_deref())?;
+    let opened = args.model.open_by(&config, args.palettes.as_deref())?.with_subject(args.subject.as_deref())?;
     opened.note_values("\"float\" is these in plain fp16");
     let (model, checkpoint) = (&opened.model, opened.checkpoint()?);
     let evaluation = Evaluation::open(&config, model, None, device)?;

@@ -15,7 +15,6 @@ use crate::coreml::exporting::plan::{OwnPalettes, TooOld};
 use crate::coreml::exporting::{Asked, Nbits, Plan};
 use crate::coreml::format::place::Occupied;
 use crate::coreml::{AttentionImplementation, DeploymentTarget, PackageMetadata};
-use crate::palette::checkpoint::PalettizedFile;
 use crate::pipeline::drawing::{check_shapes, unet_weights};
 use crate::pipeline::text_to_image;
 use crate::report::Progress;
@@ -34,6 +33,9 @@ pub struct Args {
     /// A palettized checkpoint to put in place of the model's weights
     #[arg(long)]
     palettes: Option<PathBuf>,
+    /// What a run with palettize.palettes learnt on these palettes, to put onto them (NAME.subject.safetensors)
+    #[arg(long, value_name = "SUBJECT")]
+    subject: Option<PathBuf>,
     /// coreml: packages; diffusers: a folder with the palettes' values in plain fp16 weights
     #[arg(long, default_value = "coreml", value_parser = ["coreml", "diffusers"])]
     format: String,
@@ -101,6 +103,7 @@ impl Args {
         let of_attention = if self.bundle_resources_for_swift_cli { Packages } else { UnetPackage };
         let options = [
             ("--palettes", self.palettes.is_some(), UnetOfAny),
+            ("--subject", self.subject.is_some(), UnetOfAny),
             ("--component", !self.component.is_empty(), Packages),
             ("--quantize-nbits", self.quantize_nbits.is_some(), Packages),
             ("--bundle-resources-for-swift-cli", self.bundle_resources_for_swift_cli, Packages),
@@ -153,7 +156,7 @@ pub fn run(args: Args) -> Result<()> {
     if nbits.names(Part::Unet) && args.palettes.is_some() {
         return Err(Usage("--quantize-nbits unet=… and --palettes are both for the UNet: one of them".into()).into());
     }
-    let opened = args.model.open(args.palettes.as_deref())?;
+    let opened = args.model.open(args.palettes.as_deref())?.with_subject(args.subject.as_deref())?;
     if nbits.names(Part::Unet) && opened.palettes.is_some() {
         let message = "--quantize-nbits unet=…: the UNet of this run has palettes already";
         return Err(Usage(message.into()).into());
@@ -182,7 +185,7 @@ fn packages(args: &Args, opened: &Opened, parts: Option<Vec<Part>>, nbits: Nbits
     let model = &opened.model;
     // Packages are written a weight at a time; so are weights and palettes read.
     give_back_large_memory();
-    let checkpoint = opened.palettes.as_deref().map(PalettizedFile::open).transpose()?;
+    let checkpoint = opened.palettized()?;
     let own = checkpoint.as_ref().map(|checkpoint| {
         let needs_ios18 = checkpoint.needs_ios18().map(|(name, what)| (name.to_owned(), what));
         OwnPalettes { needs_ios18 }

@@ -43,6 +43,10 @@ pub struct Args {
     #[arg(long, value_name = "PALETTES")]
     pub palettes: Option<PathBuf>,
 
+    /// What a run with palettize.palettes learnt on these palettes, to put onto them (NAME.subject.safetensors).
+    #[arg(long, value_name = "SUBJECT")]
+    pub subject: Option<PathBuf>,
+
     /// Steps of the sampler.
     #[arg(long, value_name = "N", default_value_t = 25)]
     pub steps: usize,
@@ -242,7 +246,7 @@ fn request(args: &Args) -> Result<Request> {
 pub fn run(args: Args) -> Result<()> {
     check(&args).map_err(|error| Usage(format!("{error:#}")))?;
     let mut request = request(&args)?;
-    let opened = args.model.open(args.palettes.as_deref())?;
+    let opened = args.model.open(args.palettes.as_deref())?.with_subject(args.subject.as_deref())?;
     if args.height.is_some() || args.width.is_some() {
         let factor = opened.model.autoencoder_config()?.factor();
         let (height, width) = match &request.noise {

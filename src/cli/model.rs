@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::Usage;
 use crate::config::Config;
 use crate::coreml::PackageMetadata;
-use crate::palette::PalettizedCheckpoint;
+use crate::palette::{PalettizedCheckpoint, PalettizedFile};
 use crate::source::{Model, ModelOptions, PredictionType, model_id};
 use crate::terminal::note;
 use crate::train::run_folder::RunFolder;
@@ -46,6 +47,8 @@ pub fn about_noise(options: &ModelOptions) -> Option<&'static str> {
 pub struct Opened {
     pub model: Model,
     pub palettes: Option<PathBuf>,
+    /// What is put onto the palettes.
+    pub subject: Option<PathBuf>,
     /// The run, where `MODEL` is a run's folder.
     pub run: Option<Box<RunFolder>>,
 }
@@ -86,7 +89,7 @@ impl ModelArgs {
     pub fn open(&self, palettes: Option<&Path>) -> Result<Opened> {
         let (palettes, options) = (palettes.map(Path::to_owned), &self.options);
         let (model, run) = RunFolder::open(&self.model, options)?;
-        let Some(run) = run else { return Ok(Opened { model, palettes, run: None }) };
+        let Some(run) = run else { return Ok(Opened { model, palettes, subject: None, run: None }) };
         if let Some(finished) = run.finished.as_ref().filter(|finished| finished.step < run.step()) {
             note(format_args!(
                 "the results in {} are those of step {}; the run has gone on to step {}",
@@ -99,11 +102,25 @@ impl ModelArgs {
             Some(palettes) => Some(palettes),
             None => run.palettes()?,
         };
-        Ok(Opened { model, palettes, run: Some(run) })
+        Ok(Opened { model, palettes, subject: None, run: Some(run) })
     }
 }
 
 impl Opened {
+    /// With what `--subject` gave.
+    ///
+    /// # Errors
+    /// There are no palettes that it could be put onto.
+    pub fn with_subject(self, subject: Option<&Path>) -> Result<Self, Usage> {
+        match subject {
+            Some(_) if self.palettes.is_none() => Err(Usage(
+                "--subject goes onto the palettes that it was learnt on: give these with --palettes, or a run that made them"
+                    .into(),
+            )),
+            subject => Ok(Self { subject: subject.map(Path::to_owned), ..self }),
+        }
+    }
+
     /// What packages of the model say of it, called `name` or else as the model is.
     pub fn metadata(&self, name: Option<&str>) -> PackageMetadata {
         let name = name.unwrap_or(self.model.name());
@@ -128,11 +145,23 @@ impl Opened {
         Some((export.latent_h, export.latent_w))
     }
 
-    /// Reads the palettes, where there are any.
+    /// Opens the palettes, where there are any, with the subject on them.
     ///
     /// # Errors
-    /// As [`PalettizedCheckpoint::read`].
+    /// As [`PalettizedFile::open`]; a subject of other palettes.
+    pub fn palettized(&self) -> Result<Option<PalettizedFile>> {
+        let Some(file) = self.palettes.as_deref().map(PalettizedFile::open).transpose()? else { return Ok(None) };
+        Ok(Some(match &self.subject {
+            Some(subject) => file.with_subject(subject)?,
+            None => file,
+        }))
+    }
+
+    /// Reads the palettes, where there are any, with the subject on them.
+    ///
+    /// # Errors
+    /// As [`Opened::palettized`] and [`PalettizedCheckpoint::of`].
     pub fn checkpoint(&self) -> Result<Option<PalettizedCheckpoint>> {
-        self.palettes.as_deref().map(PalettizedCheckpoint::read).transpose()
+        self.palettized()?.as_ref().map(PalettizedCheckpoint::of).transpose()
     }
 }

@@ -44,6 +44,9 @@ pub struct Args {
     /// The palettized checkpoint that was exported
     #[arg(long, requires = "against")]
     palettes: Option<PathBuf>,
+    /// The subject that was exported on these palettes
+    #[arg(long, requires = "against", value_name = "SUBJECT")]
+    subject: Option<PathBuf>,
     /// The palettes that were made on the way into the packages: what `export` was told
     #[arg(long, requires = "against", value_name = "N")]
     quantize_nbits: Option<Nbits>,
@@ -64,8 +67,11 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage("--min-psnr is no number".into()).into());
     }
     let options = args.model_options.clone();
-    let opened =
-        args.against.clone().map(|model| ModelArgs { model, options }.open(args.palettes.as_deref())).transpose()?;
+    let open = |model| {
+        let opened = ModelArgs { model, options }.open(args.palettes.as_deref())?;
+        anyhow::Ok(opened.with_subject(args.subject.as_deref())?)
+    };
+    let opened = args.against.clone().map(open).transpose()?;
     if let Some(opened) = &opened {
         text_to_image::fit(&opened.model)?;
         refuse_unused(&args, &opened.model)?;

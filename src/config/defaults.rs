@@ -128,6 +128,7 @@ impl Default for Palettize {
             freeze_fraction: 0.2,
             reestimate_norms_and_biases: true,
             palette_learning_rate: 5e-6,
+            palettes: None,
             recipe: None,
             overrides: Vec::new(),
         }
@@ -212,6 +213,7 @@ pub(super) fn every_key() -> Config {
     config.train.timestep_beta = Some([3.0, 1.0]);
     config.train.autoencoder.crop = Some(64);
     config.export.quantize_nbits = Some("4".parse().expect("a number of bits"));
+    config.palettize.palettes = Some("x".into());
     config.palettize.recipe = Some("x".into());
     config.palettize.overrides = vec![PaletteOverride { pattern: "*".into(), n_bits: Some(4), skip: true }];
     config

@@ -193,10 +193,17 @@ pub(super) fn palettes(config: &Config) -> Option<Idle> {
     if config.palettize.enabled { None } else { Idle::new(Forgotten("palettize.enabled"), why) }
 }
 
+/// What makes palettes of weights.
+pub(super) fn learned_palettes(config: &Config) -> Option<Idle> {
+    let why = "palettize.palettes says which weights are palettes, and how; their assignments stay";
+    let fixed = config.palettize.palettes.is_some();
+    palettes(config).or_else(|| if fixed { Idle::new(Warned, why) } else { None })
+}
+
 /// What holds for layers that neither a recipe nor an override names.
 pub(super) fn unnamed_layers(config: &Config) -> Option<Idle> {
     let Palettize { recipe, .. } = &config.palettize;
-    palettes(config).or_else(|| match recipe {
+    learned_palettes(config).or_else(|| match recipe {
         Some(_) => Idle::new(Warned, "palettize.recipe says the bits of every layer"),
         None if config.palettize.names_every_layer() => {
             Idle::new(Warned, "an override (match = \"*\") says the bits of every layer")
@@ -208,14 +215,14 @@ pub(super) fn unnamed_layers(config: &Config) -> Option<Idle> {
 pub(super) fn groups(config: &Config) -> Option<Idle> {
     let why = "it is for palettize.granularity = \"per_grouped_channel\"";
     let grouped = config.palettize.granularity == Granularity::PerGroupedChannel;
-    palettes(config).or_else(|| if grouped { None } else { Idle::new(Forgotten("palettize.granularity"), why) })
+    learned_palettes(config).or_else(|| if grouped { None } else { Idle::new(Forgotten("palettize.granularity"), why) })
 }
 
 pub(super) fn axis(config: &Config) -> Option<Idle> {
     let palettize = &config.palettize;
     let has = palettize.granularity == Granularity::PerGroupedChannel || palettize.cluster_dim > 1;
     let why = "it is for palettize.granularity = \"per_grouped_channel\" or a cluster_dim of 2 or 4";
-    palettes(config).or_else(|| if has { None } else { Idle::new(Forgotten("palettize.granularity"), why) })
+    learned_palettes(config).or_else(|| if has { None } else { Idle::new(Forgotten("palettize.granularity"), why) })
 }
 
 fn freeze_at(config: &Config) -> u64 {
@@ -225,7 +232,7 @@ fn freeze_at(config: &Config) -> u64 {
 /// What holds until assignments freeze.
 pub(super) fn soft(config: &Config) -> Option<Idle> {
     let why = "assignments are fixed from the first step on (palettize.freeze_fraction, train.max_train_steps)";
-    palettes(config).or_else(|| if freeze_at(config) == 0 { Idle::new(Passing, why) } else { None })
+    learned_palettes(config).or_else(|| if freeze_at(config) == 0 { Idle::new(Passing, why) } else { None })
 }
 
 /// What holds from then on.
@@ -246,11 +253,11 @@ pub(super) fn recipe(config: &Config) -> Option<Idle> {
     let stars = config.palettize.overrides.iter().filter(|exception| exception.pattern == "*").count();
     let replaced = config.palettize.recipe.is_some() && stars > 1;
     let why = "an override (match = \"*\") replaces it";
-    palettes(config).or_else(|| if replaced { Idle::new(Warned, why) } else { None })
+    learned_palettes(config).or_else(|| if replaced { Idle::new(Warned, why) } else { None })
 }
 
 pub(super) fn overrides(config: &Config) -> Option<Idle> {
-    palettes(config).or_else(|| {
+    learned_palettes(config).or_else(|| {
         // Exceptions to a recipe are there to replace its layers.
         if config.palettize.recipe.is_some() {
             return None;

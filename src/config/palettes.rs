@@ -41,7 +41,9 @@ impl Palettize {
         let rest = (!self.names_every_layer()).then_some(self.n_bits);
         let bits = self.overrides.iter().filter_map(|exception| exception.n_bits).chain(rest);
         let needs = |bits: u32| self.form(bits).needs_ios18();
-        if self.enabled { bits.into_iter().find_map(needs) } else { None }
+        // What a checkpoint needs is looked at where that is read.
+        let learned = self.enabled && self.palettes.is_none();
+        if learned { bits.into_iter().find_map(needs) } else { None }
     }
 
     /// Bits of the palette of a conv's or linear layer's weight, or `None` where it stays dense: palettes are off, it
@@ -86,8 +88,11 @@ impl Palettize {
         kept
     }
 
-    /// The step, of so many, before which assignments freeze (`freeze_fraction`).
+    /// The step, of so many, before which assignments freeze (`freeze_fraction`): the first, where they are a checkpoint's.
     pub fn freeze_at(&self, steps: u64) -> u64 {
+        if self.palettes.is_some() {
+            return 0;
+        }
         (steps as f64 * (1.0 - self.freeze_fraction)).round() as u64
     }
 

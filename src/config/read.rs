@@ -250,8 +250,10 @@ impl Reader<'_> {
         let mut wrong = Vec::new();
         for leaf in &self.leaves {
             let key = leaf.path.join(".");
-            let is_path =
-                key == "output_dir" || key.ends_with("_dir") || key.ends_with("_path") || key == "palettize.recipe";
+            let is_path = key == "output_dir"
+                || key.ends_with("_dir")
+                || key.ends_with("_path")
+                || ["palettize.recipe", "palettize.palettes"].contains(&key.as_str());
             let text = leaf.value.as_str().unwrap_or_default();
             if is_path && text.chars().any(char::is_control) {
                 let message = format!(
@@ -388,7 +390,7 @@ impl Reader<'_> {
 
 /// Keys on which it depends what others mean.
 fn is_switch(key: &str) -> bool {
-    const SWITCHES: [&str; 13] = [
+    const SWITCHES: [&str; 14] = [
         "train.mode",
         "train.component",
         "train.train_text_encoder",
@@ -398,6 +400,7 @@ fn is_switch(key: &str) -> bool {
         "data.dreambooth.with_prior_preservation",
         "data.dreambooth.prior_source",
         "palettize.enabled",
+        "palettize.palettes",
         "palettize.granularity",
         "distill.enabled",
         "distill.on",

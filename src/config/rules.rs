@@ -271,6 +271,23 @@ fn palettize(config: &Config, rules: &mut Rules) {
     rules.not_negative(config.distill.lambda_sd, "distill.lambda_sd");
     rules.not_negative(config.distill.lambda_kd_output, "distill.lambda_kd_output");
     rules.not_negative(config.distill.lambda_kd_feat, "distill.lambda_kd_feat");
+    let fixed = palettize.enabled && palettize.palettes.is_some();
+    rules.must(
+        !(fixed && config.train.train_text_encoder),
+        "train.train_text_encoder",
+        "can't be true with palettize.palettes: what is learnt goes into a small file of palettes, biases and norms",
+    );
+    rules.must(
+        !(fixed && config.model.train_from_scratch),
+        "model.train_from_scratch",
+        "can't be true with palettize.palettes: the palettes are the weights",
+    );
+    rules.must(
+        !(fixed && config.first_stage_steps() > 0),
+        "distill.teacher",
+        "can't be \"personalized\" with palettize.palettes: palettes would not start from what the first stage learns; name the \
+         folder of a model that knows the subject",
+    );
     let Distill { enabled, on, lambda_sd, lambda_kd_output, lambda_kd_feat, .. } = config.distill;
     rules.must(
         !enabled || lambda_sd + lambda_kd_output + lambda_kd_feat > 0.0,

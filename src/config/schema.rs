@@ -340,6 +340,11 @@ pub struct Palettize {
     pub reestimate_norms_and_biases: bool,
     /// Learning rate of palettes while assignments are fixed; default: `learning_rate`.
     pub palette_learning_rate: f64,
+    /// A palettized checkpoint of the model, in place of its UNet's weights: its assignments stay, and only the entries of its
+    /// palettes, biases and norms learn. The run also writes these as a small file, which `--subject` puts onto the checkpoint.
+    /// In place of all keys that say which weights become palettes, and how.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub palettes: Option<PathBuf>,
     /// Bits of each layer, as `palettist analyze` writes them: in place of `n_bits` and `weight_threshold`; what it does not
     /// name stays fp16.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -21,10 +21,11 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::f16;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::{Form, LutDtype, Palette, check_form, elements, packing};
-use crate::files::{TensorFile, write_safetensors};
+use crate::files::{TensorFile, hex, write_safetensors};
 use crate::ops::Weights;
 
 /// The version of the format that holds plain palettes.
@@ -38,6 +39,10 @@ pub const RECIPE: &str = "recipe";
 
 const VERSION_KEY: &str = "palettist.version";
 const PALETTES_KEY: &str = "palettist.palettes";
+/// Of a subject ([`super::subject`]): its version, and the [`PalettizedFile::key`] of its base.
+pub(super) const SUBJECT_KEY: &str = "palettist.subject";
+pub(super) const SUBJECT_VERSION: &str = "1";
+pub(super) const BASE_KEY: &str = "palettist.base";
 
 /// A UNet of which some parameters are palettes.
 #[derive(Debug, Default)]
@@ -122,7 +127,14 @@ impl PalettizedCheckpoint {
     /// When it cannot be read, is not such a file, or its parts do not fit each other; names the file, and the
     /// parameter.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = PalettizedFile::open(path)?;
+        Self::of(&PalettizedFile::open(path)?)
+    }
+
+    /// All that a file has, and the subject on it.
+    ///
+    /// # Errors
+    /// When its parts do not fit each other; names the file, and the parameter.
+    pub fn of(file: &PalettizedFile) -> Result<Self> {
         let mut checkpoint = Self { metadata: file.metadata.clone(), ..Self::default() };
         for name in file.names() {
             match file.read(name)? {
@@ -145,11 +157,7 @@ impl PalettizedCheckpoint {
             let Palette { form, indices, entries, scales, .. } = palette;
             ensure!(!self.dense.contains_key(name), "parameter {name} is there twice, as a palette and as a tensor");
             parts.push((indices_name(name), Tensor::f_from_slice(&packing::pack(indices, form.bits))?));
-            let entries = match form.lut_dtype {
-                LutDtype::F16 => Tensor::f_from_slice(entries)?,
-                LutDtype::I8 => Tensor::f_from_slice(&entries.iter().map(|e| e.to_f32() as i8).collect::<Vec<_>>())?,
-            };
-            parts.push((entries_name(name), entries.f_view(entries_shape(palette).as_slice())?));
+            parts.push((entries_name(name), entries_tensor(*form, &palette.shape, entries)?));
             if !scales.is_empty() {
                 parts.push((scales_name(name), Tensor::f_from_slice(scales)?));
             }
@@ -182,6 +190,8 @@ pub struct PalettizedFile {
     headers: BTreeMap<String, Header>,
     /// What is no palette, with its shape.
     dense: BTreeMap<String, Vec<i64>>,
+    /// What was put on it: its tensors are in place of those of the same name.
+    subject: Option<TensorFile>,
     /// As [`PalettizedCheckpoint::metadata`].
     pub metadata: BTreeMap<String, String>,
 }
@@ -223,7 +233,65 @@ impl PalettizedFile {
             let shape = file.shape(&name).unwrap_or_default();
             dense.insert(name, shape);
         }
-        Ok(Self { file, headers, dense, metadata })
+        Ok(Self { file, headers, dense, subject: None, metadata })
+    }
+
+    /// With a subject that was learnt on it ([`super::subject`]), of the file at `path`.
+    ///
+    /// # Errors
+    /// It is not such a file, or was learnt on another base; names both.
+    pub fn with_subject(mut self, path: &Path) -> Result<Self> {
+        let subject = TensorFile::open(path)?;
+        let shown = path.display();
+        let metadata = subject.metadata();
+        let (Some(version), Some(base)) = (metadata.get(SUBJECT_KEY), metadata.get(BASE_KEY)) else {
+            bail!(
+                "{shown} is not a subject (no `{SUBJECT_KEY}` or no `{BASE_KEY}` in its metadata); a run with palettize.palettes \
+                 makes such a file"
+            );
+        };
+        ensure!(
+            version == SUBJECT_VERSION,
+            "the format of the subject {shown} has version {version}, and this program reads version {SUBJECT_VERSION}"
+        );
+        ensure!(
+            *base == self.key()?,
+            "the subject {shown} was learnt on other palettes than {}: it goes onto those alone",
+            self.file.path().display()
+        );
+        let is_known = |name: &String| {
+            let of_palette = name.strip_suffix(".palette").is_some_and(|name| self.headers.contains_key(name));
+            of_palette || self.dense.contains_key(name)
+        };
+        if let Some(unknown) = subject.names().iter().find(|name| !is_known(name)) {
+            bail!("the subject {shown} has {unknown}, which its base has not");
+        }
+        self.subject = Some(subject);
+        Ok(self)
+    }
+
+    /// A hash of all parameters, by which the same content is known wherever it lies. What was put on it does not count.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn key(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for name in self.names() {
+            hash.update((name.len() as u64).to_le_bytes());
+            hash.update(name);
+            match self.headers.get(name) {
+                Some(header) => {
+                    hash.update(serde_json::to_vec(header)?);
+                    for part in [indices_name(name), entries_name(name), scales_name(name)] {
+                        if self.file.shape(&part).is_some() {
+                            hash.update(self.file.bytes(&part)?);
+                        }
+                    }
+                }
+                None => hash.update(self.file.bytes(name)?),
+            }
+        }
+        Ok(hex(&hash.finalize()[..16]))
     }
 
     /// Names of all parameters.
@@ -254,8 +322,21 @@ impl PalettizedFile {
     pub fn read(&self, name: &str) -> Result<Parameter> {
         let shown = self.file.path().display();
         let read = || match self.headers.get(name) {
-            Some(header) => palette(&self.file, name, header).map(Parameter::Palette),
-            None => self.file.tensor(name).map(Parameter::Dense),
+            Some(header) => {
+                let learned = self.subject.as_ref().filter(|subject| subject.shape(&entries_name(name)).is_some());
+                palette((&self.file, learned.unwrap_or(&self.file)), name, header).map(Parameter::Palette)
+            }
+            None => match self.subject.as_ref().filter(|subject| subject.shape(name).is_some()) {
+                Some(subject) => {
+                    let (shape, kind) = (subject.shape(name).unwrap_or_default(), subject.kind(name)?);
+                    ensure!(
+                        kind == Kind::Half && self.dense.get(name) == Some(&shape),
+                        "the subject's is {kind:?} of shape {shape:?}"
+                    );
+                    subject.tensor(name).map(Parameter::Dense)
+                }
+                None => self.file.tensor(name).map(Parameter::Dense),
+            },
         };
         read()
             .with_context(|| format!("parameter {name}"))
@@ -267,7 +348,7 @@ fn indices_name(name: &str) -> String {
     format!("{name}.indices")
 }
 
-fn entries_name(name: &str) -> String {
+pub(super) fn entries_name(name: &str) -> String {
     format!("{name}.palette")
 }
 
@@ -275,37 +356,46 @@ fn scales_name(name: &str) -> String {
     format!("{name}.scales")
 }
 
-/// The shape under which a palette's entries are stored.
-fn entries_shape(palette: &Palette) -> Vec<i64> {
-    let Form { bits, cluster_dim, .. } = palette.form;
-    match palette.form.is_per_tensor() {
+/// The shape under which the entries of a palette for a weight of this shape are stored.
+fn entries_shape(form: Form, shape: &[i64]) -> Vec<i64> {
+    let Form { bits, cluster_dim, .. } = form;
+    match form.is_per_tensor() {
         true => vec![1 << bits],
-        false => vec![palette.form.groups(&palette.shape) as i64, 1 << bits, cluster_dim as i64],
+        false => vec![form.groups(shape) as i64, 1 << bits, cluster_dim as i64],
     }
 }
 
-/// The palette of the parameter `name`.
-fn palette(file: &TensorFile, name: &str, header: &Header) -> Result<Palette> {
+/// Entries as they are stored.
+///
+/// # Errors
+/// libtorch's (no memory), or when they are not as many as the form has.
+pub(super) fn entries_tensor(form: Form, shape: &[i64], entries: &[f16]) -> Result<Tensor> {
+    let entries = match form.lut_dtype {
+        LutDtype::F16 => Tensor::f_from_slice(entries)?,
+        LutDtype::I8 => Tensor::f_from_slice(&entries.iter().map(|e| e.to_f32() as i8).collect::<Vec<_>>())?,
+    };
+    Ok(entries.f_view(entries_shape(form, shape).as_slice())?)
+}
+
+/// The palette of the parameter `name`; its entries may be in another file.
+fn palette((file, learned): (&TensorFile, &TensorFile), name: &str, header: &Header) -> Result<Palette> {
     let form = header.form();
     check_form(&form, &header.shape)?;
     let count = elements(&header.shape)? / form.cluster_dim;
-    // What a palette of this form would be, to know the shapes of its parts.
-    let like =
-        Palette { form, shape: header.shape.clone(), indices: Vec::new(), entries: Vec::new(), scales: Vec::new() };
     let packed = packing::packed_len(count, form.bits).unwrap_or(usize::MAX);
     let indices = part(file, &indices_name(name), Kind::Uint8, &[packed as i64])?;
     let unpacked = packing::unpack(indices, form.bits, count)?;
     file.let_go(indices);
-    let entries = |kind| part(file, &entries_name(name), kind, &entries_shape(&like));
+    let entries = |kind| part(learned, &entries_name(name), kind, &entries_shape(form, &header.shape));
     let entries = match form.lut_dtype {
         LutDtype::F16 => halves(entries(Kind::Half)?),
         LutDtype::I8 => entries(Kind::Int8)?.iter().map(|&byte| f16::from_f32(f32::from(byte as i8))).collect(),
     };
-    let scales = match form.scales(&like.shape) {
+    let scales = match form.scales(&header.shape) {
         0 => Vec::new(),
         count => halves(part(file, &scales_name(name), Kind::Half, &[count as i64])?),
     };
-    Palette::with_form(form, like.shape, unpacked, entries, scales)
+    Palette::with_form(form, header.shape.clone(), unpacked, entries, scales)
 }
 
 /// The bytes of a tensor that must be of this type and shape.

@@ -132,6 +132,33 @@ impl Frozen {
         Ok(frozen)
     }
 
+    /// A palette as it is stored, so that its entries learn on: [`Self::palette`] is at first what it was.
+    ///
+    /// # Errors
+    /// libtorch's (no memory, no such device); names the layer.
+    pub fn of(name: &str, palette: &Palette, device: Device) -> Result<Self> {
+        let make = || {
+            let Palette { form, shape, indices, entries, scales } = palette;
+            let stored = scales.iter().map(|scale| scale.to_f64());
+            // Integers are steps of a unit: of the table's scale, or where that is a channel's, of what makes the largest 1.
+            let (units, of_channels): (Vec<f64>, Vec<f64>) = match (form.lut_dtype, form.per_channel_scale) {
+                (LutDtype::F16, _) => (Vec::new(), stored.collect()),
+                (LutDtype::I8, false) => (stored.collect(), Vec::new()),
+                (LutDtype::I8, true) => {
+                    let unit = 1.0 / 127.0;
+                    (vec![unit; form.groups(shape)], stored.map(|scale| scale / unit).collect())
+                }
+            };
+            let table = form.table();
+            let value = |(place, entry): (usize, &f16)| entry.to_f64() * units.get(place / table).unwrap_or(&1.0);
+            let entries: Vec<f64> = entries.iter().enumerate().map(value).collect();
+            let rows = Rows::new(form, shape, &of_channels, device)?;
+            let indices = Vec::<u8>::try_from(rows.indices_of_shape(&Tensor::f_from_slice(indices)?)?)?;
+            Self::new(name, *form, rows, Stored { table, units }, &indices, &entries, device)
+        };
+        make().with_context(|| format!("parameter {name}"))
+    }
+
     fn entries(&self) -> Result<Vec<f64>> {
         Ok(Vec::try_from(self.entries.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?)
     }
@@ -335,5 +362,43 @@ fn add_up<const D: usize>(values: &[f32], indices: &[u8], run: usize, to: &mut [
     for (j, to) in to.iter_mut().enumerate() {
         let sum = |piece: &Vec<[f64; 4]>| (piece[j][0] + piece[j][1]) + (piece[j][2] + piece[j][3]);
         *to = pieces.iter().map(sum).sum::<f64>() as f32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::palette::DkmLayer;
+    use crate::torch::random::{Purpose, generator, normal};
+
+    /// Whatever its form, a palette is at first what it was; and its entries are of the size of the weights, or of 1.
+    #[test]
+    fn a_palette_of_a_file_learns_on_from_what_it_is() {
+        let plain = Form::per_tensor(2);
+        for form in [
+            plain,
+            Form { group_size: Some(4), bits: 4, ..plain },
+            Form { group_size: Some(4), axis: 1, ..plain },
+            Form { per_channel_scale: true, ..plain },
+            Form { per_channel_scale: true, lut_dtype: LutDtype::I8, ..plain },
+            Form { lut_dtype: LutDtype::I8, group_size: Some(8), ..plain },
+            Form { cluster_dim: 2, bits: 4, ..plain },
+            Form { cluster_dim: 4, bits: 4, axis: 1, lut_dtype: LutDtype::I8, ..plain },
+        ] {
+            let weight = normal(&mut generator(3, Purpose::Initial, 1), &[16, 24, 3, 3]) * 0.05;
+            let palette = DkmLayer::new("layer", form, &weight).unwrap().hard(&weight).unwrap();
+            let mut frozen = Frozen::of("layer", &palette, Device::Cpu).unwrap();
+            assert_eq!(frozen.palette().unwrap(), palette, "{form:?}");
+            let mut dense = weight.empty_like();
+            frozen.dense(&mut dense).unwrap();
+            assert!(dense.equal(&palette.tensor(Kind::Float, Device::Cpu).unwrap()), "{form:?}");
+            let largest = frozen.entries.abs().max().double_value(&[]);
+            assert!((0.05..4.0).contains(&largest), "{form:?}: {largest}");
+            // An entry that moves moves its members.
+            let _ = frozen.entries.get(0).fill_(0.11);
+            frozen.entries = frozen.entries.copy();
+            frozen.dense(&mut dense).unwrap();
+            assert!(dense.equal(&frozen.palette().unwrap().tensor(Kind::Float, Device::Cpu).unwrap()), "{form:?}");
+        }
     }
 }

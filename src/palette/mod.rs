@@ -59,6 +59,7 @@ mod scaled;
 mod scratch;
 mod soften_vectors;
 mod start;
+pub mod subject;
 pub mod table;
 mod vector_attention;
 mod vector_operators;
@@ -74,7 +75,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 pub use backward::{Gradient, Pending, SoftenRows};
-pub use checkpoint::PalettizedCheckpoint;
+pub use checkpoint::{PalettizedCheckpoint, PalettizedFile};
 pub use code::Code;
 pub use dkm::{DkmLayer, Soften, soften};
 pub use fit::fit;

@@ -126,6 +126,21 @@ impl Rows {
         self.put_in(rows, &shape)
     }
 
+    /// [`super::Palette::indices`], flat, in the order of rows.
+    ///
+    /// # Errors
+    /// When they are not as many.
+    pub fn indices_of_shape(&self, indices: &Tensor) -> Result<Tensor> {
+        if !self.swapped {
+            return Ok(indices.f_view(-1)?);
+        }
+        let mut shape = self.shape.clone();
+        if self.dim > 1 {
+            shape[usize::from(self.swapped)] /= self.dim;
+        }
+        Ok(indices.f_view(shape.as_slice())?.f_transpose(0, 1)?.f_contiguous()?.f_view(-1)?)
+    }
+
     fn put_in(&self, rows: &Tensor, shape: &[i64]) -> Result<Tensor> {
         if !self.swapped {
             return Ok(rows.f_view(shape)?);

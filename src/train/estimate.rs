@@ -8,8 +8,8 @@ use tch::{Device, Kind};
 
 use super::optimizer::AdamW;
 use super::teacher::{asked_models, asks_class_alone};
-use super::trained::Trained;
-use crate::config::{Config, TrainedComponent};
+use super::trained::{Fixed, Trained};
+use crate::config::{Config, Palettize, TrainedComponent};
 use crate::networks::autoencoder::{decode, encode};
 use crate::networks::text_encoder::text_encoder;
 use crate::networks::unet::UnetConfig;
@@ -164,7 +164,9 @@ fn optimizer(config: &Config, parameters: &[Parameter], device: Device) -> Resul
     let elements = |parameter: &Parameter| parameter.shape.iter().product::<i64>();
     let mut kinds: Vec<(Option<Form>, Vec<&Parameter>)> = Vec::new();
     let unet = config.train.component == TrainedComponent::Unet;
-    let mut forms = if unet { config.palettize.chosen(parameters).forms } else { Default::default() };
+    // Palettes whose assignments stay take about as long as weights without.
+    let learned = unet && config.palettize.palettes.is_none();
+    let mut forms = if learned { config.palettize.chosen(parameters).forms } else { Default::default() };
     for parameter in parameters {
         let form = forms.remove(&parameter.name);
         match kinds.iter_mut().find(|(known, _)| *known == form) {
@@ -188,7 +190,9 @@ fn optimizer_step(config: &Config, parameter: &Parameter, device: Device) -> Res
     let values = normal(&mut generator(config.seed, Purpose::Initial, 0), &parameter.shape) * 0.02;
     let weights = Weights::from([(parameter.name.clone(), values)]);
     let network = vec![(Component::Unet, weights, vec![parameter.clone()])];
-    let mut trained = Trained::new(network, &config.palettize, &config.train, device, false, &mut |_, _| {})?;
+    let palettize = Palettize { enabled: config.palettize.palettes.is_none(), ..config.palettize.clone() };
+    let of = (&palettize, &Fixed::new());
+    let mut trained = Trained::new(network, of, &config.train, device, false, &mut |_, _| {})?;
     let adamw = AdamW::of(&config.train.optimizer);
     let mut seconds = 0.0;
     for step in 0..2 {

@@ -15,6 +15,7 @@ use tch::{Device, Kind};
 use crate::config::{Config, TrainedComponent};
 use crate::data::Manifest;
 use crate::files::hex;
+use crate::palette::PalettizedFile;
 use crate::source::{Component, Model};
 use crate::torch::slices;
 
@@ -131,6 +132,15 @@ impl ModelIdentity {
             hash.update(weights(teacher, component)?.0.to_le_bytes());
             self.0.insert(format!("teacher's {}", component.title()), hex(&hash.finalize()));
         }
+        Ok(self)
+    }
+
+    /// With the palettes whose assignments stay.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn with_palettes(mut self, file: &PalettizedFile) -> Result<Self> {
+        self.0.insert("palettes".to_owned(), file.key()?);
         Ok(self)
     }
 

@@ -80,10 +80,15 @@ fn of_autoencoder(config: &Config) -> Vec<String> {
         LossType::L1 => "absolute",
         LossType::L2 => "squared",
     };
+    let mut how = format!("{norm} differences");
+    if settings.gradient_weight > 0.0 {
+        how += &format!(", and those of edges times {:?}", settings.gradient_weight);
+    }
+    if settings.scales > 1 {
+        how += &format!(", the mean over {} scales", settings.scales);
+    }
     vec![
-        format!(
-            "reconstruction compares what comes out with what went in ({norm} differences), on all pictures; weight 1.0"
-        ),
+        format!("reconstruction compares what comes out with what went in ({how}), on all pictures; weight 1.0"),
         format!("kl compares latents with a unit normal, on all pictures; weight {:?}", settings.kl_weight),
     ]
 }

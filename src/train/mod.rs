@@ -28,6 +28,7 @@ mod reporter;
 pub mod run_folder;
 pub mod sensitivity;
 mod setup;
+mod stages;
 pub mod state;
 mod stop;
 pub mod teacher;
@@ -47,11 +48,14 @@ use self::objective::Objective;
 use self::optimizer::AdamW;
 pub use self::output::export_plan;
 use self::output::{Ending, OutputDir};
+pub use self::palettes::file_of_palettes;
 pub use self::plan::Resume;
 use self::plan::{Action, Before};
 pub use self::refused::{Refused, refused};
 use self::reporter::{Reporter, SAMPLING, SAVING, VALIDATING};
 pub use self::setup::{begins_from, identity as identity_of, manifest, names_layers, open_model, supports};
+pub use self::stages::Ended;
+use self::stages::Stage;
 use self::stop::stopped;
 pub use self::stop::{Stopped, go_on, stop};
 use self::trained::{Diverged, Slot, Trained};
@@ -59,14 +63,6 @@ use crate::config::{Config, DeviceChoice, MixedPrecision};
 use crate::source::Component;
 use crate::terminal::{note, tell};
 use crate::torch::random::{Purpose, generator};
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    Done,
-    /// Stopped by [`stop`], after saving.
-    Stopped,
-}
 
 /// What was looked at between two steps; nothing when the look was cut short, because the state is saved next.
 fn unless_stopped<T>(looked: Result<T>) -> Result<Option<T>> {
@@ -104,42 +100,7 @@ pub fn run(config: &Config, resume: &Resume) -> Result<Ended> {
     stage(config, resume, Stage { before: config.first_stage_steps(), after: 0 })
 }
 
-/// Where a stage stands in a run: steps of the one before it, and of the one after.
-#[derive(Clone, Copy, Debug)]
-struct Stage {
-    before: u64,
-    after: u64,
-}
-
-/// The first of two stages, unless it is finished: a run of its own within the run's folder.
-fn first_stage(config: &Config, first: &Config) -> Result<Ended> {
-    let about = "the first stage (distill.personalize_steps, distill.personalize_learning_rate)";
-    let folder = first.output_dir.display();
-    match plan::plan(first, &Resume::Auto).context(about)?.action {
-        Action::Finished { gone, .. } if gone.is_empty() => {}
-        Action::Finished { gone, .. } => {
-            return refused(format!(
-                "{folder}, {about}, lacks {}, which its checkpoints are not there to write again; delete that folder to \
-                 have the stage run again",
-                gone.join(", ")
-            ));
-        }
-        _ => {
-            tell(format_args!("stage 1 of 2: learning in float, {} steps, in {folder}", first.train.max_train_steps));
-            let stage = Stage { before: 0, after: config.train.max_train_steps };
-            if let Ended::Stopped = self::stage(first, &Resume::Auto, stage).context(about)? {
-                return Ok(Ended::Stopped);
-            }
-        }
-    }
-    // The second stage needs its model alone.
-    for (_, checkpoint) in state::list(&first.output_dir.join(run_folder::CHECKPOINTS)) {
-        crate::files::remove(&checkpoint)?;
-    }
-    tell(format_args!("stage 2 of 2: {} steps from the model in {folder}", config.train.max_train_steps));
-    Ok(Ended::Done)
-}
-
+/// Trains one stage of a run, the last or only one after the first of two.
 fn stage(config: &Config, resume: &Resume, stage: Stage) -> Result<Ended> {
     let (device, kind) = device_and_kind(config)?;
     let plan = plan::plan(config, resume)?;
@@ -165,7 +126,8 @@ fn stage(config: &Config, resume: &Resume, stage: Stage) -> Result<Ended> {
             // The folder is this run's from now on.
             output.begin(config, None)?;
         }
-        if let Ended::Stopped = first_stage(config, &first)? {
+        if let Ended::Stopped = stages::first(config, &first, |first, place| self::stage(first, &Resume::Auto, place))?
+        {
             return Ok(Ended::Stopped);
         }
     }
@@ -194,7 +156,7 @@ fn stage(config: &Config, resume: &Resume, stage: Stage) -> Result<Ended> {
         note(format_args!(
             "assignments were fixed and learn again, up to step {thawed} of the longer run; then they are fixed again"
         ));
-    } else if frozen && start < total && facts.is_some_and(|facts| facts.is_last()) {
+    } else if frozen && thawed > 0 && start < total && facts.is_some_and(|facts| facts.is_last()) {
         note(format_args!(
             "of {total} steps assignments are fixed from step {thawed} on: in those that were added they stay so"
         ));
@@ -374,8 +336,10 @@ impl Run<'_> {
         let train = &config.train;
         let (stop, of_run) = (train.stop_text_encoder_training, self.stage.before + step);
         let alone = self.frozen && !config.palettize.reestimate_norms_and_biases;
+        let of_subject = config.palettize.enabled && config.palettize.palettes.is_some();
         let learns = |slot: &Slot| match slot.component {
             Component::TextEncoder => stop == 0 || of_run < stop,
+            _ if of_subject => slot.palette.is_some() || (!alone && slot.is_bias_or_norm()),
             _ => slot.palette.is_some() || !alone,
         };
         let temperature = self.schedules.temperature(step);
@@ -428,7 +392,7 @@ impl Run<'_> {
         }
         let mut values = vec![("loss", loss), ("learning_rate", rate), ("gradient_norm", norm)];
         values.extend(parts);
-        if config.palettize.enabled {
+        if config.palettize.enabled && !of_subject {
             values.push(("palette_error", trained.palette_error()));
             if !frozen {
                 values.push(("temperature", temperature));

@@ -9,6 +9,7 @@ use tch::Kind;
 
 use super::identity::Identity;
 use super::objective::Objective;
+use super::palettes::file_of_palettes;
 use super::plan::{Action, Plan as RunPlan, Resume, Resumed, plan};
 use super::refused::refused;
 use super::reporter::Reporter;
@@ -24,7 +25,7 @@ use crate::data::listing::is_of_the_system;
 use crate::files;
 use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
-use crate::palette::{Palette, PalettizedCheckpoint};
+use crate::palette::{Palette, PalettizedCheckpoint, subject};
 use crate::report::{Progress, write_report};
 use crate::source::{Component, Model, fill_model, model_id, write_component};
 use crate::terminal::{note, shell_word};
@@ -107,6 +108,14 @@ impl Ending<'_> {
             let path = output.folder.join(&name);
             self.replacing(&[name], || palettized.write(&path))?;
             reporter.wrote("the palettized checkpoint", &path);
+        }
+        let name = run_folder::subject_file(&config.name);
+        if let Some((base, palettized)) =
+            file_of_palettes(config)?.zip(palettized.as_ref()).filter(|_| self.wants(&name))
+        {
+            let path = output.folder.join(&name);
+            self.replacing(&[name], || subject::write(&path, &base, palettized))?;
+            reporter.wrote("what was learnt, for --subject", &path);
         }
         let mut written = None;
         if self.wants(MODEL) {
@@ -355,7 +364,10 @@ fn facts(config: &Config, trained: &Trained, palettized: Option<&PalettizedCheck
             "bits a palettized weight, palettes counted",
             format!("{:.3}", bits as f64 / weights.max(1) as f64),
         ));
-        facts.push(("palettes' mean relative squared error", format!("{:.5}", trained.palette_error())));
+        // Of palettes that a checkpoint brought, the weights that they stand for are not known.
+        if config.palettize.palettes.is_none() {
+            facts.push(("palettes' mean relative squared error", format!("{:.5}", trained.palette_error())));
+        }
     }
     facts
 }

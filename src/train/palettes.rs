@@ -1,11 +1,33 @@
 //! The clustering between a master weight and the weight that the network sees: soft while assignments learn
 //! ([`DkmLayer`]), then fixed ([`Frozen`]), and soft again in a run that is made longer.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
+use crate::config::Config;
 use crate::ops::Weights;
-use crate::palette::{DkmLayer, Form, Frozen, Gradient, Histogram, Palette, SoftenRows};
+use crate::palette::{DkmLayer, Form, Frozen, Gradient, Histogram, Palette, PalettizedFile, SoftenRows};
+
+/// The palettes whose assignments stay, where a run learns on some.
+///
+/// # Errors
+/// The file can't be read.
+pub fn file_of_palettes(config: &Config) -> Result<Option<PalettizedFile>> {
+    let path = config.palettize.palettes.as_deref().filter(|_| config.palettize.enabled);
+    path.map(PalettizedFile::open).transpose().context("palettize.palettes")
+}
+
+/// A palette as a checkpoint has it, for a weight on `device`: its assignments stay.
+///
+/// # Errors
+/// libtorch's (no memory, no such device).
+pub fn fixed(name: &str, palette: &Palette, device: Device) -> Result<(LayerPalette, Tensor)> {
+    let frozen = Frozen::of(name, palette, device)?;
+    let entries = frozen.entries.shallow_clone();
+    let network = Tensor::f_empty(palette.shape.as_slice(), (Kind::Float, device))?;
+    // No master weight is known that it could be compared with.
+    Ok((LayerPalette { phase: Phase::Frozen(frozen, None), iterations: 0, network, relative_error: 0.0 }, entries))
+}
 
 enum Phase {
     Soft(DkmLayer),

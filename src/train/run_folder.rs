@@ -9,7 +9,7 @@
 //! | `checkpoints/set-aside-1/` | what a run had beyond an older checkpoint that it was resumed from |
 //! | `personalized/` | the first of two stages, a run of its own (`distill.teacher = "personalized"`) |
 //! | `logs/`, `samples/` | what it told on the way |
-//! | `NAME.palettes.safetensors`, `model/`, `coreml/`, `report.html` | its results |
+//! | `NAME.palettes.safetensors`, `NAME.subject.safetensors`, `model/`, `coreml/`, `report.html` | its results |
 //! | `finished.json` | that it is finished: steps, what it learned from, the results' files |
 //! | `train.lock` | locked while a run writes here |
 
@@ -50,6 +50,11 @@ pub fn palettes_file(name: &str) -> String {
     format!("{name}.palettes.safetensors")
 }
 
+/// What a run of this name learnt on a palettized base.
+pub fn subject_file(name: &str) -> String {
+    format!("{name}.subject.safetensors")
+}
+
 /// A file of a result; without a name, the result itself.
 pub fn file_of(result: &Path, file: &str) -> PathBuf {
     // Joining nothing would make a folder of it.
@@ -64,6 +69,9 @@ pub fn wanted(config: &Config) -> Vec<String> {
     }
     if config.palettize.enabled {
         wanted.push(palettes_file(&config.name));
+        if config.palettize.palettes.is_some() {
+            wanted.push(subject_file(&config.name));
+        }
     }
     if config.export.coreml {
         wanted.extend(config.export.parts().into_iter().flat_map(|part| packages(config, part)));
@@ -165,7 +173,8 @@ impl RunFolder {
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         let mut found: Vec<String> = names
             .filter(|name| {
-                name.ends_with(".palettes.safetensors") && !name.starts_with('.')
+                let ours = [".palettes.safetensors", ".subject.safetensors"];
+                ours.iter().any(|ending| name.ends_with(ending)) && !name.starts_with('.')
                     || [MODEL, PACKAGES, REPORT].contains(&name.as_str())
             })
             .collect();

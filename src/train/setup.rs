@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::denoise::{Class, ClassSource, Denoise};
@@ -12,19 +12,22 @@ use super::identity::{Identity, ModelIdentity, Read};
 use super::initialise::initialise;
 use super::objective::Objective;
 use super::output::export_plan;
+use super::palettes::file_of_palettes;
 use super::plan::Before;
 use super::reconstruct::Reconstruct;
 use super::refused::refused;
 use super::run_folder::{Holds, RunFolder};
 use super::teacher::{Teacher, is_base_after_all, other_teacher, prior_is_base, start};
-use super::trained::Trained;
+use super::trained::{Fixed, Trained};
 use super::validate::Validation;
 use super::{class_images, prompts};
 use crate::config::{self, Config, PaletteOverride, Recipe, TrainedComponent, matches_glob};
-use crate::coreml::PackageMetadata;
 use crate::coreml::components::unet::{LARGEST_LATENTS, takes_latents};
+use crate::coreml::{DeploymentTarget, PackageMetadata};
 use crate::data::{Cache, Crop, DataSet, Manifest, Sample, Transform, load_picture};
 use crate::ops::{Parameter, Weights};
+use crate::palette::PalettizedCheckpoint;
+use crate::pipeline::drawing::check_shapes;
 use crate::pipeline::text_to_image::{self, TextToImage};
 use crate::report::Progress;
 use crate::source::{Component, Model};
@@ -83,7 +86,10 @@ pub fn open(config: &Config, device: Device, kind: Kind, before: Before) -> Resu
 /// # Errors
 /// Either can't be read; the teacher is of another architecture.
 pub fn identity(config: &Config, model: &Model) -> Result<Read> {
-    let read = ModelIdentity::of(model, config)?;
+    let mut read = ModelIdentity::of(model, config)?;
+    if let Some(file) = file_of_palettes(config)? {
+        read.identity = read.identity.with_palettes(&file)?;
+    }
     match other_teacher(config, model)? {
         Some(teacher) => Ok(Read { identity: read.identity.with_teacher(&teacher)?, ..read }),
         None => Ok(read),
@@ -133,7 +139,7 @@ fn autoencoder(config: &Config, model: Model, device: Device, kind: Kind, before
     }
     let trained = Trained::new(
         vec![(Component::Autoencoder, weights, parameters)],
-        &config.palettize,
+        (&config.palettize, &Fixed::new()),
         &config.train,
         device,
         before.resumes,
@@ -229,8 +235,19 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
         TrainedComponent::Unet => {
             let factor = TextToImage::of(model)?.autoencoder.factor();
             prompts::check_samplers(config, model)?;
-            if config.palettize.enabled && config.palettize.chosen(&model.parameters(Component::Unet)?).forms.is_empty()
-            {
+            let file = file_of_palettes(config)?;
+            if let Some(file) = &file {
+                check_shapes(model, &file.shapes()).context("palettize.palettes")?;
+                let target = config.export.min_deployment_target;
+                let needs = file.needs_ios18().filter(|_| config.export.coreml && target != DeploymentTarget::Ios18);
+                if let Some((name, what)) = needs {
+                    return refused(format!(
+                        "palettize.palettes: {name} has {what}; set export.min_deployment_target = \"iOS18\""
+                    ));
+                }
+            }
+            let learns_palettes = file.is_none() && config.palettize.enabled;
+            if learns_palettes && config.palettize.chosen(&model.parameters(Component::Unet)?).forms.is_empty() {
                 return refused(format!(
                     "no layer of the UNet would get a palette: see palettize.weight_threshold ({}), group_size and \
                      overrides, or set palettize.enabled = false",
@@ -259,7 +276,7 @@ pub fn supports(config: &Config, model: &Model) -> Result<()> {
 /// # Errors
 /// Each that is not, a [`config::Error`].
 pub fn names_layers(config: &Config, model: &Model) -> Result<()> {
-    if !config.palettize.enabled {
+    if !config.palettize.enabled || config.palettize.palettes.is_some() {
         return Ok(());
     }
     let parameters = model.parameters(Component::Unet)?;
@@ -328,17 +345,28 @@ pub(super) fn unet(
         Validation::new(&examples, scaling_factor, sizes, config.validation.seed, &schedule, (device, kind))
     });
 
-    let (weights, parameters) = initial(config, &start, Component::Unet)?;
+    let (weights, parameters, fixed) = match file_of_palettes(config)? {
+        Some(file) => {
+            let PalettizedCheckpoint { palettes, dense, .. } = PalettizedCheckpoint::of(&file)?;
+            let dense = dense.into_iter().map(|(name, tensor)| (name, tensor.to_kind(Kind::Float))).collect();
+            (dense, model.parameters(Component::Unet)?, palettes)
+        }
+        None => {
+            let (weights, parameters) = initial(config, &start, Component::Unet)?;
+            (weights, parameters, Fixed::new())
+        }
+    };
     networks.insert(0, (Component::Unet, weights, parameters));
     let total: usize = networks.iter().map(|(_, _, parameters)| parameters.len()).sum();
     let mut bar = Progress::new(
-        if config.palettize.enabled && !before.resumes { "clustering" } else { "copying" },
+        if config.palettize.enabled && fixed.is_empty() && !before.resumes { "clustering" } else { "copying" },
         0,
         total as u64,
     )
     .counting("tensor");
     let mut told = |done: usize, _: usize| bar.update(done as u64, &[]);
-    let trained = Trained::new(networks, &config.palettize, &config.train, device, before.resumes, &mut told)?;
+    let trained =
+        Trained::new(networks, (&config.palettize, &fixed), &config.train, device, before.resumes, &mut told)?;
     bar.finish();
 
     let load =

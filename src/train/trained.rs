@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::optimizer::{AdamW, Moments, clip_factor, norm};
-use super::palettes::{LayerPalette, Seen};
+use super::palettes::{self, LayerPalette, Seen};
 use crate::config::{Palettize, Train};
 use crate::files::TensorFile;
 use crate::ops::{Parameter, Weights};
@@ -37,7 +37,15 @@ pub struct Slot {
     form: Option<Form>,
 }
 
+/// Palettes of the UNet whose assignments stay, by name; none where palettes are learnt.
+pub type Fixed = BTreeMap<String, Palette>;
+
 impl Slot {
+    /// Whether it is a bias or of a norm.
+    pub fn is_bias_or_norm(&self) -> bool {
+        self.palette.is_none() && self.value.dim() == 1
+    }
+
     /// Unique over all networks: `unet/conv_in.weight`.
     pub fn key(&self) -> String {
         format!("{}/{}", self.component.folder(), self.name)
@@ -62,15 +70,15 @@ pub struct Step {
 }
 
 impl Trained {
-    /// Takes the `parameters` of each network out of its fp32 weights. `palettize` says which of the UNet's get palettes,
-    /// `train` whether master weights are bf16 and whether there is an average. Of a `resumed` run nothing is clustered:
-    /// its palettes come with [`Trained::restore`].
+    /// Takes the `parameters` of each network out of its fp32 weights. `palettize` says which of the UNet's get palettes, but
+    /// where some are `fixed`, of which no weights are given; `train` whether master weights are bf16 and whether there is an
+    /// average. Of a `resumed` run nothing is clustered: its palettes come with [`Trained::restore`].
     ///
     /// # Errors
     /// A palette that can't be made of a weight (not finite); [`super::Stopped`].
     pub fn new(
         networks: Vec<(Component, Weights, Vec<Parameter>)>,
-        palettize: &Palettize,
+        (palettize, fixed): (&Palettize, &Fixed),
         train: &Train,
         device: Device,
         resumed: bool,
@@ -81,11 +89,26 @@ impl Trained {
         let iterations = palettize.kmeans_max_iter;
         for (component, mut weights, parameters) in networks {
             let mut forms = BTreeMap::new();
-            if component == Component::Unet {
+            if component == Component::Unet && fixed.is_empty() {
                 forms = palettize.chosen(&parameters).forms;
             }
             for parameter in parameters {
                 super::stop::go_on()?;
+                if let Some(palette) = fixed.get(&parameter.name).filter(|_| component == Component::Unet) {
+                    let form = Some(palette.form);
+                    let (palette, value) = match resumed {
+                        // Of the weight's shape, by which the state is read.
+                        true => (None, Tensor::f_empty(parameter.shape.as_slice(), (Kind::Float, device))?),
+                        false => {
+                            let (palette, entries) = palettes::fixed(&parameter.name, palette, device)?;
+                            (Some(palette), entries)
+                        }
+                    };
+                    let moments = Moments::zeros_like(&value);
+                    slots.push(Slot { component, name: parameter.name, value, moments, palette, form });
+                    progress(slots.len(), total);
+                    continue;
+                }
                 let weight = weights.remove(&parameter.name);
                 let weight = weight.with_context(|| format!("{} has no {}", component.title(), parameter.name))?;
                 let kind = if train.is_bf16(&parameter.shape) { Kind::BFloat16 } else { Kind::Float };

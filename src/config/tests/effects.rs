@@ -101,6 +101,11 @@ fn a_key_without_effect_is_refused_or_warned_of() {
             "`palettize.kmeans_max_iter` has no effect: assignments are fixed",
         ),
         (
+            "[palettize]\npalettes = \"p\"\nn_bits = 2\ngroup_size = 8\nkmeans_max_iter = 5\npalette_learning_rate = 1e-3",
+            vec![],
+            "`palettize.n_bits`, `palettize.group_size`, `palettize.kmeans_max_iter` have no effect: palettize.palettes says",
+        ),
+        (
             "[palettize]\npalette_learning_rate = 1e-3\nfreeze_fraction = 0",
             vec![],
             "`palettize.palette_learning_rate` has no effect",
@@ -295,6 +300,8 @@ fn a_resolved_config_has_nothing_to_warn_of() {
         vec!["distill.enabled=true", "train.train_text_encoder=true", "train.max_train_steps=2"],
         vec!["train.max_train_steps=1", "sample.prompts=[\"a\"]", "palettize.freeze_fraction=1.0"],
         vec!["palettize.overrides=[{match=\"a*\", n_bits=4}, {match=\"*\", n_bits=2}]", "palettize.n_bits=3"],
+        vec!["palettize.palettes=p", "palettize.n_bits=3"],
+        vec!["distill.enabled=true", "distill.teacher=personalized", "distill.personalize_steps=9"],
         autoencoder.to_vec(),
     ] {
         let (config, _) = loaded(SMALL, &overrides);
