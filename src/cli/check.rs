@@ -10,7 +10,7 @@ use super::{Mistakes, Usage, grouped, is_usage, print};
 use crate::config::{self, Config, DeviceChoice, Loaded, MixedPrecision, SamplePrompt, TrainedComponent};
 use crate::data::set::class_folder;
 use crate::data::{DataSet, Problems, Sample};
-use crate::source::{Component, Model, Tokenizer};
+use crate::source::{Model, Tokenizer};
 use crate::terminal::shell_word;
 use crate::train::identity::Identity;
 use crate::train::plan::{self, Action, Before, Plan, plan};

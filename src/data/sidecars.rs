@@ -59,6 +59,22 @@ fn by_stem<'l>(listing: &'l Listing, options: &CaptionOptions) -> HashMap<&'l st
     sorted.collect()
 }
 
+/// Warns of pictures that differ in their extensions alone, and so have one caption file.
+fn told_shared(listing: &Listing, files: &HashMap<&str, Vec<&File>>) -> Option<String> {
+    let (mut owners, mut shared) = (HashMap::<&str, &File>::new(), Vec::new());
+    for picture in &listing.pictures {
+        let Some(file) = files.get(picture.stem()).and_then(|files| files.first()) else { continue };
+        match owners.entry(picture.stem()) {
+            Entry::Occupied(owner) => {
+                shared.push(format!("{} and {} have {}", owner.get().name, picture.last(), file.last()));
+            }
+            Entry::Vacant(place) => drop(place.insert(picture)),
+        }
+    }
+    let folder = listing.folder.display();
+    (!shared.is_empty()).then(|| format!("warning: {folder}: pictures share a caption file: {}", listed(&shared)))
+}
+
 /// Whether a caption file that is not read says something else than the caption that is taken.
 fn reads_otherwise(listing: &Listing, file: &File, taken: Option<&String>) -> bool {
     read_caption(&listing.folder.join(&file.path)).ok().as_ref() != taken
@@ -102,20 +118,12 @@ pub(super) fn read(
 ) -> Captions {
     let files = by_stem(listing, options);
     let (mut found, mut unread) = (false, Vec::new());
-    // The first picture of each stem that has a caption file.
-    let (mut owners, mut shared) = (HashMap::<&str, &File>::new(), Vec::new());
     let asked = options.extensions.join(" or ");
     let caption = |picture: &File| {
         let Some((file, others)) = files.get(picture.stem()).and_then(|files| files.split_first()) else {
             return Caption::None(format!("{} has no caption file ({asked})", listing.shown(picture)));
         };
         found = true;
-        match owners.entry(picture.stem()) {
-            Entry::Occupied(owner) => {
-                shared.push(format!("{} and {} have {}", owner.get().name, picture.last(), file.last()));
-            }
-            Entry::Vacant(place) => drop(place.insert(picture)),
-        }
         let text = read_caption(&listing.folder.join(&file.path));
         unread.extend(
             others
@@ -135,10 +143,7 @@ pub(super) fn read(
         }
     };
     let captions: Vec<Caption> = listing.pictures.iter().map(caption).collect();
-    if !shared.is_empty() {
-        let folder = listing.folder.display();
-        remarks.push(format!("warning: {folder}: pictures share a caption file: {}", listed(&shared)));
-    }
+    remarks.extend(told_shared(listing, &files));
     remarks.extend(told_unread(listing, &unread, "whose pictures have another one, with another text"));
     let stems: HashSet<&str> = listing.pictures.iter().map(File::stem).collect();
     let owned = |file: &&File| {
