@@ -338,20 +338,7 @@ impl Model {
             }
             Form::File(file) => (file.tokenizer(component)?, file.path().to_owned()),
         };
-        let config = self.text_encoder_config_of(component)?;
-        let tokenizer = tokenizer.or_of_length(config.positions);
-        if tokenizer.vocabulary_size() > config.vocab_size || tokenizer.length() as i64 > config.positions {
-            bail!(
-                "{}: {} tokens of texts of {}, but the text encoder knows {} (`vocab_size`) and reads {} \
-                 (`max_position_embeddings`)",
-                place.display(),
-                tokenizer.vocabulary_size(),
-                tokenizer.length(),
-                config.vocab_size,
-                config.positions
-            );
-        }
-        Ok(tokenizer)
+        tokenizer.fitting(&self.text_encoder_config_of(component)?, &place)
     }
 
     /// The tokenizer for Apple's Swift package, which has one for all text encoders.
@@ -407,7 +394,7 @@ impl Model {
             At::Folder(folder) => folder,
             At::File(file) => return file.stored(component, &parameters),
         };
-        let files = folder::weight_files(&folder, component)?;
+        let files = folder::weight_files(&folder, component.into())?;
         let files = files.iter().map(|path| TensorFile::open(path).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let names: Vec<String> = files.iter().flat_map(|file| file.names()).collect();
         // A file in latent-diffusion's names does as well.
@@ -425,6 +412,6 @@ impl Model {
                 }));
             }
         }
-        Stored::new(component, Origin::ConfigJson, &parameters, files, places)
+        Stored::new(component.into(), Origin::ConfigJson, &parameters, files, places)
     }
 }

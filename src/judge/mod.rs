@@ -1,0 +1,16 @@
+//! Final pictures, judged: by a CLIP, which says how well a picture fits its prompt and which of several things it shows,
+//! and beside the pictures that another model draws from the same noise.
+
+mod clip;
+mod interval;
+mod labels;
+mod preprocess;
+mod prompts;
+mod score;
+
+pub use clip::Clip;
+pub use interval::{Interval, interval};
+pub use labels::Choices;
+pub use preprocess::Preprocessor;
+pub use prompts::{JudgedPrompt, LabelTexts, read_labels, read_prompts};
+pub use score::{Metric, Scores, psnr, right};
