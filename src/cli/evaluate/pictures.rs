@@ -12,13 +12,14 @@ use tch::Tensor;
 
 use super::args::Args;
 use super::table::Table;
-use crate::cli::model::{ModelArgs, ModelOptionArgs, Opened};
+use crate::cli::model::{ModelArgs, Opened};
 use crate::cli::train::stop_on_interrupt;
 use crate::cli::{Interrupted, Usage, must_be_new, print};
 use crate::diffusion::Noise;
 use crate::judge::{Choices, Clip, JudgedPrompt, Metric, Scores, psnr, read_labels, read_prompts, right};
 use crate::pipeline::{Pipeline, Request};
 use crate::report::{Progress, pictures};
+use crate::source::ModelOptions;
 use crate::terminal::{note, warn};
 use crate::train::{Stopped, go_on};
 
@@ -114,7 +115,7 @@ pub fn run(args: &Args, file: &Path) -> Result<()> {
 fn against(args: &Args) -> Result<Option<Opened>> {
     let Some(model) = args.against.clone() else { return Ok(None) };
     // A revision is of one hub id.
-    let options = ModelOptionArgs { revision: None, ..args.model.options.clone() };
+    let options = ModelOptions { revision: None, ..args.model.options.clone() };
     ModelArgs { model, options }.open(None).map(Some)
 }
 
