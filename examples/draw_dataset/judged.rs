@@ -68,7 +68,9 @@ fn scene(scene: &Scene, side: u32, rng: &mut ChaCha8Rng) -> (Pixmap, Value) {
     match line["things"].as_array().map(Vec::len) {
         Some(1) => line["subject"] = line["thing"].clone(),
         // Of two things, neither is what the picture shows.
-        _ => ["thing", "color"].iter().for_each(|label| drop(line.as_object_mut().and_then(|line| line.remove(*label)))),
+        _ => {
+            ["thing", "color"].iter().for_each(|label| drop(line.as_object_mut().and_then(|line| line.remove(*label))))
+        }
     }
     (picture, line)
 }

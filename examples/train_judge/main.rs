@@ -8,20 +8,23 @@
 //! `draw_dataset` writes it. OUT becomes a folder of transformers' (CLIPModel), which `palettist evaluate --clip` takes. At
 //! the end it is opened again and asked about each picture of the validation folders.
 //!
-//! Two losses (Radford et al. 2021, figure 3): captions against the pictures of a batch, where pictures of equal labels
+//! Two losses (Radford et al. 2021, figure 3): captions against the pictures of a batch, where pictures of equal captions
 //! count as each other's; and each label's value against all its values, as the judge will be asked. Pictures are shifted,
 //! zoomed, tinted, blurred and noised, so that what counts is what they show and not how clean they are.
+//!
+//! Every so many steps all is kept in OUT.state.safetensors: the same command resumes there. A run that was cut off gives
+//! the same CLIP as one that was not.
 
 mod drawings;
 mod model;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use drawings::Drawings;
 use model::{Judge, Sizes};
-use palettist::judge::{Choices, Clip};
+use palettist::judge::{Choices, Clip, right};
 use palettist::report::Progress;
 use palettist::torch::random::{Purpose, generator};
 use rand::seq::SliceRandom;
@@ -57,13 +60,16 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(!arguments.out.exists(), "{} exists already", arguments.out.display());
-    tch::manual_seed(arguments.seed as i64);
     let training = Drawings::read(&arguments.train, arguments.side)?;
     println!("{} pictures; {}", training.len(), training.summary());
     let mut judge =
         Judge::new(&Sizes { side: arguments.side, ..Sizes::default() }, &arguments.tokenizer, arguments.seed)?;
-    learn(&mut judge, &training, &arguments)?;
+    let state = arguments.out.with_extension("state.safetensors");
+    learn(&mut judge, &training, &arguments, &state)?;
     judge.save(&arguments.out, &arguments.tokenizer)?;
+    if state.exists() {
+        std::fs::remove_file(&state).with_context(|| format!("cannot remove {}", state.display()))?;
+    }
     // What was written is asked, in fp16 and by the program's own code.
     let clip = Clip::open(&arguments.out.display().to_string(), Device::Cpu)?;
     for folder in &arguments.validation {
@@ -74,22 +80,33 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn learn(judge: &mut Judge, training: &Drawings, arguments: &Arguments) -> Result<()> {
-    let batch = arguments.batch.min(training.len());
-    let mut order: Vec<usize> = (0..training.len()).collect();
-    let (mut next, mut epoch) = (order.len(), 0);
-    let mut bar = Progress::new("training", 0, arguments.steps as u64);
-    let mut shown = 0.0;
-    for step in 0..arguments.steps {
-        if next + batch > order.len() {
-            order.shuffle(&mut generator(arguments.seed, Purpose::Order, epoch));
-            (next, epoch) = (0, epoch + 1);
+/// How often the state is kept, in steps.
+const KEEP_EVERY: usize = 100;
+
+fn learn(judge: &mut Judge, training: &Drawings, arguments: &Arguments, state: &Path) -> Result<()> {
+    let batch = arguments.batch.clamp(1, training.len());
+    let settings = format!("{} steps of {batch}, {}, seed {}", arguments.steps, training.summary(), arguments.seed);
+    let first = judge.resume(state, &settings)?;
+    let batches = training.len() / batch;
+    let mut order: Vec<usize> = Vec::new();
+    let mut bar = Progress::new("training", first as u64, arguments.steps as u64);
+    let mut shown = None;
+    for step in first..arguments.steps {
+        if order.is_empty() || step % batches == 0 {
+            order = (0..training.len()).collect();
+            order.shuffle(&mut generator(arguments.seed, Purpose::Order, (step / batches) as u64));
         }
-        let loss = judge.step(training, &order[next..next + batch], rate(step, arguments))?;
-        next += batch;
+        // What is drawn by lot depends on the step, not on where a run began.
+        tch::manual_seed((arguments.seed << 32 | step as u64) as i64);
+        let which = &order[step % batches * batch..][..batch];
+        let loss = judge.step(training, which, rate(step, arguments))?;
         ensure!(loss.is_finite(), "the loss is {loss} at step {step}; try a smaller --learning-rate");
-        shown = if step == 0 { loss } else { shown + 0.05 * (loss - shown) };
-        bar.update(step as u64 + 1, &[("loss", shown)]);
+        let average = shown.map_or(loss, |shown| shown + 0.05 * (loss - shown));
+        shown = Some(average);
+        bar.update(step as u64 + 1, &[("loss", average)]);
+        if (step + 1) % KEEP_EVERY == 0 {
+            judge.keep(state, step + 1, &settings)?;
+        }
     }
     bar.finish();
     Ok(())
@@ -116,11 +133,11 @@ fn ask(clip: &Clip, drawings: &Drawings, training: &Drawings) -> Result<()> {
             .filter_map(|(shown, labels)| Some((*shown.get(label)?, labels.get(label)?.as_str())))
             .collect();
         let wrong: Vec<&(&str, &str)> = asked.iter().filter(|(shown, asked)| shown != asked).collect();
-        let right = 100.0 * (1.0 - wrong.len() as f64 / asked.len() as f64);
+        let share = 100.0 * (1.0 - wrong.len() as f64 / asked.len() as f64);
         let examples: Vec<String> =
             wrong.iter().take(6).map(|(shown, asked)| format!("{asked} taken for {shown}")).collect();
         let examples = if examples.is_empty() { String::new() } else { format!(" ({})", examples.join("; ")) };
-        println!("  {label}: {right:.1} % right of {}, among {values}{examples}", asked.len());
+        println!("  {label}: {share:.1} % right of {}, among {values}{examples}", asked.len());
     }
     let all =
         |(shown, labels): &(&std::collections::BTreeMap<&str, &str>, &std::collections::BTreeMap<String, String>)| {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use palettist::files::{write_bytes, write_safetensors};
+use palettist::files::{TensorFile, write_bytes, write_safetensors};
 use palettist::networks::clip_model::{ClipConfig, LOGIT_SCALE};
 use palettist::networks::text_encoder::text_encoder;
 use palettist::networks::vision::image_embeds;
@@ -122,10 +122,7 @@ impl Judge {
 
         let count = which.len() as i64;
         let labels: Vec<&BTreeMap<String, String>> = which.iter().map(|&index| &drawings.labels[index]).collect();
-        let alike = |a: usize, b: usize| match labels[a].is_empty() {
-            true => captions[a] == captions[b],
-            false => labels[a] == labels[b],
-        };
+        let alike = |a: usize, b: usize| captions[a] == captions[b];
         let same: Vec<f32> = (0..which.len())
             .flat_map(|a| (0..which.len()).map(move |b| (a, b)))
             .map(|(a, b)| f32::from(alike(a, b)))
@@ -164,6 +161,44 @@ impl Judge {
         let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
         rows.iter_mut().for_each(|row| row.resize(longest, self.tokenizer.pad()));
         Ok(Tensor::from_slice(&rows.concat()).view([rows.len() as i64, longest as i64]))
+    }
+
+    /// Takes up what [`Self::keep`] left, where there is such a file; returns how many steps were done.
+    ///
+    /// # Errors
+    /// It is of other settings, or damaged.
+    pub fn resume(&mut self, state: &Path, settings: &str) -> Result<usize> {
+        if !state.exists() {
+            return Ok(0);
+        }
+        let file = TensorFile::open(state)?;
+        let metadata = file.metadata();
+        let said = metadata.get("settings").map_or("", String::as_str);
+        ensure!(said == settings, "{} is of {said}, and this is {settings}: remove it", state.display());
+        let step: usize = metadata.get("step").and_then(|step| step.parse().ok()).context("the state has no step")?;
+        let _guard = tch::no_grad_guard();
+        for (name, weight) in &self.weights {
+            let moments = &self.moments[name];
+            for (part, to) in [("weight", weight), ("mean", &moments.exp_avg), ("square", &moments.exp_avg_sq)] {
+                to.shallow_clone().copy_(&file.tensor(&format!("{part}.{name}"))?);
+            }
+            let _ = moments.step.shallow_clone().fill_(step as f64);
+        }
+        Ok(step)
+    }
+
+    /// Writes all that the next step depends on.
+    pub fn keep(&self, state: &Path, step: usize, settings: &str) -> Result<()> {
+        let mut named: Vec<(String, &Tensor)> = Vec::new();
+        for (name, weight) in &self.weights {
+            let moments = &self.moments[name];
+            for (part, from) in [("weight", weight), ("mean", &moments.exp_avg), ("square", &moments.exp_avg_sq)] {
+                named.push((format!("{part}.{name}"), from));
+            }
+        }
+        let metadata = [("step", step.to_string()), ("settings", settings.to_owned())];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
+        write_safetensors(state, named.iter().map(|(name, tensor)| (name.as_str(), *tensor)), None, &metadata)
     }
 
     /// Writes the folder, the weights in fp16.
