@@ -18,6 +18,7 @@
 mod drawings;
 mod model;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -139,11 +140,10 @@ fn ask(clip: &Clip, drawings: &Drawings, training: &Drawings) -> Result<()> {
         let examples = if examples.is_empty() { String::new() } else { format!(" ({})", examples.join("; ")) };
         println!("  {label}: {share:.1} % right of {}, among {values}{examples}", asked.len());
     }
-    let all =
-        |(shown, labels): &(&std::collections::BTreeMap<&str, &str>, &std::collections::BTreeMap<String, String>)| {
-            labels.iter().all(|(label, value)| shown.get(label.as_str()) == Some(&value.as_str()))
-        };
-    let right = shown.iter().zip(&drawings.labels).filter(all).count();
+    let is_right = |(shown, labels): &(&BTreeMap<&str, &str>, &BTreeMap<String, String>)| {
+        right(shown, labels).values().all(|&score| score > 0.0)
+    };
+    let right = shown.iter().zip(&drawings.labels).filter(is_right).count();
     let share = 100.0 * right as f64 / Some(drawings.len()).filter(|&count| count > 0).context("no pictures")? as f64;
     println!("  all labels of a picture: {share:.1} % right");
     Ok(())

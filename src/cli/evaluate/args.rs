@@ -34,6 +34,9 @@ pub struct Args {
     /// A palettized checkpoint to put in place of the model's weights
     #[arg(long)]
     pub palettes: Option<PathBuf>,
+    /// What a run with palettize.palettes learnt on these palettes, to put onto them
+    #[arg(long, value_name = "SUBJECT")]
+    pub subject: Option<PathBuf>,
     /// Prompts to draw, one on each line, with the flags of a config's `sample.prompts` where wanted; or, in a file that ends
     /// in .jsonl, objects: `text`, and any labels of what the picture is to show, {"text": "a red cat", "thing": "cat"}
     #[arg(long, value_name = "FILE")]

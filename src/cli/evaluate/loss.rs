@@ -15,7 +15,8 @@ pub fn run(args: &Args, config: &Path) -> Result<()> {
     let config = load_config(config, &args.overrides)?;
     warn_of_unused(&args.overrides, "evaluate", |key| MEASURED.contains(&key) || is_of_data(key));
     let device = args.device;
-    let opened = args.model.clone().open_by(&config, args.palettes.as_deref())?.with_subject(args.subject.as_deref())?;
+    let opened =
+        args.model.clone().open_by(&config, args.palettes.as_deref())?.with_subject(args.subject.as_deref())?;
     opened.note_values("\"float\" is these in plain fp16");
     let (model, checkpoint) = (&opened.model, opened.checkpoint()?);
     let evaluation = Evaluation::open(&config, model, None, device)?;

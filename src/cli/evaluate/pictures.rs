@@ -50,7 +50,7 @@ pub fn run(args: &Args, file: &Path) -> Result<()> {
         must_be_new(folder)?;
     }
     let prompts = read_prompts(file)?;
-    let opened = args.model.open(args.palettes.as_deref())?;
+    let opened = args.model.open(args.palettes.as_deref())?.with_subject(args.subject.as_deref())?;
     let against = against(args)?;
     if args.clip.is_none() && against.is_none() && opened.palettes.is_none() {
         let message = "there is nothing to score: give a judge (--clip), palettes (--palettes) or a model to compare with \
