@@ -16,7 +16,7 @@ else
 FETCHED = .libtorch/flavour
 endif
 
-.PHONY: build demo test bench lint base
+.PHONY: build demo test bench lint base judge
 
 build: $(FETCHED)
 	$(CARGO) build
@@ -44,6 +44,12 @@ base: build
 	$(BINARY) train configs/base.toml
 	cp runs/base/model/unet/* examples/base-256/unet/
 	cp runs/base/model/text_encoder/* examples/base-256/text_encoder/
+
+# Draws pictures with labels and trains a small CLIP on them, which says what drawn pictures show: runs/judge.
+judge: build
+	$(CARGO) run --example draw_dataset -- --judged runs/judged
+	$(CARGO) run --example train_judge -- runs/judge --train runs/judged/train \
+	    --validation runs/judged/validation datasets/sketchbook/validation
 
 lint: $(FETCHED)
 	$(CARGO) fmt --check

@@ -43,8 +43,7 @@ fn main() -> Result<()> {
 fn random(parameter: &Parameter) -> Tensor {
     let shape = parameter.shape.as_slice();
     let (mean, deviation) = match parameter.initial {
-        Initial::One => (1.0, 0.1),
-        Initial::Zero => (0.0, 0.1),
+        Initial::Constant(value) => (value, 0.1),
         Initial::Normal(deviation) => (0.0, deviation),
         Initial::Uniform { fan_in } => (0.0, 1.0 / (fan_in as f64).sqrt()),
     };

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`cli`] | one file for each command: parse, call, print |
 //! | [`train`] | the loop: objective, teacher, optimizer, state, resume |
+//! | [`judge`] | final pictures: CLIP scores, right answers, intervals |
 //! | [`report`] | progress, event files, pictures |
 //! | [`data`] | pictures, captions, cache, batches |
 //! | [`config`] | the TOML schema |
@@ -27,6 +28,7 @@ pub mod coreml;
 pub mod data;
 pub mod diffusion;
 pub mod files;
+pub mod judge;
 pub mod networks;
 pub mod ops;
 pub mod palette;

@@ -21,7 +21,9 @@ fn own(path: &str) -> PathBuf {
 fn resize_and_crop_are_pillows_to_the_bit() {
     for name in ["wide", "tall"] {
         let source = own(&format!("tests/fixtures/pictures/{name}.png"));
-        for (filter, filter_name) in [(Filter::Bilinear, "bilinear"), (Filter::Lanczos, "lanczos")] {
+        for (filter, filter_name) in
+            [(Filter::Bilinear, "bilinear"), (Filter::Bicubic, "bicubic"), (Filter::Lanczos, "lanczos")]
+        {
             for size in [16, 24, 37, 48] {
                 let transform = Transform { filter, ..Transform::center(size, size) };
                 let expected = own(&format!("tests/fixtures/pictures/{name}_{filter_name}_{size}.png"));

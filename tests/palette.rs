@@ -393,7 +393,7 @@ fn a_network_is_palettized_by_threshold() {
     let parameter = |name: &str, shape: &[i64], palettizable: bool| Parameter {
         name: name.to_string(),
         shape: shape.to_vec(),
-        initial: Initial::Zero,
+        initial: Initial::Constant(0.0),
         palettizable,
     };
     let parameters = [

@@ -5,17 +5,20 @@
 //! cargo run --example draw_dataset -- --subjects datasets
 //! cargo run --example draw_dataset -- --free runs/free --side 256
 //! cargo run --example draw_dataset -- --scenes runs/scenes --side 256
+//! cargo run --example draw_dataset -- --judged runs/judged
 //! ```
 //!
 //! A picture of the sketchbook is one thing in one colour at one place, and its caption names all three: "a red apple
 //! on a table". Of all combinations one in twenty is left out of the training part altogether: a model that draws
 //! those has learnt the words, not the pictures. The validation part holds left-out combinations and, as many, known
 //! ones drawn anew. Scenes say more, with one thing or two (`scenes.rs`). Subjects are certain animals and things at six
-//! places each, without captions (`subjects.rs`). Free drawings are for the autoencoder (`free.rs`).
+//! places each, without captions (`subjects.rs`). Free drawings are for the autoencoder (`free.rs`), all of
+//! it together for a judge (`judged.rs`).
 //!
 //! Everything follows from the seed: the same program draws the same bytes.
 
 mod free;
+mod judged;
 mod pen;
 mod places;
 mod scenes;
@@ -67,7 +70,7 @@ const COLORS: &[(&str, Rgb)] = &[
 type Combination = (usize, usize, usize);
 
 fn main() -> Result<()> {
-    const USAGE: &str = "usage: draw_dataset [--subjects | --free | --scenes] FOLDER [--side PIXELS]";
+    const USAGE: &str = "usage: draw_dataset [--subjects | --free | --scenes | --judged] FOLDER [--side PIXELS]";
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut side = SIDE;
     if let Some(at) = arguments.iter().position(|argument| argument == "--side") {
@@ -83,6 +86,7 @@ fn main() -> Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--subjects", folder] => write_subjects(Path::new(folder), side),
         ["--scenes", folder] => write_scenes(Path::new(folder), side, &mut rng),
+        ["--judged", folder] => judged::write(Path::new(folder), side, &mut rng),
         ["--free", folder] => write_free(Path::new(folder), side, &mut rng),
         [folder] if !folder.starts_with('-') => write_sketchbook(Path::new(folder), side, &mut rng),
         _ => bail!(USAGE),

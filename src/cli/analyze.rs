@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 
 use super::model::ModelArgs;
 use super::train::{SAVING, stop_on_interrupt};
-use super::{MEASURED, Usage, generate, grouped, is_of_data, load_config, must_be_new, print, size, warn_of_unused};
+use super::{MEASURED, Usage, drawing, grouped, is_of_data, load_config, must_be_new, print, size, warn_of_unused};
 use crate::config::{Config, DeploymentTarget, matches_glob, recipe_text};
 use crate::files;
 use crate::ops::Parameter;
@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long, value_name = "PATTERN=BITS")]
     keep: Vec<String>,
     /// cpu, cuda or auto
-    #[arg(long, default_value = "auto", value_parser = generate::device)]
+    #[arg(long, default_value = "auto", value_parser = drawing::device)]
     device: Device,
     /// One JSON object instead of text
     #[arg(long)]

@@ -11,6 +11,7 @@ mod check;
 mod clean;
 mod demo;
 mod doctor;
+mod drawing;
 mod evaluate;
 mod export;
 pub mod generate;

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result};
 use tch::{Device, Kind};
 
-use super::generate::device;
+use super::drawing::device;
 use super::inspect::Contents;
 use super::model::{ModelArgs, about_autoencoder, about_noise};
 use super::{Usage, load_config, must_be_new, print, size};

@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use crate::diffusion::SamplerKind;
+use crate::diffusion::{Noise, SamplerKind};
+use crate::pipeline::Request;
 
 /// What to draw. What the prompt does not say is `None`: then the keys of `[sample]` hold, and `data.resolution`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,6 +53,27 @@ impl SamplePrompt {
             given.push(name);
         }
         Ok(read)
+    }
+
+    /// What to draw: what the prompt says, and what it leaves out as `defaults` have it.
+    pub fn request(self, defaults: Request) -> Request {
+        let size = match (self.height, self.width, defaults.size) {
+            (None, None, size) => size,
+            (height, width, size) => {
+                let (own_height, own_width) = size.unwrap_or_default();
+                Some((height.unwrap_or(own_height), width.unwrap_or(own_width)))
+            }
+        };
+        Request {
+            prompt: self.prompt,
+            negative_prompt: self.negative_prompt.unwrap_or(defaults.negative_prompt),
+            steps: self.steps.unwrap_or(defaults.steps),
+            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
+            sampler: self.sampler.or(defaults.sampler),
+            noise: self.seed.map_or(defaults.noise, Noise::Seed),
+            size,
+            ..defaults
+        }
     }
 
     fn set(&mut self, flag: &str, value: &str) -> Result<(), String> {

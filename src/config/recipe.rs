@@ -299,7 +299,7 @@ mod tests {
             name: name.into(),
             shape: vec![2, 2],
             palettizable,
-            initial: crate::ops::Initial::Zero,
+            initial: crate::ops::Initial::Constant(0.0),
         };
         let parameters = ["conv_in.weight", "conv_out.weight"].map(|name| parameter(name, true));
         let error = recipe.check(&parameters).unwrap_err();

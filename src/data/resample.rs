@@ -12,6 +12,8 @@ use image::RgbImage;
 pub enum Filter {
     /// A triangle of radius 1: torchvision's default, and that of diffusers' DreamBooth script.
     Bilinear,
+    /// Keys' cubic of radius 2 with a = −0.5: CLIP's.
+    Bicubic,
     /// A windowed sinc of radius 3: sharper.
     Lanczos,
 }
@@ -20,6 +22,7 @@ impl Filter {
     fn radius(self) -> f64 {
         match self {
             Filter::Bilinear => 1.0,
+            Filter::Bicubic => 2.0,
             Filter::Lanczos => 3.0,
         }
     }
@@ -28,6 +31,11 @@ impl Filter {
         let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) };
         match self {
             Filter::Bilinear => (1.0 - x.abs()).max(0.0),
+            Filter::Bicubic => match x.abs() {
+                x if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
+                x if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5,
+                _ => 0.0,
+            },
             Filter::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
             Filter::Lanczos => 0.0,
         }

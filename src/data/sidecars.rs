@@ -37,10 +37,13 @@ fn without<'n>(name: &'n str, extension: &str) -> Option<&'n str> {
     (end.eq_ignore_ascii_case(extension) && !stem.is_empty() && !stem.ends_with('/')).then_some(stem)
 }
 
+/// A caption file with its place in the order of reading: the extension's, and whether that is in another case.
+type Ranked<'l> = ((usize, bool), &'l File);
+
 /// The caption files of each stem, that which is read before the others: in the order of the extensions; of files that
 /// differ in case alone, the one in the asked case first.
 fn by_stem<'l>(listing: &'l Listing, options: &CaptionOptions) -> HashMap<&'l str, Vec<&'l File>> {
-    let mut found: HashMap<&str, Vec<((usize, bool), &File)>> = HashMap::new();
+    let mut found: HashMap<&str, Vec<Ranked>> = HashMap::new();
     for file in &listing.others {
         for (place, extension) in options.extensions.iter().enumerate() {
             if let Some(stem) = without(&file.name, extension) {

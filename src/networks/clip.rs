@@ -1,6 +1,7 @@
 //! What CLIP's encoders of text and of pictures have in common: their layers (Radford et al. 2021, 2.4).
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::json::Json;
 use crate::ops::{Activation, Block, Linear, Mask, Ops};
@@ -15,6 +16,16 @@ pub(super) struct Layers {
     pub eps: f64,
     pub activation: Activation,
     pub mask: Mask,
+}
+
+/// The part of `network`'s configuration about its encoder of `what`, "text" or "vision". Of the two names that old files
+/// have, transformers lets `…_config_dict` win, with defaults for what it leaves out.
+pub(super) fn sub_config<'v>(network: &str, value: &'v Value, what: &str) -> Result<&'v Value> {
+    let keys = [format!("{what}_config_dict"), format!("{what}_config")];
+    let found = keys.iter().filter_map(|key| value.get(key)).find(|part| part.is_object());
+    found.with_context(|| {
+        format!("{network}: config.json has no `{what}_config`, which describes its encoder of {what}")
+    })
 }
 
 /// `hidden_act` of `network`'s configuration.

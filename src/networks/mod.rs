@@ -2,9 +2,11 @@
 
 pub mod autoencoder;
 mod clip;
+pub mod clip_model;
 mod json;
 mod resnet;
 pub mod safety_checker;
 pub mod text_encoder;
 mod transformer;
 pub mod unet;
+pub mod vision;

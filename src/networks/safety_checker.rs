@@ -2,14 +2,15 @@
 //!
 //! A picture is held back when one of its cosines with `concept_embeds` exceeds that concept's threshold in
 //! `concept_embeds_weights`. Where one of three more, of `special_care_embeds`, exceeds its own, all thresholds are 0.01
-//! lower. Symbols: P the patch's side, D the encoder's width, E the width of the embeddings.
+//! lower.
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::clip::{Layer, Layers, activation};
+use super::clip::sub_config;
 use super::json::Json;
-use crate::ops::{Conv, Linear, Mask, Ops, Parameter, declared};
+use super::vision::{VisionConfig, image_embeds};
+use crate::ops::{Ops, Parameter, declared};
 
 /// Concepts that pictures are held back for.
 const CONCEPTS: i64 = 17;
@@ -21,14 +22,8 @@ const STRICTER: f64 = 0.01;
 /// What `safety_checker/config.json` says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SafetyCheckerConfig {
-    /// Side of the pictures that it sees.
-    pub image_size: i64,
-    pub channels: i64,
-    pub patch_size: i64,
-    pub layers: i64,
-    /// E
-    pub projection: i64,
-    encoder: Layers,
+    /// Its encoder of pictures.
+    pub vision: VisionConfig,
 }
 
 /// What the safety checker gives.
@@ -48,48 +43,16 @@ impl SafetyCheckerConfig {
         const NETWORK: &str = "StableDiffusionSafetyChecker";
         let whole = Json::new(NETWORK, value)?;
         whole.only("model_type", &[json!("clip")])?;
-        // Old files have the second name too, or alone.
-        let vision = ["vision_config", "vision_config_dict"].into_iter().find_map(|key| value.get(key));
-        let vision = vision.filter(|vision| vision.is_object()).with_context(|| {
-            format!("{NETWORK}: config.json has no `vision_config`, which says what its encoder looks like")
-        })?;
-        let json = Json::new(NETWORK, vision)?;
-        let config = Self {
-            image_size: json.integer("image_size", 224)?,
-            channels: json.integer("num_channels", 3)?,
-            patch_size: json.integer("patch_size", 32)?,
-            layers: json.layers("num_hidden_layers", 12)?,
-            projection: whole.integer("projection_dim", 512)?,
-            encoder: Layers {
-                width: json.integer("hidden_size", 768)?,
-                inner: json.integer("intermediate_size", 3072)?,
-                heads: json.integer("num_attention_heads", 12)?,
-                eps: json.number("layer_norm_eps", 1e-5)?,
-                activation: activation(NETWORK, &json)?,
-                mask: Mask::None,
-            },
-        };
-        let Layers { width, heads, .. } = config.encoder;
-        if width % heads != 0 {
-            bail!(
-                "{NETWORK}: config.json has `num_attention_heads`: {heads}, which does not divide `hidden_size`: {width}"
-            );
-        }
-        if config.image_size < config.patch_size {
-            bail!(
-                "{NETWORK}: config.json has `image_size`: {}, less than `patch_size`: {}",
-                config.image_size,
-                config.patch_size
-            );
-        }
-        Ok(config)
+        let projection = whole.integer("projection_dim", 512)?;
+        let vision = VisionConfig::from_json(NETWORK, sub_config(NETWORK, value, "vision")?, projection)?;
+        Ok(Self { vision })
     }
 
     /// The parameters of this network, by their names in files.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let side = self.image_size;
+        let side = self.vision.image_size;
         declared(|ops| {
-            safety_checker(ops, self, &vec![1, self.channels, side, side], &vec![1, 8, 8, 3], &vec![1]);
+            safety_checker(ops, self, &vec![1, self.vision.channels, side, side], &vec![1, 8, 8, 3], &vec![1]);
         })
     }
 }
@@ -103,7 +66,7 @@ pub fn safety_checker<O: Ops>(
     images: &O::Value,
     adjustment: &O::Value,
 ) -> SafetyOutput<O::Value> {
-    let embeds = image_embeds(ops, config, clip_input);
+    let embeds = image_embeds(ops, &config.vision, clip_input);
     let scores_of = |ops: &mut O, name: &str, rows: i64| {
         let cosines = ops.cosines(&embeds, name, rows);
         ops.subtract(&cosines, &format!("{name}_weights"))
@@ -116,25 +79,4 @@ pub fn safety_checker<O: Ops>(
     let held_back = ops.any_positive(&scores, 1.0);
     let held_back = ops.vector_to_image(&held_back);
     SafetyOutput { filtered: ops.blank_where(images, &held_back), held_back, scores }
-}
-
-/// Pictures `[B, 3, 224, 224]` → `[B, E]`: `CLIPVisionModelWithProjection`.
-fn image_embeds<O: Ops>(ops: &mut O, config: &SafetyCheckerConfig, picture: &O::Value) -> O::Value {
-    let &SafetyCheckerConfig { patch_size, channels, encoder, .. } = config;
-    let name = "vision_model.embeddings";
-    let patches =
-        Conv { stride: patch_size, padding: 0, bias: false, ..Conv::same(channels, encoder.width, patch_size) };
-    let x = ops.conv2d(picture, &format!("{name}.patch_embedding"), patches);
-    let x = ops.image_to_tokens(&x);
-    let x = ops.prepend(&x, &format!("{name}.class_embedding"));
-    let positions = ops.shape(&x)[1];
-    let x = ops.add_positions(&x, &format!("{name}.position_embedding"), positions);
-    let mut x = ops.layer_norm(&x, "vision_model.pre_layrnorm", encoder.eps);
-    for layer in 0..config.layers {
-        x = ops.block(Layer { layers: encoder, name: format!("vision_model.encoder.layers.{layer}") }, &[&x]);
-    }
-    let x = ops.first_token(&x);
-    let x = ops.layer_norm(&x, "vision_model.post_layernorm", encoder.eps);
-    let projection = Linear { in_features: encoder.width, out_features: config.projection, bias: false };
-    ops.linear(&x, "visual_projection", projection)
 }

@@ -40,11 +40,23 @@ impl TextEncoderConfig {
     /// # Errors
     /// A key with a value that is not supported, named with it.
     pub fn from_json(value: &Value) -> Result<Self> {
-        let json = Json::new("CLIPTextModel", value)?;
-        json.only("model_type", &[json!("clip_text_model")])?;
-        let activation = activation("CLIPTextModel", &json)?;
         let projects = value.pointer("/architectures/0").is_some_and(|class| class == "CLIPTextModelWithProjection");
+        let json = Json::new("CLIPTextModel", value)?;
         let projection = if projects { Some(json.integer("projection_dim", 512)?) } else { None };
+        Self::with(&json, projection)
+    }
+
+    /// That of a whole CLIP, which says itself how wide its `projection` is.
+    ///
+    /// # Errors
+    /// As [`Self::from_json`].
+    pub(super) fn projected(value: &Value, projection: i64) -> Result<Self> {
+        Self::with(&Json::new("CLIPTextModel", value)?, Some(projection))
+    }
+
+    fn with(json: &Json, projection: Option<i64>) -> Result<Self> {
+        json.only("model_type", &[json!("clip_text_model")])?;
+        let activation = activation("CLIPTextModel", json)?;
         let config = Self {
             vocab_size: json.integer("vocab_size", 49408)?,
             hidden_size: json.integer("hidden_size", 512)?,

@@ -9,10 +9,8 @@ pub enum Initial {
     Uniform { fan_in: i64 },
     /// Normal with this standard deviation (embeddings).
     Normal(f64),
-    /// Ones (scales of norms).
-    One,
-    /// Zeros (shifts of norms).
-    Zero,
+    /// One number everywhere: 1 for scales of norms, 0 for their shifts.
+    Constant(f64),
 }
 
 /// One parameter of a network.
@@ -56,8 +54,8 @@ impl Declare {
     }
 
     fn norm(&mut self, name: &str, channels: i64) {
-        self.note(format!("{name}.weight"), vec![channels], Initial::One, false);
-        self.note(format!("{name}.bias"), vec![channels], Initial::Zero, false);
+        self.note(format!("{name}.weight"), vec![channels], Initial::Constant(1.0), false);
+        self.note(format!("{name}.bias"), vec![channels], Initial::Constant(0.0), false);
     }
 }
 
@@ -144,11 +142,11 @@ impl Ops for Declare {
         vec![x[0], x[2]]
     }
     fn cosines(&mut self, x: &Vec<i64>, name: &str, rows: i64) -> Vec<i64> {
-        self.note(name.to_owned(), vec![rows, x[1]], Initial::One, false);
+        self.note(name.to_owned(), vec![rows, x[1]], Initial::Constant(1.0), false);
         vec![x[0], rows]
     }
     fn subtract(&mut self, x: &Vec<i64>, name: &str) -> Vec<i64> {
-        self.note(name.to_owned(), vec![x[1]], Initial::One, false);
+        self.note(name.to_owned(), vec![x[1]], Initial::Constant(1.0), false);
         x.clone()
     }
     fn any_positive(&mut self, x: &Vec<i64>, _worth: f64) -> Vec<i64> {

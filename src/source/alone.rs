@@ -105,7 +105,7 @@ impl Alone {
                 let parts: &[&str] =
                     if component == Component::Unet { &DIFFUSERS_UNET_PARTS } else { &AUTOENCODER_PARTS };
                 let rest = name.strip_prefix(prefix).filter(|rest| parts.iter().any(|part| rest.starts_with(part)));
-                match rest.and_then(|rest| names::today(component, rest)) {
+                match rest.and_then(|rest| names::today(component.into(), rest)) {
                     Some(name) => Err(Meaning::Parameter(component, name)),
                     None => Ok(name.into()),
                 }

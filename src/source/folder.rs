@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::Component;
+use super::{Component, Network};
 use crate::files::json::{read_json, read_json_if_there};
 use crate::terminal::note_once;
 
@@ -111,7 +111,7 @@ pub fn check_whole(folder: &Path) -> Result<()> {
         }
         let part = folder.join(component.folder());
         read_json(&part.join("config.json"))?;
-        if let Some(file) = weight_files(&part, component)?.into_iter().find(|file| !file.is_file()) {
+        if let Some(file) = weight_files(&part, component.into())?.into_iter().find(|file| !file.is_file()) {
             bail!("{} is missing", file.display());
         }
         let tokenizer = tokenizer.map(|name| folder.join(name));
@@ -124,16 +124,15 @@ pub fn check_whole(folder: &Path) -> Result<()> {
     read_json_if_there(&folder.join("scheduler/scheduler_config.json")).map(drop)
 }
 
-/// The safetensors files of a component: one, or the shards of an index. Full precision comes before variants, as
+/// The safetensors files of a network: one, or the shards of an index. Full precision comes before variants, as
 /// diffusers has it.
-pub fn weight_files(folder: &Path, component: Component) -> Result<Vec<PathBuf>> {
+pub(super) fn weight_files(folder: &Path, network: Network) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut found: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     found.sort();
-    let stems = match component {
-        Component::TextEncoder | Component::TextEncoder2 | Component::SafetyChecker => {
-            ["model", "diffusion_pytorch_model"]
-        }
+    // The other library's name does as well.
+    let stems = match network.weight_file() {
+        "model.safetensors" => ["model", "diffusion_pytorch_model"],
         _ => ["diffusion_pytorch_model", "model"],
     };
     for stem in stems {
@@ -178,10 +177,14 @@ pub fn weight_files(folder: &Path, component: Component) -> Result<Vec<PathBuf>>
     }
     let pickle = |name: &&String| [".bin", ".ckpt", ".pt", ".pth"].iter().any(|ending| name.ends_with(ending));
     if let Some(name) = found.iter().find(pickle) {
-        // Whichever class model_index.json names: it keeps all the parts that the pipeline has.
+        let convert = match network {
+            // Whichever class model_index.json names: it keeps all the parts that the pipeline has.
+            Network::Of(_) => "diffusers import DiffusionPipeline as P; P.from_pretrained('MODEL')",
+            Network::Clip => "transformers import CLIPModel as C; C.from_pretrained('CLIP')",
+        };
         bail!(
             "{} is a pickle, which can run code and is never read; convert the model once with: python -c \"from \
-             diffusers import DiffusionPipeline as P; P.from_pretrained('MODEL').save_pretrained('FOLDER')\"",
+             {convert}.save_pretrained('FOLDER')\"",
             folder.join(name).display()
         );
     }

@@ -79,7 +79,7 @@ impl Layout {
             Alone::Diffusers { .. } => false,
         };
         if !ldm {
-            return names::today(component, name);
+            return names::today(component.into(), name);
         }
         match self.meaning(name) {
             Some(Meaning::Parameter(of, name)) if of == component => Some(name),
@@ -109,7 +109,7 @@ impl Layout {
         } else if let Some(rest) = [TEXT_ENCODER, XL_TEXT_ENCODER].iter().find_map(|prefix| name.strip_prefix(prefix)) {
             let bare = rest.strip_prefix("text_model.").unwrap_or(rest);
             let within = ["embeddings.", "encoder.", "final_layer_norm."].iter().any(|part| bare.starts_with(part));
-            match names::today(Component::TextEncoder, rest) {
+            match names::today(Component::TextEncoder.into(), rest) {
                 Some(name) if within => Some(Meaning::Parameter(Component::TextEncoder, name)),
                 // A whole CLIP has a tower for pictures and projections too.
                 _ if !rest.starts_with("text_model.") => Some(Meaning::Beside),

@@ -15,6 +15,7 @@
 
 mod alone;
 pub(crate) mod clip;
+mod clip_folder;
 mod evidence;
 mod folder;
 mod hub;
@@ -31,6 +32,7 @@ mod tokenizer;
 mod vae;
 mod write;
 
+pub use clip_folder::ClipFolder;
 pub use identity::{identity, model_id};
 pub use model::Model;
 pub use options::{Misused, ModelOptions, PredictionType};
@@ -81,6 +83,39 @@ impl Component {
         match self {
             Component::TextEncoder | Component::TextEncoder2 | Component::SafetyChecker => "model.safetensors",
             _ => "diffusion_pytorch_model.safetensors",
+        }
+    }
+}
+
+/// What the tensors of files make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Network {
+    /// A network of a Stable Diffusion model.
+    Of(Component),
+    /// A whole CLIP, of texts and of pictures.
+    Clip,
+}
+
+impl From<Component> for Network {
+    fn from(component: Component) -> Self {
+        Network::Of(component)
+    }
+}
+
+impl Network {
+    /// What messages call it.
+    fn title(self) -> &'static str {
+        match self {
+            Network::Of(component) => component.title(),
+            Network::Clip => "CLIP",
+        }
+    }
+
+    /// The weight file that diffusers and transformers expect.
+    fn weight_file(self) -> &'static str {
+        match self {
+            Network::Of(component) => component.weight_file(),
+            Network::Clip => "model.safetensors",
         }
     }
 }

@@ -284,14 +284,15 @@ impl Model {
         let (Some(class), Some(keys)) = (index.pointer("/scheduler/1"), config.as_object_mut()) else {
             return Ok(config);
         };
-        if class.is_string() && keys.get("_class_name") != Some(class) {
-            if let Some(other) = keys.insert("_class_name".into(), class.clone()) {
-                note_once(format_args!(
-                    "{}: model_index.json names the scheduler {class} and scheduler_config.json {other}: the first is used, \
-                     as diffusers does",
-                    self.path().display()
-                ));
-            }
+        if class.is_string()
+            && keys.get("_class_name") != Some(class)
+            && let Some(other) = keys.insert("_class_name".into(), class.clone())
+        {
+            note_once(format_args!(
+                "{}: model_index.json names the scheduler {class} and scheduler_config.json {other}: the first is used, as \
+                 diffusers does",
+                self.path().display()
+            ));
         }
         Ok(config)
     }
@@ -372,20 +373,7 @@ impl Model {
             }
             Form::File(file) => (file.tokenizer(component)?, file.path().to_owned()),
         };
-        let config = self.text_encoder_config_of(component)?;
-        let tokenizer = tokenizer.or_of_length(config.positions);
-        if tokenizer.vocabulary_size() > config.vocab_size || tokenizer.length() as i64 > config.positions {
-            bail!(
-                "{}: {} tokens of texts of {}, but the text encoder knows {} (`vocab_size`) and reads {} \
-                 (`max_position_embeddings`)",
-                place.display(),
-                tokenizer.vocabulary_size(),
-                tokenizer.length(),
-                config.vocab_size,
-                config.positions
-            );
-        }
-        Ok(tokenizer)
+        tokenizer.fitting(&self.text_encoder_config_of(component)?, &place)
     }
 
     /// The tokenizer for Apple's Swift package, which has one for all text encoders.
@@ -441,7 +429,7 @@ impl Model {
             At::Folder(folder) => folder,
             At::File(file) => return file.stored(component, &parameters),
         };
-        let files = folder::weight_files(&folder, component)?;
+        let files = folder::weight_files(&folder, component.into())?;
         let files = files.iter().map(|path| TensorFile::open(path).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let names: Vec<String> = files.iter().flat_map(|file| file.names()).collect();
         // A file in latent-diffusion's names does as well.
@@ -459,6 +447,6 @@ impl Model {
                 }));
             }
         }
-        Stored::new(component, Origin::ConfigJson, &parameters, files, places)
+        Stored::new(component.into(), Origin::ConfigJson, &parameters, files, places)
     }
 }

@@ -1,14 +1,19 @@
 //! Tensor names through the versions of diffusers and transformers, mapped to those that the networks ask for.
 
-use super::Component;
+use super::{Component, Network};
 
-/// Today's name of a tensor of `component` that a file calls `name`; `None` for what is no parameter.
+/// Today's name of a tensor of `network` that a file calls `name`; `None` for what is no parameter.
 ///
 /// - Text encoder: transformers 5 writes names without the prefix `text_model.`; transformers before 4.31 also wrote
 ///   the buffer `position_ids`.
 /// - Safety checker: transformers before 5 wrote `vision_model.` twice; before 4.31 also the buffer `position_ids`.
+/// - CLIP: transformers before 4.31 also wrote both encoders' buffers `position_ids`.
 /// - Autoencoder: diffusers before 0.12 called the linear layers of its attention `query`, `key`, `value`, `proj_attn`.
-pub fn today(component: Component, name: &str) -> Option<String> {
+pub fn today(network: Network, name: &str) -> Option<String> {
+    let component = match network {
+        Network::Of(component) => component,
+        Network::Clip => return (!name.ends_with("_model.embeddings.position_ids")).then(|| name.to_owned()),
+    };
     match component {
         Component::Unet => Some(name.to_owned()),
         // What the second one is projected by lies beside its `text_model`.
@@ -43,9 +48,11 @@ pub fn today(component: Component, name: &str) -> Option<String> {
 
 /// The shape that the network has for a tensor of today's `name` stored as `shape`: the layers of the autoencoder's
 /// attention were once written as 1×1 convolutions, `[out, in, 1, 1]`, and are linear, `[out, in]`.
-pub fn today_shape(component: Component, name: &str, shape: &[i64]) -> Vec<i64> {
+pub fn today_shape(network: Network, name: &str, shape: &[i64]) -> Vec<i64> {
     match shape {
-        [out, inner, 1, 1] if component == Component::Autoencoder && name.contains("mid_block.attentions.") => {
+        [out, inner, 1, 1]
+            if network == Network::Of(Component::Autoencoder) && name.contains("mid_block.attentions.") =>
+        {
             vec![*out, *inner]
         }
         _ => shape.to_vec(),
@@ -65,7 +72,8 @@ mod tests {
 
     #[test]
     fn old_names_become_todays() {
-        let old = |component, name| today(component, name);
+        let old = |component, name| today(Network::Of(component), name);
+        let today_shape = |component, name, shape| today_shape(Network::Of(component), name, shape);
         let vae = Component::Autoencoder;
         assert_eq!(
             old(vae, "decoder.mid_block.attentions.0.proj_attn.bias").unwrap(),
@@ -91,6 +99,10 @@ mod tests {
         }
         assert_eq!(old(checker, "vision_model.vision_model.embeddings.position_ids"), None);
         assert_eq!(old(checker, "concept_embeds").unwrap(), "concept_embeds");
+        for name in ["text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"] {
+            assert_eq!(today(Network::Clip, name), None);
+        }
+        assert_eq!(today(Network::Clip, "logit_scale").unwrap(), "logit_scale");
         let name = "decoder.mid_block.attentions.0.to_q.weight";
         assert_eq!(today_shape(vae, name, &[8, 8, 1, 1]), [8, 8]);
         assert_eq!(today_shape(vae, "decoder.conv_in.weight", &[8, 8, 1, 1]), [8, 8, 1, 1]);

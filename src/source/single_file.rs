@@ -102,7 +102,7 @@ impl SingleFile {
     /// The component's `config.json` as the shapes tell it.
     pub fn config_json(&self, component: Component) -> Result<Value> {
         let places = self.places(component)?;
-        let shapes = places.iter().map(|place| (place.parameter.clone(), place.shape(component, &self.file)));
+        let shapes = places.iter().map(|place| (place.parameter.clone(), place.shape(component.into(), &self.file)));
         let shapes = Shapes(shapes.collect());
         let config = match component {
             Component::Unet => inferred::unet(&shapes, self.version, self.noise.prediction),
@@ -151,7 +151,7 @@ impl SingleFile {
     /// Where the parameters of a component lie.
     pub fn stored(&self, component: Component, parameters: &[Parameter]) -> Result<Stored> {
         let places = self.places(component)?.iter().cloned();
-        Stored::new(component, Origin::OtherTensors, parameters, vec![self.file.clone()], places)
+        Stored::new(component.into(), Origin::OtherTensors, parameters, vec![self.file.clone()], places)
     }
 
     fn places(&self, component: Component) -> Result<&[Place]> {

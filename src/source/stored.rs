@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::{Component, names};
+use super::{Network, names};
 use crate::files::{TensorFile, is_floating};
 use crate::ops::{Parameter, Weights};
 
@@ -28,7 +28,7 @@ pub struct Place {
 
 impl Place {
     /// The shape that the network has for this parameter, as far as the file's shape tells; empty without such a tensor.
-    pub fn shape(&self, component: Component, file: &TensorFile) -> Vec<i64> {
+    pub(super) fn shape(&self, network: Network, file: &TensorFile) -> Vec<i64> {
         let mut shape = file.shape(&self.tensor).unwrap_or_default();
         if let (Some((_, parts)), Some(rows)) = (self.part, shape.first_mut()) {
             *rows /= parts;
@@ -36,7 +36,7 @@ impl Place {
         if self.transposed {
             shape.reverse();
         }
-        names::today_shape(component, &self.parameter, &shape)
+        names::today_shape(network, &self.parameter, &shape)
     }
 }
 
@@ -48,7 +48,7 @@ pub enum Origin {
     OtherTensors,
 }
 
-/// Where each parameter of a component lies: all that its configuration asks for, and nothing else. Headers were read,
+/// Where each parameter of a network lies: all that its configuration asks for, and nothing else. Headers were read,
 /// weights are read when they are asked for.
 pub struct Stored {
     files: Vec<Arc<TensorFile>>,
@@ -62,14 +62,14 @@ impl Stored {
     /// # Errors
     /// One line naming tensor and file: missing, unexpected, there twice, of another shape, not floating-point.
     pub(super) fn new(
-        component: Component,
+        network: Network,
         origin: Origin,
         parameters: &[Parameter],
         files: Vec<Arc<TensorFile>>,
         found: impl IntoIterator<Item = Place>,
     ) -> Result<Self> {
         let wanted: HashMap<&str, &Parameter> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
-        let title = component.title();
+        let title = network.title();
         let (described, asking) = match origin {
             Origin::ConfigJson => ("this config.json", "this config.json asks for"),
             Origin::OtherTensors => ("its other tensors", "its other tensors ask for"),
@@ -87,7 +87,7 @@ impl Stored {
                 let by = if is_bitsandbytes(file) { " (bitsandbytes')" } else { "" };
                 bail!("{shown}: tensor `{name}` holds {kind:?} numbers; quantized weights{by} are not supported");
             }
-            let shape = place.shape(component, file);
+            let shape = place.shape(network, file);
             let whole = place.part.is_none_or(|(_, parts)| {
                 file.shape(name).is_some_and(|s| s.first().is_some_and(|rows| rows % parts == 0))
             });

@@ -19,6 +19,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::clip::{self, Clip, END_OF_WORD};
 use crate::files::json::{read_json, read_json_if_there, read_text};
+use crate::networks::text_encoder::TextEncoderConfig;
 
 /// Special tokens, then contractions, words, single digits, runs of anything else (OpenAI's `simple_tokenizer.py`).
 const PIECES: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -139,13 +140,29 @@ impl Tokenizer {
         })
     }
 
-    /// With texts of as many tokens as the text encoder has positions, where the files do not say how many: those of
-    /// LongCLIP have 248.
-    pub fn or_of_length(self, positions: i64) -> Self {
-        match usize::try_from(positions) {
+    /// With texts of as many tokens as `encoder` has positions, where the files do not say how many (those of LongCLIP have
+    /// 248), checked against it.
+    /// `place` is where the tokenizer's files are.
+    ///
+    /// # Errors
+    /// It has more tokens, or longer texts, than the encoder takes.
+    pub(super) fn fitting(self, encoder: &TextEncoderConfig, place: &Path) -> Result<Self> {
+        let tokenizer = match usize::try_from(encoder.positions) {
             Ok(positions) if !self.is_length_said && positions >= 2 => Self { length: positions, ..self },
             _ => self,
+        };
+        if tokenizer.vocabulary_size() > encoder.vocab_size || tokenizer.length() as i64 > encoder.positions {
+            bail!(
+                "{}: {} tokens of texts of {}, but the text encoder knows {} (`vocab_size`) and reads {} \
+                 (`max_position_embeddings`)",
+                place.display(),
+                tokenizer.vocabulary_size(),
+                tokenizer.length(),
+                encoder.vocab_size,
+                encoder.positions
+            );
         }
+        Ok(tokenizer)
     }
 
     /// Ids of `text` between start and end, cut and padded to [`Self::length`], as transformers does with

@@ -57,7 +57,7 @@ impl Vae {
         }
         let config = folder.join("config.json");
         AutoencoderConfig::from_json(&read_json(&config)?).with_context(|| config.display().to_string())?;
-        folder::weight_files(&folder, Component::Autoencoder)?;
+        folder::weight_files(&folder, Component::Autoencoder.into())?;
         Ok(folder)
     }
 }

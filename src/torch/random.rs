@@ -31,6 +31,8 @@ pub enum Purpose {
     Rounding = 10,
     /// Noise that samplers add between their steps.
     Sampler = 11,
+    /// Prompts drawn again, for intervals.
+    Resample = 12,
 }
 
 /// The generator of the `index`-th stream of a purpose.

@@ -27,8 +27,7 @@ fn initial(parameter: &Parameter, seed: u64) -> Tensor {
     }
     let mut generator = generator(seed, Purpose::Initial, name_hash(&parameter.name));
     match parameter.initial {
-        Initial::One => Tensor::ones(shape, options),
-        Initial::Zero => Tensor::zeros(shape, options),
+        Initial::Constant(value) => Tensor::full(shape, value, options),
         Initial::Normal(deviation) => normal(&mut generator, shape) * deviation,
         Initial::Uniform { fan_in } => {
             let bound = 1.0 / (fan_in as f64).sqrt();

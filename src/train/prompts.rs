@@ -93,16 +93,14 @@ pub fn sampler(config: &Config, model: &Model, (device, kind): (Device, Kind)) -
 fn requests(sample: &Sample, side: i64) -> Result<Vec<Request>> {
     let request = |(index, line): (usize, &String)| {
         let prompt = SamplePrompt::parse(line).map_err(|message| anyhow!("sample.prompts (\"{line}\"): {message}"))?;
-        Ok(Request {
-            negative_prompt: prompt.negative_prompt.unwrap_or_default(),
-            steps: prompt.steps.unwrap_or(sample.sample_steps),
-            guidance_scale: prompt.guidance_scale.unwrap_or(sample.guidance_scale),
-            sampler: prompt.sampler.or(sample.sampler.0),
-            noise: Noise::Seed(prompt.seed.unwrap_or(sample.seed.wrapping_add(index as u64))),
-            size: Some((prompt.height.unwrap_or(side), prompt.width.unwrap_or(side))),
-            prompt: prompt.prompt,
+        Ok(prompt.request(Request {
+            steps: sample.sample_steps,
+            guidance_scale: sample.guidance_scale,
+            sampler: sample.sampler.0,
+            noise: Noise::Seed(sample.seed.wrapping_add(index as u64)),
+            size: Some((side, side)),
             ..Request::default()
-        })
+        }))
     };
     sample.prompts.iter().enumerate().map(request).collect()
 }

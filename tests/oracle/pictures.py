@@ -42,6 +42,7 @@ for name, picture in [("wide", source(53, 37)), ("tall", source(37, 64))]:
     picture.save(FOLDER / f"{name}.png")
     for size in [16, 24, 37, 48]:
         center(picture, size, Image.Resampling.BILINEAR).save(FOLDER / f"{name}_bilinear_{size}.png")
+        center(picture, size, Image.Resampling.BICUBIC).save(FOLDER / f"{name}_bicubic_{size}.png")
         center(picture, size, Image.Resampling.LANCZOS).save(FOLDER / f"{name}_lanczos_{size}.png")
 
 # With the folder of real edge cases as argument: the table in tests/data.rs (size and mean of each channel).

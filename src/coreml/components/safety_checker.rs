@@ -19,7 +19,7 @@ pub fn export_safety_checker(
     destination: Destination,
 ) -> Result<PathBuf> {
     check_size(height, width)?;
-    let side = config.image_size;
+    let side = config.vision.image_size;
     let interface = Interface {
         component: Part::SafetyChecker.name().into(),
         about: "The safety checker of Stable Diffusion, which tells whether a picture shows what it should not. See \
@@ -29,7 +29,7 @@ pub fn export_safety_checker(
             Input::half(
                 "clip_input",
                 "The picture, resized and normalised as CLIP's are: 1, channels, height, width",
-                &[1, config.channels, side, side],
+                &[1, config.vision.channels, side, side],
             ),
             Input::half("images", "The picture in full: 1, height, width, channels", &[1, height, width, 3]),
             Input::half("adjustment", "Added to the scores of special care: more than 0 is stricter", &[1]),

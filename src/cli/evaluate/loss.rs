@@ -1,46 +1,22 @@
-//! `palettist evaluate`.
+//! `palettist evaluate --config`.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::Result;
 use serde_json::json;
-use tch::{Device, Kind};
+use tch::Kind;
 
-use super::model::ModelArgs;
-use super::{MEASURED, generate, is_of_data, load_config, print, warn_of_unused};
+use super::args::Args;
+use crate::cli::{MEASURED, is_of_data, load_config, print, warn_of_unused};
 use crate::pipeline::drawing::unet_weights;
 use crate::train::evaluate::{Evaluation, snr};
 
-/// The denoising loss on a config's validation split, next to the float model's, and how far the outputs are from its
-#[derive(clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// The config whose validation split, seed and resolution are taken
-    #[arg(long)]
-    config: PathBuf,
-    /// Changes to the config: validation.batches=8
-    #[arg(value_name = "key=value")]
-    overrides: Vec<String>,
-    /// A palettized checkpoint to put in place of the model's weights
-    #[arg(long)]
-    palettes: Option<PathBuf>,
-    /// What a run with palettize.palettes learnt on these palettes, to put onto them
-    #[arg(long, value_name = "SUBJECT")]
-    subject: Option<PathBuf>,
-    /// cpu, cuda or auto
-    #[arg(long, default_value = "auto", value_parser = generate::device)]
-    device: Device,
-    /// One JSON object instead of text
-    #[arg(long)]
-    json: bool,
-}
-
-pub fn run(args: Args) -> Result<()> {
-    let config = load_config(&args.config, &args.overrides)?;
+pub fn run(args: &Args, config: &Path) -> Result<()> {
+    let config = load_config(config, &args.overrides)?;
     warn_of_unused(&args.overrides, "evaluate", |key| MEASURED.contains(&key) || is_of_data(key));
     let device = args.device;
-    let opened = args.model.open_by(&config, args.palettes.as_deref())?.with_subject(args.subject.as_deref())?;
+    let opened =
+        args.model.clone().open_by(&config, args.palettes.as_deref())?.with_subject(args.subject.as_deref())?;
     opened.note_values("\"float\" is these in plain fp16");
     let (model, checkpoint) = (&opened.model, opened.checkpoint()?);
     let evaluation = Evaluation::open(&config, model, None, device)?;
