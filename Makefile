@@ -41,6 +41,8 @@ base: build
 	$(CARGO) run --example base_tokenizer -- runs/scenes/train/metadata.jsonl examples/base-256/tokenizer
 	$(BINARY) train configs/base-autoencoder.toml
 	cp runs/base-autoencoder/model/vae/* examples/base-256/vae/
+	$(BINARY) train configs/base-autoencoder-whole.toml
+	cp runs/base-autoencoder-whole/model/vae/* examples/base-256/vae/
 	$(BINARY) train configs/base.toml
 	cp runs/base/model/unet/* examples/base-256/unet/
 	cp runs/base/model/text_encoder/* examples/base-256/text_encoder/
