@@ -269,7 +269,7 @@ fn a_recipe_of_another_model_is_refused_with_its_line() {
                     `conv_in.weight`?";
     let file = "x.palettes.safetensors";
     let errors = [
-        work.fail(&["check", "tiny.toml", "palettize.recipe=bad.toml"], 1),
+        work.fail(&["check", "tiny.toml", "palettize.recipe=bad.toml"], 2),
         work.fail(&["train", "tiny.toml", "palettize.recipe=bad.toml"], 2),
         work.fail(&["palettize", &work.model, "-o", file, "--recipe", "bad.toml"], 2),
     ];

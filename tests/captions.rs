@@ -348,7 +348,7 @@ fn captions_come_from_a_csv_too() {
     );
     let columns = folder(&[("a.png", ""), ("metadata.csv", "image;caption\na.png;a dog\n")]);
     let lines = problems(&columns, &CaptionOptions::default());
-    assert!(lines[0].ends_with("there is no `file_name`, only `image;caption`"), "{lines:?}");
+    assert!(lines[0].ends_with("there is no `file_name`, only `caption`, `image`"), "{lines:?}");
 }
 
 #[test]
