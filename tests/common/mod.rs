@@ -6,6 +6,7 @@
 
 pub mod pictures;
 pub mod runs;
+pub mod stand_in;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -41,7 +41,9 @@ pub fn safetensors(bytes: &[u8]) {
             if let Ok(kind) = file.kind(&name) {
                 let tensor = file.tensor(&name).expect("a tensor of a known type");
                 assert_eq!((tensor.kind(), tensor.size()), (kind, shape.clone()));
-                assert_eq!(stored.len(), tensor.numel() * kind.elt_size_in_bytes());
+                // Numbers of fp8 are read wider than they are stored.
+                let width = if file.is_fp8(&name) { 1 } else { kind.elt_size_in_bytes() };
+                assert_eq!(stored.len(), tensor.numel() * width);
                 for (from, count) in [(0, 1), (1, 2), (i64::MAX, 1)] {
                     let _ = file.rows(&name, from, count);
                 }

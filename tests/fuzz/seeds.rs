@@ -71,6 +71,15 @@ fn safetensors(root: &Path, put: Put) -> Result<(), Error> {
         write_safetensors(&path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None, &metadata)?;
         put("safetensors", name, &fs::read(&path)?)?;
     }
+    // Numbers of fp8 with a scale for the whole tensor and one for each row.
+    let header = r#"{"a.weight":{"dtype":"F8_E4M3","shape":[2,2],"data_offsets":[0,4]},"a.scale_weight":{"dtype":"F32","shape":[1],"data_offsets":[4,8]},"b.weight":{"dtype":"F8_E5M2","shape":[2,2],"data_offsets":[8,12]},"b.weight_scale":{"dtype":"F32","shape":[2,1],"data_offsets":[12,20]}}"#;
+    let numbers: Vec<u8> = [0x38, 0x7e, 0x81, 0xff]
+        .into_iter()
+        .chain(2_f32.to_le_bytes())
+        .chain([0x3c, 0x7b, 0x7c, 0xfe])
+        .chain([0.5_f32, f32::INFINITY].into_iter().flat_map(f32::to_le_bytes))
+        .collect();
+    put("safetensors", "fp8", &[&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &numbers].concat())?;
     let whole = root.join("tests/fixtures/pipeline/model/text_encoder/model.safetensors");
     put("safetensors", "text_encoder", &fs::read(whole)?)
 }
@@ -112,7 +121,7 @@ fn packages(root: &Path, put: Put) -> Result<(), Error> {
 }
 
 fn captions(put: Put) -> Result<(), Error> {
-    let seeds: [(&str, &str); 6] = [
+    let seeds: [(&str, &str); 7] = [
         ("sidecars", "\0a.png\0\0a.txt\0a cat\0b/c.jpg\0\0b/c.caption\0\u{feff}a dog \r\n with a hat"),
         (
             "jsonl",
@@ -122,6 +131,10 @@ fn captions(put: Put) -> Result<(), Error> {
         (
             "kohya",
             "\x0010_sks dog/a.png\0\x0010_sks dog/a.txt\0a\0metadata.csv\0file_name,text\na.png,\"a, \"\"cat\"\"\"",
+        ),
+        (
+            "csv",
+            "\0metadata.csv\0\u{feff}text;file_name\r\n\"a \"\"cat\"\"\r\nat night\";b/a.png\r\n\0b/a.png\0\0a.png\0",
         ),
         ("unicode", "{\"file_name\": \"./e\u{301}\\\\b.png\", \"text\": \"\u{e9}\"}\0\u{e9}/b.png\0\0A.PNG\0\0a.gif\0"),
         ("odd", "\0.hidden/a.png\0\0._a.png\0x\0a.b.c.webp\0\0a.b.txt\0y\0README.txt\0z\0metadata1000.jsonl\0{}"),
