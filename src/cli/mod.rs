@@ -1,7 +1,7 @@
 //! The command line: one file a command, each with its `Args` and `run`.
 //!
-//! Results go to standard output, progress and errors to standard error. Exit codes are in [`EXIT_CODES`]: 2 is for
-//! [`Usage`], [`crate::config::Error`], [`crate::train::Refused`] and [`crate::source::Misused`], 130 for [`Interrupted`] and
+//! Results go to standard output, progress and errors to standard error. Exit codes are in `EXIT_CODES`: 2 is for
+//! `Usage`, [`crate::config::Error`], [`crate::train::Refused`] and [`crate::source::Misused`], 130 for `Interrupted` and
 //! [`crate::train::Stopped`]. Whatever is written takes
 //! a new name or says that the old one is there: nothing is overwritten, but for packages with `export --overwrite`, and
 //! what `generate` draws, which replaces files as a compiler's `-o` does.

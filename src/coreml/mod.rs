@@ -2,8 +2,8 @@
 //!
 //! | room | what |
 //! |---|---|
-//! | [`choices`] | what a package can be made for: systems, kinds of attention |
-//! | [`format`] | the form on the disk: protobuf, weight file, folder |
+//! | `choices` | what a package can be made for: systems, kinds of attention |
+//! | [`mod@format`] | the form on the disk: protobuf, weight file, folder |
 //! | [`prompt`] | how texts reach a text encoder |
 //! | [`writing`] | programs, and networks as programs |
 //! | [`components`] | what the package of each network is |

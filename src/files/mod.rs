@@ -3,11 +3,11 @@
 //! | file | what |
 //! |---|---|
 //! | `atomic` | files and folders that are either whole or not there |
-//! | [`beside`] | names of the files that others are written as, and what killed processes left of them |
-//! | [`rename`] | renames that replace nothing, and exchanges of two names |
+//! | `beside` | names of the files that others are written as, and what killed processes left of them |
+//! | `rename` | renames that replace nothing, and exchanges of two names |
 //! | `safetensors` | writing safetensors files |
 //! | `tensor_file` | reading them |
-//! | [`json`] | reading texts and JSON files |
+//! | `json` | reading texts and JSON files |
 //! | `known` | what a file is that is not what its name says |
 
 mod atomic;

@@ -30,7 +30,7 @@ pub enum Occupied {
     Other(PathBuf),
 }
 
-/// Whether a package is at `path` that [`write_package`] would replace.
+/// Whether a package is at `path` that `write_package` would replace.
 ///
 /// # Errors
 /// What is there must not be replaced: anything but a package, and a package too where `overwrite` is not given.
