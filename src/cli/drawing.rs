@@ -106,7 +106,8 @@ impl DrawingArgs {
         Ok(())
     }
 
-    /// What can be checked once the model's configuration is known: the size of pictures, `size` where it is asked for.
+    /// What can be checked once the model's configuration is known: the size of pictures, which is `size` where one is asked
+    /// for.
     ///
     /// # Errors
     /// [`Usage`]: a side that its autoencoder cannot make; more pixels than this machine holds; whatever is wrong with that.

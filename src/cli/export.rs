@@ -19,7 +19,7 @@ use crate::pipeline::drawing::{check_shapes, unet_weights};
 use crate::pipeline::text_to_image;
 use crate::report::Progress;
 use crate::source::{Component, Model, copy_model};
-use crate::terminal::{shell_word, tell, warn};
+use crate::terminal::{tell, warn};
 use crate::torch::give_back_large_memory;
 
 /// Writes Core ML packages, or a diffusers folder
@@ -337,12 +337,7 @@ fn write_bundle(bundle: &Bundle, model: &Model) -> Result<()> {
         None => error,
     })?;
     print(made.resources.display())?;
-    bundle.missing(model).iter().try_for_each(print)?;
-    if !made.compiled {
-        let script = shell_word(&made.script.to_string_lossy());
-        print(format_args!("this is no Mac: to compile the packages into it, on one: sh {script}"))?;
-    }
-    Ok(())
+    bundle.missing(model).iter().chain(&made.to_compile()).try_for_each(print)
 }
 
 /// Whether a folder is a model's own, or that of one of its networks.

@@ -54,6 +54,14 @@ pub struct Bundled {
     pub compiled: bool,
 }
 
+impl Bundled {
+    /// What is left to do where the packages could not be compiled here.
+    pub fn to_compile(&self) -> Option<String> {
+        let script = shell_word(&self.script.to_string_lossy());
+        (!self.compiled).then(|| format!("this is no Mac: to compile the packages into it, on one: sh {script}"))
+    }
+}
+
 /// What is at the place of a file or folder of a bundle and stays there.
 #[derive(Debug, thiserror::Error)]
 pub enum InTheWay {
@@ -312,7 +320,7 @@ fn id_of(package: &Path) -> Option<String> {
     proto::Model::decode(&model[..]).ok()?.description?.metadata?.user_defined.remove(MODEL_ID)
 }
 
-/// The same of a package that Apple's compiler has compiled, which writes what packages say into a file of its own.
+/// What a compiled package says of the model: Apple's compiler writes what packages say into a file of its own.
 fn id_of_compiled(compiled: &Path) -> Option<String> {
     let json: serde_json::Value = serde_json::from_slice(&fs::read(compiled.join("metadata.json")).ok()?).ok()?;
     Some(json.get(0)?.get("userDefinedMetadata")?.get(MODEL_ID)?.as_str()?.to_owned())

@@ -50,7 +50,7 @@ impl Choices {
         self.0.iter().map(|choice| (choice.label.as_str(), choice.values.len()))
     }
 
-    /// Of each picture, by its unit vector `[N, E]`, the value of each label whose text is closest.
+    /// The value of each label whose text is closest to a picture, for each of the pictures' unit vectors `[N, E]`.
     pub fn shown(&self, pictures: &Tensor) -> Vec<BTreeMap<&str, &str>> {
         let mut shown = vec![BTreeMap::new(); pictures.size()[0] as usize];
         for Choice { label, values, texts } in &self.0 {

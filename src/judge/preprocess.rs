@@ -137,7 +137,7 @@ impl Preprocessor {
 }
 
 impl Size {
-    /// Of a picture of these sides.
+    /// Width and height that a picture of these sides is resized to.
     fn of(self, width: u32, height: u32) -> (u32, u32) {
         match self {
             Size::Exact { width, height } => (width, height),

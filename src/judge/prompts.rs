@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::config::SamplePrompt;
+use crate::files::json::{read_json, read_text};
 
 /// What to draw, and what it is to show.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,7 +18,7 @@ pub struct JudgedPrompt {
     pub labels: BTreeMap<String, String>,
 }
 
-/// Of each label the values that it may have, each with the text that stands for it.
+/// The values that each label may have, each with the text that stands for it.
 pub type LabelTexts = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Texts of a line that are not labels.
@@ -55,10 +56,9 @@ pub fn read_prompts(path: &Path) -> Result<Vec<JudgedPrompt>> {
 /// # Errors
 /// What is wrong where.
 pub fn read_labels(path: &Path) -> Result<LabelTexts> {
-    let text = read_text(path)?;
     let mut found = LabelTexts::new();
     if is_jsonl(path) {
-        for (number, line) in lines(&text) {
+        for (number, line) in lines(&read_text(path)?) {
             let (_, labels) = labelled(line).with_context(|| format!("{}:{number}", path.display()))?;
             for (label, value) in labels {
                 found.entry(label).or_default().insert(value.clone(), value);
@@ -66,7 +66,7 @@ pub fn read_labels(path: &Path) -> Result<LabelTexts> {
         }
         return Ok(found);
     }
-    let json: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+    let json = read_json(path)?;
     let expected =
         "one object is expected: {\"thing\": [\"cat\", \"dog\"]} or {\"thing\": {\"cat\": \"a drawing of a cat\"}}";
     let Some(object) = json.as_object() else { bail!("{}: {expected}", path.display()) };
@@ -84,11 +84,6 @@ pub fn read_labels(path: &Path) -> Result<LabelTexts> {
         found.insert(label.clone(), values);
     }
     Ok(found)
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    String::from_utf8(bytes).ok().with_context(|| format!("{} is not UTF-8 text", path.display()))
 }
 
 fn is_jsonl(path: &Path) -> bool {

@@ -12,7 +12,7 @@ pub enum Metric {
     /// 100 times the cosine of picture and prompt: `CLIPScore` of torchmetrics 1.x, which is that of Hessel et al. 2021
     /// (arXiv:2104.08718, 3) with 100 in place of 2.5; negative ones are kept.
     Clip,
-    /// Of this label: 100 where the judge finds the value that was asked for, else 0.
+    /// 100 where the judge finds the value of this label that was asked for, else 0.
     Right(String),
     /// 100 where all labels are right.
     AllRight,

@@ -39,7 +39,7 @@ pub const RECIPE: &str = "recipe";
 
 const VERSION_KEY: &str = "palettist.version";
 const PALETTES_KEY: &str = "palettist.palettes";
-/// Of a subject ([`super::subject`]): its version, and the [`PalettizedFile::key`] of its base.
+/// The version of a subject ([`super::subject`]), and the [`PalettizedFile::key`] of its base.
 pub(super) const SUBJECT_KEY: &str = "palettist.subject";
 pub(super) const SUBJECT_VERSION: &str = "1";
 pub(super) const BASE_KEY: &str = "palettist.base";

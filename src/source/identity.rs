@@ -15,8 +15,7 @@ pub fn identity(model: &Model) -> Result<String> {
     let mut hash = Sha256::new();
     for component in model.components().filter(|component| *component != Component::SafetyChecker) {
         hash.update(component.folder());
-        hash.update(serde_json::to_string(&model.config_json(component)?)?);
-        model.stored(component)?.identify(&mut hash)?;
+        network(model, component, &mut hash)?;
     }
     hash.update(serde_json::to_string(&model.scheduler_config()?)?);
     Ok(hex(&hash.finalize()))
@@ -29,16 +28,18 @@ pub fn model_id(model: &Model) -> String {
     let model = model.without_options();
     for component in model.components().filter(|component| model.has(*component)) {
         let mut own = Sha256::new();
-        let mut read = || -> Result<()> {
-            own.update(serde_json::to_string(&model.config_json(component)?)?);
-            model.stored(component)?.identify(&mut own)
-        };
-        if read().is_ok() {
+        if network(&model, component, &mut own).is_ok() {
             hash.update(component.folder());
             hash.update(own.finalize());
         }
     }
     hex(&hash.finalize()[..16])
+}
+
+/// Adds a network's configuration and weights to a hash.
+fn network(model: &Model, component: Component, hash: &mut Sha256) -> Result<()> {
+    hash.update(serde_json::to_string(&model.config_json(component)?)?);
+    model.stored(component)?.identify(hash)
 }
 
 #[cfg(test)]

@@ -268,10 +268,7 @@ impl Ending<'_> {
             let made = bundle.write()?;
             reporter.wrote("what Apple's Swift package reads", &made.resources);
             bundle.missing(model).iter().for_each(|line| reporter.say(&format!("note: {line}")));
-            if !made.compiled {
-                let script = shell_word(&made.script.to_string_lossy());
-                reporter.say(&format!("this is no Mac: to compile the packages into it, on one: sh {script}"));
-            }
+            made.to_compile().iter().for_each(|line| reporter.say(line));
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! Runs of the program on a stand-in for a CUDA device (tests/stand_in), which is compiled here.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use palettist::files::hex;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -27,7 +27,7 @@ fn libraries() -> &'static Path {
         for name in std::iter::once("stand_in.h".to_owned()).chain(SOURCES.map(|name| format!("{name}.cpp"))) {
             hash.update(fs::read(source.join(name)).unwrap());
         }
-        let version: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let version = hex(&hash.finalize()[..8]);
         let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stand_in");
         fs::create_dir_all(&all).unwrap();
         // Other test programs wait here for the one that compiles.
@@ -88,7 +88,5 @@ pub fn on_stand_in(folder: &Path, arguments: &[&str]) -> Command {
 
 /// What the last program in `folder` asked of the device, counted.
 pub fn report(folder: &Path) -> Value {
-    let mut text = String::new();
-    File::open(folder.join("report.json")).unwrap().read_to_string(&mut text).unwrap();
-    serde_json::from_str(&text).unwrap()
+    serde_json::from_str(&fs::read_to_string(folder.join("report.json")).unwrap()).unwrap()
 }

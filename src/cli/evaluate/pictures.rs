@@ -61,7 +61,8 @@ pub fn run(args: &Args, file: &Path) -> Result<()> {
         note(format_args!("the labels in {} are not scored without a judge (--clip)", file.display()));
     }
     for opened in [Some(&opened), against.as_ref()].into_iter().flatten() {
-        args.drawing.check_sides(&opened.model, args.drawing.height.zip(args.drawing.width), args.device)?;
+        let own = opened.model.unet_config()?.sample_size * opened.model.autoencoder_config()?.factor();
+        args.drawing.check_sides(&opened.model, args.drawing.size((own, own)), args.device)?;
     }
     let judge = args.clip.as_deref().map(|clip| Judge::open(clip, args, &prompts)).transpose()?;
     let mut sides = sides(args, &opened, against.as_ref())?;

@@ -13,9 +13,9 @@ pub struct Table<'s> {
     /// How many were drawn, and how many pictures of each.
     pub prompts: usize,
     pub images: usize,
-    /// Of each label, among how many values the judge chose.
+    /// Each label, and among how many values the judge chose.
     pub choices: Vec<(&'s str, usize)>,
-    /// Of the intervals.
+    /// Seed of the intervals' resamples.
     pub seed: u64,
 }
 

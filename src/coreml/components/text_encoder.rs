@@ -20,7 +20,7 @@ pub enum Attended {
 }
 
 impl Attended {
-    /// Of the UNet of a model.
+    /// What the UNet of a model attends to.
     pub fn of(model: &Model) -> Self {
         if model.is_xl() { Self::Penultimate } else { Self::Last }
     }

@@ -70,7 +70,7 @@ pub struct Plan<'a> {
     pub folder: PathBuf,
     /// In the order in which they are written.
     pub parts: Vec<Part>,
-    /// Of the UNet's package; sizes, target and whether packages are replaced are those of all.
+    /// What the UNet's package is made for; sizes, target and whether packages are replaced hold for all packages.
     pub options: UnetOptions,
     /// What packages say of themselves, and what they are named after.
     pub metadata: PackageMetadata,
