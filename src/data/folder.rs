@@ -8,11 +8,11 @@
 //! Captions that are missing or cannot be matched are the most frequent silent mistake of such data sets: everything
 //! that does not add up is a problem with a line of its own, or a warning where it does no harm.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::listing::{Listing, few, name};
-use super::manifest::listed;
+use super::captions::{Caption, CaptionOptions, Captions, Missing};
+use super::kohya::Kohya;
+use super::listing::{Listing, few, listed, name};
 use super::{Problems, metadata, near_miss, sidecars};
 
 /// A picture to train on.
@@ -35,49 +35,6 @@ impl Sample {
     }
 }
 
-/// What a picture without a caption is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Missing {
-    /// A mistake in the data.
-    Error,
-    /// Trained on with this caption: the empty one, or class words.
-    Fill(String),
-}
-
-/// Where captions are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CaptionOptions {
-    /// Extensions of sidecar files with their dot, tried in this order, in any case.
-    pub extensions: Vec<String>,
-    pub missing: Missing,
-    /// Keys of `metadata.jsonl`, columns of `metadata.csv`.
-    pub image_column: String,
-    pub caption_column: String,
-}
-
-impl Default for CaptionOptions {
-    fn default() -> Self {
-        Self {
-            extensions: vec![".txt".into(), ".caption".into()],
-            missing: Missing::Error,
-            image_column: "file_name".into(),
-            caption_column: "text".into(),
-        }
-    }
-}
-
-impl From<&crate::config::Data> for CaptionOptions {
-    fn from(data: &crate::config::Data) -> Self {
-        let missing = match data.missing_caption {
-            crate::config::MissingCaption::Error => Missing::Error,
-            crate::config::MissingCaption::Empty => Missing::Fill(String::new()),
-        };
-        // With its dot or without, as other trainers have it.
-        let extensions = data.caption_extension.iter().map(|own| format!(".{}", own.trim_start_matches('.')));
-        Self { extensions: extensions.collect(), missing, ..Self::default() }
-    }
-}
-
 /// What a folder holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
@@ -85,23 +42,6 @@ pub struct Contents {
     pub samples: Vec<Sample>,
     /// What may be a mistake, or is worth knowing: lines that begin with `warning: ` or `note: `.
     pub remarks: Vec<String>,
-}
-
-/// A caption as a source has it.
-pub(super) enum Caption {
-    /// Not empty.
-    Text(String),
-    /// Missing or empty: what the message says of the picture.
-    None(String),
-    /// Told of already.
-    Unreadable,
-}
-
-/// Captions of all pictures of a listing, in its order, from one source.
-pub(super) struct Captions {
-    pub captions: Vec<Caption>,
-    /// Whether a source for captions was found at all; without one, a single line says so for all pictures.
-    pub found: bool,
 }
 
 /// Reads a folder of pictures and captions.
@@ -167,57 +107,5 @@ fn told_filled(listing: &Listing, filled: &[String], text: &str, options: &Capti
     } else {
         let names = listed(filled);
         format!("{kind}: {count} of the {all} pictures in {folder} have no caption and have {has}: {names}{near}")
-    }
-}
-
-/// kohya's layout: every picture lies in a folder like `10_sks dog`.
-struct Kohya {
-    /// Repeats and words of each picture.
-    pictures: Vec<(usize, String)>,
-}
-
-/// More repeats than these are a year or a number of something else.
-const MOST_REPEATS: usize = 1000;
-
-/// Repeats and words of a folder named as kohya's are.
-pub(super) fn kohya_folder(name: &str) -> Option<(usize, &str)> {
-    let (repeats, words) = name.split_once('_')?;
-    let digits = repeats.bytes().all(|byte| byte.is_ascii_digit());
-    let repeats = repeats.parse().ok().filter(|repeats| digits && (1..=MOST_REPEATS).contains(repeats))?;
-    (!words.trim().is_empty()).then_some((repeats, words.trim()))
-}
-
-impl Kohya {
-    fn of(listing: &Listing, remarks: &mut Vec<String>) -> Option<Self> {
-        let of_picture = |name: &str| {
-            let (repeats, words) = kohya_folder(name.split_once('/')?.0)?;
-            Some((repeats, words.to_owned()))
-        };
-        let found: Vec<Option<_>> = listing.pictures.iter().map(|file| of_picture(&file.name)).collect();
-        let folder = listing.folder.display();
-        let folders: Vec<&str> =
-            listing.top_folders().into_iter().filter(|name| kohya_folder(name).is_some()).collect();
-        if found.iter().any(Option::is_none) {
-            if let Some(first) = folders.first() {
-                remarks.push(format!(
-                    "warning: {folder} has folders named like kohya's ({first}), but also pictures beside them: \
-                     repeats and words of the names are not used"
-                ));
-            }
-            return None;
-        }
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for name in listing.pictures.iter().filter_map(|file| file.name.split('/').next()) {
-            *counts.entry(name).or_default() += 1;
-        }
-        let told = counts.into_iter().filter_map(|(name, count)| {
-            let (repeats, words) = kohya_folder(name)?;
-            let pictures = if count == 1 { "picture" } else { "pictures" };
-            Some(format!(
-                "note: {folder}/{name}: {count} {pictures} × {repeats} an epoch; \"{words}\" where there is no caption"
-            ))
-        });
-        remarks.extend(few(told));
-        Some(Self { pictures: found.into_iter().flatten().collect() })
     }
 }

@@ -145,6 +145,18 @@ pub(super) fn few(lines: impl IntoIterator<Item = String>) -> Vec<String> {
     lines
 }
 
+/// How many names [`listed`] tells.
+const NAMED: usize = 3;
+
+/// `a.jpg, b.jpg, c.jpg and 2 more`
+pub(super) fn listed(names: &[impl AsRef<str>]) -> String {
+    let first = names.iter().take(NAMED).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
 /// Lists the files below `folder/inner`. Links are followed; the depth ends those that go in circles.
 fn list(folder: &Path, inner: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), String> {
     let here = folder.join(inner);

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::Sample;
-use super::manifest::listed;
+use super::listing::listed;
 use super::picture::{decode_picture, is_animated};
 
 /// What one picture is.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Sample;
+use super::listing::listed;
 use crate::files::hex;
 
 /// The pictures of a data set, in its order.
@@ -42,9 +43,6 @@ fn once() -> usize {
 fn is_once(repeats: &usize) -> bool {
     *repeats == 1
 }
-
-/// How many pictures a line of [`Manifest::changes`] names.
-const NAMED: usize = 3;
 
 impl Manifest {
     /// Reads every picture of `samples`, on all cores.
@@ -148,15 +146,6 @@ fn line(names: &[String], what: &str, done: &str) -> String {
     };
     let (were, listed) = (if count == 1 { "was" } else { "were" }, listed(names));
     format!("{count} {what} {were} {done}: {listed}")
-}
-
-/// `a.jpg, b.jpg, c.jpg and 2 more`
-pub(super) fn listed(names: &[impl AsRef<str>]) -> String {
-    let first = names.iter().take(NAMED).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(NAMED) {
-        0 => first,
-        more => format!("{first} and {more} more"),
-    }
 }
 
 /// At most 60 characters of a caption.

@@ -11,9 +11,8 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use unicode_normalization::UnicodeNormalization;
 
-use super::folder::{Caption, CaptionOptions, Captions};
+use super::captions::{Caption, CaptionOptions, Captions, one_line};
 use super::listing::{File, Listing, PICTURES, few};
-use super::sidecars::one_line;
 
 /// The files with captions for a whole folder, in the order in which they are looked for; in any case of letters.
 pub(super) const NAMES: [&str; 2] = ["metadata.jsonl", "metadata.csv"];

@@ -3,7 +3,12 @@
 //! | file | knows |
 //! |---|---|
 //! | [`set`] | the data set of a config, and everything that is wrong with its folders |
-//! | [`folder`] | which pictures a folder holds and what their captions are: `listing`, `metadata`, `sidecars`, `near_miss` |
+//! | [`folder`] | which pictures a folder holds and what their captions are |
+//! | [`listing`] | the files of a folder, by what they are |
+//! | `captions` | what a caption is, and what stands for one that is missing |
+//! | `metadata`, `sidecars` | captions from one table, captions from a file beside each picture |
+//! | `kohya` | folders named `10_sks dog`: repeats and words |
+//! | `near_miss` | what was meant to be captions, where none were found |
 //! | [`place`] | whether two paths lead to one folder |
 //! | [`picture`] | one picture file → a tensor, as diffusers' training scripts make it |
 //! | [`look`] | what is noticed of pictures before the work: unreadable, small, there twice |
@@ -17,8 +22,10 @@
 //! ([`Problems`]), not after an hour.
 
 pub mod cache;
+mod captions;
 pub mod drawn;
 pub mod folder;
+mod kohya;
 pub mod listing;
 pub mod look;
 pub mod manifest;
@@ -32,7 +39,8 @@ pub mod set;
 mod sidecars;
 
 pub use cache::{Cache, Key, hash_weights};
-pub use folder::{CaptionOptions, Contents, Missing, Sample, read_folder};
+pub use captions::{CaptionOptions, Missing};
+pub use folder::{Contents, Sample, read_folder};
 pub use listing::is_picture;
 pub use manifest::Manifest;
 pub use order::{batch_indices, epoch_order};

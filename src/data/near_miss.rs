@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::folder::{CaptionOptions, kohya_folder};
+use super::captions::CaptionOptions;
+use super::kohya::kohya_folder;
 use super::listing::{File, Listing, is_picture};
 use super::metadata;
 

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::drawn::{Record, record_of};
-use super::folder::kohya_folder;
-use super::listing::{Listing, few};
+use super::kohya::kohya_folder;
+use super::listing::{Listing, few, listed};
 use super::look::{Look, Looked, animated, look_at, shared, small, twice};
-use super::manifest::listed;
 use super::place::{Place, writable};
 use super::{CaptionOptions, Contents, Missing, Problems, Sample, near_miss, read_folder, sidecars};
 use crate::config::{Config, Dreambooth, Mode, PriorSource};

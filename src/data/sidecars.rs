@@ -5,9 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
-use super::folder::{Caption, CaptionOptions, Captions, Missing};
-use super::listing::{File, Listing, few};
-use super::manifest::listed;
+use super::captions::{Caption, CaptionOptions, Captions, Missing, one_line};
+use super::listing::{File, Listing, few, listed};
 
 /// First words of the names of text files that people and data sets put beside pictures, in lower case.
 const DOCUMENTS: &[&str] = &[
@@ -207,9 +206,4 @@ fn read_caption(path: &Path) -> Result<String, String> {
     let bytes = fs::read(path).map_err(|error| format!("cannot read the caption {}: {error}", path.display()))?;
     let text = String::from_utf8(bytes).map_err(|_| format!("the caption {} is not UTF-8 text", path.display()))?;
     Ok(one_line(&text))
-}
-
-/// The words of a text, one space between them.
-pub(super) fn one_line(text: &str) -> String {
-    text.trim_start_matches('\u{feff}').split_whitespace().collect::<Vec<_>>().join(" ")
 }
