@@ -59,6 +59,21 @@ fn sidecar_captions_are_read_in_order() {
 }
 
 #[test]
+fn a_folder_of_pictures_that_are_not_read_says_so() {
+    let folder = folder(&[("IMG_1.HEIC", "x"), ("IMG_2.heic", "x")]);
+    let expected = "pictures of this kind are not read; convert it to PNG or JPEG";
+    let told = problems(&folder, &CaptionOptions::default());
+    assert_eq!(told, [format!("IMG_1.HEIC: {expected}"), format!("IMG_2.heic: {expected}")]);
+}
+
+#[test]
+fn a_file_that_is_too_long_for_a_caption_is_named() {
+    let folder = folder(&[("a.png", ""), ("a.txt", &"word ".repeat(30_000)), ("b.png", ""), ("b.txt", "a pear")]);
+    let told = problems(&folder, &CaptionOptions::default());
+    assert_eq!(told, ["a.txt has 150000 bytes; a caption has 100000 at most"]);
+}
+
+#[test]
 fn captions_that_lose_to_another_file_are_told() {
     let files = [
         ("a.png", ""),

@@ -640,7 +640,7 @@ fn verify_and_generate_refuse_what_has_no_effect() {
         ),
         (vec!["--height", "60"], "--height 60 is not a multiple of"),
         (vec!["--width", "1000000"], "--width 1000000 is more than 8192, the most that is drawn"),
-        (vec!["--seed", "-1"], "a seed is a whole number of at least 0"),
+        (vec!["--seed", "-1"], "a seed is a whole number from 0 to"),
         (vec!["--steps", "-3"], "invalid value '-3' for '--steps"),
         (vec!["--steps", "2000"], "--steps 2000: "),
         (vec!["--scheduler", "deis"], "`deis` is not a sampler"),

@@ -20,6 +20,29 @@ fn load(file: &Path) -> Config {
 }
 
 #[test]
+fn one_mistake_is_told_once() {
+    let told = |change: &str| {
+        let config = "model.pretrained_model_name_or_path = \"m\"\ndata.train_data_dir = \"d\"\n";
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, config).unwrap();
+        let error = palettist::config::load(&path, &[change.to_owned()]).err().unwrap().to_string();
+        error.replace(&folder.path().display().to_string(), "")
+    };
+    for (change, expected) in [
+        ("train.learning_rate=-1", "`train.learning_rate` is -1"),
+        ("data.resolution=0", "`data.resolution` is 0"),
+        ("output_dir=~/x", "`~` is no home folder here"),
+        ("data.train_data_dir=~/x", "`~` is no home folder here"),
+        (&format!("name={}", "n".repeat(161)), "has 161 bytes; 160 at most"),
+        ("data.caption_extension=[]", "is empty"),
+    ] {
+        let told = told(change);
+        assert!(told.contains(expected) && told.lines().count() == 1, "{change}: {told}");
+    }
+}
+
+#[test]
 fn every_shipped_config_is_right_and_survives_being_resolved() {
     for file in shipped() {
         let mut config = load(&file);

@@ -156,7 +156,7 @@ fn a_class_folder_without_pictures_is_filled_whatever_else_is_in_it() {
     fs::write(&class, "x").unwrap();
     assert_eq!(problems(root, &config), ["the folder of pictures ROOT/class is not a folder"]);
     let lines = problems(root, &dreambooth(root, &["data.dreambooth.class_data_dir=ROOT/class/below"]));
-    assert!(lines[0].starts_with("data.dreambooth.class_data_dir: ROOT/class/below cannot be made"), "{lines:?}");
+    assert!(lines[0].starts_with("data.dreambooth.class_data_dir: ROOT/class/below cannot be written"), "{lines:?}");
 }
 
 fn record(prompt: &str) -> Record {

@@ -277,7 +277,7 @@ fn bad_input_gets_one_line_and_writes_nothing() {
         (&["--latents", &path("good.safetensors"), "--num-images", "3"], "latents for 2"),
         (&["--latents", &path("good.safetensors"), "--height", "128"], "64 × 48 pixels"),
         (&["--save-latents", &path("out.pt")], ".safetensors"),
-        (&["--save-latents", &path("cut.safetensors/out.safetensors")], "cannot create the folder"),
+        (&["--save-latents", &path("cut.safetensors/out.safetensors")], "cannot be written"),
     ] {
         let line = [&[model.as_str(), "--prompt", "a fox", "-o", &out], arguments].concat();
         let error = run(&line).expect_err(part);

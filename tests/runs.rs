@@ -5,66 +5,12 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::runs::{ROOT, config, contents, ends, hidden, program, succeed, text, wait_for};
+use common::runs::{
+    QUICK, ROOT, Run, contents, copy_folder, ends, hidden, killed_after, program, succeed, text, wait_for,
+};
 use palettist::files::{TensorFile, write_safetensors};
 use serde_json::Value;
 use tch::Tensor;
-
-/// A run of few steps without what takes time.
-const QUICK: [&str; 5] = [
-    "train.train_text_encoder=false",
-    "sample.sample_every_n_steps=0",
-    "distill.enabled=false",
-    "train.gradient_accumulation_steps=1",
-    "validation.every_n_steps=0",
-];
-
-struct Run {
-    folder: tempfile::TempDir,
-    config: String,
-}
-
-impl Run {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path()).to_str().unwrap().to_owned();
-        Self { folder, config }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn out(&self) -> PathBuf {
-        self.path().join("run")
-    }
-
-    fn arguments<'a>(&'a self, command: &'a str, changes: &[&'a str]) -> Vec<&'a str> {
-        [&[command, self.config.as_str()], &QUICK[..], changes].concat()
-    }
-
-    /// Trains; what is said on standard error.
-    fn train(&self, changes: &[&str]) -> String {
-        ends(self.path(), &self.arguments("train", changes), 0, "")
-    }
-
-    /// Both `check` and `train` refuse this, in these words, and nothing changes.
-    fn refused(&self, changes: &[&str], expected: &str) {
-        // Of what a run that was killed left half written nothing is to be kept.
-        let shown = |path: &Path| path.iter().all(|part| !part.to_string_lossy().starts_with('.'));
-        let found = || contents(&self.out()).into_iter().filter(|(path, _)| shown(path)).collect::<Vec<_>>();
-        let before = found();
-        for command in ["check", "train"] {
-            ends(self.path(), &self.arguments(command, changes), 2, expected);
-        }
-        assert!(found() == before, "{changes:?}");
-    }
-
-    fn metrics(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.out().join("logs/metrics.jsonl")).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
 
 #[test]
 fn a_finished_run_says_so_and_writes_nothing() {
@@ -197,15 +143,6 @@ fn clean_deletes_what_a_finished_run_no_longer_needs() {
     assert_eq!(contents(&unfinished.out()), before);
 }
 
-/// Trains and kills the run once this checkpoint is there.
-fn killed_after(run: &Run, changes: &[&str], checkpoint: &str) {
-    let mut child =
-        program(run.path(), &run.arguments("train", changes)).stderr(std::process::Stdio::null()).spawn().unwrap();
-    wait_for(&mut child, checkpoint, || run.out().join("checkpoints").join(checkpoint).is_dir());
-    child.kill().unwrap();
-    child.wait().unwrap();
-}
-
 #[test]
 fn a_resumed_run_knows_its_data_and_model_by_content() {
     let run = Run::new();
@@ -250,18 +187,6 @@ fn a_resumed_run_knows_its_data_and_model_by_content() {
     let told = run.train(&changes);
     let expected = "note: continuing with max_train_steps = 4 (was 12), learning_rate = 0.0005 (was 0.001)";
     assert!(told.contains(expected), "{told}");
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &to)
-        } else {
-            fs::copy(entry.path(), to).map(|_| ()).unwrap()
-        }
-    }
 }
 
 /// Changes one weight of `conv_out.weight`.

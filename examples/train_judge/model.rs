@@ -198,7 +198,8 @@ impl Judge {
         }
         let metadata = [("step", step.to_string()), ("settings", settings.to_owned())];
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
-        write_safetensors(state, named.iter().map(|(name, tensor)| (name.as_str(), *tensor)), None, &metadata)
+        write_safetensors(state, named.iter().map(|(name, tensor)| (name.as_str(), *tensor)), None, &metadata)?;
+        Ok(())
     }
 
     /// Writes the folder, the weights in fp16.

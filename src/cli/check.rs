@@ -4,18 +4,17 @@ mod cost;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::{Mistakes, Usage, grouped, is_usage, print};
 use crate::config::{self, Config, DeviceChoice, Loaded, MixedPrecision, SamplePrompt, TrainedComponent};
-use crate::data::set::class_folder;
 use crate::data::{DataSet, Problems, Sample};
 use crate::source::{Model, Tokenizer};
 use crate::terminal::shell_word;
 use crate::train::identity::Identity;
 use crate::train::plan::{self, Action, Before, Plan, plan};
 use crate::train::prompts::other_sampler;
-use crate::train::{self, Resume, device_and_kind, drawing, run_folder};
+use crate::train::{self, Resume, device_and_kind, drawing, run_folder, state};
 
 /// Reads config, data and model headers and tells what a run would do; trains nothing
 #[derive(clap::Args)]
@@ -151,7 +150,7 @@ impl Report {
             }
             None => self.samples("data", config.data.train_data_dir.as_deref()?, &set.training, true),
         }
-        if let (Some(class), Some((settings, folder))) = (&set.class, class_folder(config)) {
+        if let (Some(class), Some((settings, folder))) = (&set.class, config.class_folder()) {
             let rest = match class.missing {
                 0 => String::new(),
                 missing => format!("; {missing} more will be drawn by the model"),
@@ -225,7 +224,7 @@ impl Report {
             self.line("training", format!("stage 1 of 2: the same in float, {steps} steps at {rate:?}"));
         }
         let again = match config.data.prior() {
-            Some(_) if class_folder(config).is_some() => ", and as many of the class",
+            Some(_) if config.class_folder().is_some() => ", and as many of the class",
             Some(_) => ", each once more as one of the class",
             None => "",
         };
@@ -278,7 +277,16 @@ impl Report {
         if let Some(warning) = identity.as_ref().and_then(|now| train::teacher::is_base_after_all(config, now)) {
             self.line("", format!("warning: {warning}"));
         }
+        if let Some(process) = run_folder::busy(&config.output_dir) {
+            self.take::<()>(Err(anyhow!("{}", run_folder::told_busy(&config.output_dir, &process))));
+            return;
+        }
         let Some(Plan { action, notes }) = self.take(plan(config, &Resume::Auto)) else { return };
+        if let Action::Resume(resumed) = &action
+            && self.take(state::verify(&resumed.checkpoint, &resumed.facts)).is_none()
+        {
+            return;
+        }
         notes.iter().for_each(|note| self.line("", format!("note: {note}")));
         // What is wrong with the model or the data has been noted.
         let data = self.data.as_ref();
@@ -303,9 +311,18 @@ impl Report {
             },
         );
         if let Some(now) = now {
-            let learned_from = resumed.facts.learned_from.as_ref();
-            let before = Before { learned_from, folder: &config.output_dir, resumes: true };
-            self.take(before.check_so_far(&now));
+            let mut learned_from = resumed.facts.learned_from.clone();
+            if train::teacher::first_stage_is_missing(config)
+                && let Some(before) = &mut learned_from
+            {
+                before.model = before.model.without_teacher();
+                self.line(
+                    "",
+                    "note: what the first of two stages made is gone; `train` runs it again first".to_owned(),
+                );
+            }
+            let before = Before { learned_from: learned_from.as_ref(), folder: &config.output_dir, resumes: true };
+            self.take(before.check_so_far(&now, self.data.as_ref().and_then(|data| data.class.as_ref())));
         }
     }
 }

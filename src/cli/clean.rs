@@ -1,12 +1,18 @@
 //! `palettist clean`: what a finished run no longer needs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
 use super::{Usage, print, size};
+use crate::data::place::Place;
 use crate::terminal::shell_word;
 use crate::train::run_folder::{self, Holds, RunFolder};
+
+/// Whether two paths lead to one folder.
+fn is_same(one: &Path, other: &Path) -> bool {
+    matches!((Place::of(one), Place::of(other)), (Ok(one), Ok(other)) if one.is(&other))
+}
 
 /// Deletes the checkpoints of a finished run, and what killed runs left half written; results stay
 #[derive(clap::Args)]
@@ -29,19 +35,24 @@ pub fn run(args: Args) -> Result<()> {
         Err(error) => Err(Usage(format!("{error:#}; nothing was deleted"))),
     };
     look()?;
-    // A run in progress holds this lock.
-    let _lock = run_folder::lock(path)?;
+    // A run in progress holds this lock; a folder that is only looked at may be read-only.
+    let _lock = (!args.dry_run).then(|| run_folder::lock(path)).transpose()?;
     let run = look()?;
     if run.finished.is_none() {
         let (step, total) = (run.step(), run.config.train.max_train_steps);
         bail!(
             "{shown} is not finished (step {step} of {total}): it resumes from its checkpoints; nothing was deleted. To end \
-             it: palettist train {} train.max_train_steps={}",
+             it: palettist train {} {}train.max_train_steps={}",
             shell_word(&path.join(run_folder::CONFIG).to_string_lossy()),
+            // A run that was moved is to go on where it is.
+            match is_same(&run.config.output_dir, path) {
+                true => String::new(),
+                false => shell_word(&format!("output_dir={shown}")) + " ",
+            },
             step.max(1)
         );
     }
-    if run.step() > run.finished.as_ref().map_or(0, |finished| finished.step) {
+    if run.is_beyond_its_results() {
         bail!(
             "{shown} has trained beyond the steps of its results and resumes from its checkpoints; nothing was deleted"
         );

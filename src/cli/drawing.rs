@@ -70,7 +70,7 @@ pub fn device(name: &str) -> Result<Device> {
 const LARGEST_SIDE: i64 = 8192;
 
 fn seed(text: &str) -> Result<u64> {
-    text.parse().map_err(|_| anyhow!("a seed is a whole number of at least 0"))
+    text.parse().map_err(|_| anyhow!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
 fn precision(name: &str) -> Result<Kind> {
@@ -116,7 +116,10 @@ impl DrawingArgs {
         let factor = autoencoder.factor();
         for (name, side) in [("height", self.height), ("width", self.width)] {
             let Some(side) = side else { continue };
-            if side < 1 || side % factor != 0 {
+            if side < factor {
+                return Err(Usage(format!("--{name} {side} is less than {factor}, the least that is drawn")).into());
+            }
+            if side % factor != 0 {
                 return Err(Usage(format!("--{name} {side} is not a multiple of {factor}")).into());
             }
             if side > LARGEST_SIDE {

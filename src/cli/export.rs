@@ -6,7 +6,8 @@ use anyhow::Result;
 use tch::{Device, Kind};
 
 use super::model::{ModelArgs, Opened, about_autoencoder, about_noise};
-use super::{Usage, must_be_new, print};
+use super::{Usage, check_output, must_be_new, print};
+use crate::config::LONGEST_NAME;
 use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle, of_another_model};
 use crate::coreml::components::Part;
 use crate::coreml::components::cost::Cost;
@@ -173,6 +174,7 @@ fn diffusers(args: &Args, opened: &Opened) -> Result<()> {
         return Err(Usage(format!("{option}: for Core ML packages, not for --format diffusers")).into());
     }
     must_be_new(&args.output)?;
+    check_output(&args.output)?;
     model.check_small_files()?;
     let checkpoint = opened.checkpoint()?;
     let weights = unet_weights(model, checkpoint.as_ref(), Kind::Half, Device::Cpu)?;
@@ -210,6 +212,7 @@ fn packages(args: &Args, opened: &Opened, parts: Option<Vec<Part>>, nbits: Nbits
             }
         })?;
     args.check_effects(&plan, &nbits)?;
+    check_output(&args.output)?;
     check_places(&plan)?;
     if let Some(checkpoint) = &checkpoint {
         check_shapes(model, &checkpoint.shapes())?;
@@ -264,6 +267,16 @@ impl Args {
         let name = self.model_version.as_deref().unwrap_or(opened.model.name());
         if name.trim().is_empty() {
             return Err(Usage("--model-version is empty: packages are named after it".into()));
+        }
+        if name.len() > LONGEST_NAME {
+            let length = name.len();
+            return Err(Usage(format!(
+                "--model-version: a name of {length} bytes; {LONGEST_NAME} at most, because packages are named after it"
+            )));
+        }
+        // Folders are named after it too, among them one in a user's home.
+        if name.split(['/', '\\']).any(|part| [".", ".."].contains(&part)) || name.ends_with('/') {
+            return Err(Usage(format!("--model-version \"{name}\" is a path; a name such as owner/name is expected")));
         }
         if name.chars().any(char::is_control) {
             return Err(Usage(format!("{name:?} has control characters: --model-version takes a name without")));

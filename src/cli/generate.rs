@@ -1,5 +1,6 @@
 //! `palettist generate`: pictures from a model and a prompt.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use super::model::ModelArgs;
 use super::train::stop_on_interrupt;
 use super::{Interrupted, Usage, print};
 use crate::diffusion::Noise;
-use crate::files::{TensorFile, write_safetensors};
+use crate::files::{TensorFile, check_writable, write_safetensors};
 use crate::pipeline::{Pipeline, Request};
 use crate::report::{Progress, pictures};
 use crate::source::Model;
@@ -161,9 +162,10 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage(message).into());
     }
 
-    // Before the work, so that a folder that cannot be made does not cost it.
+    // Before the work, so that a folder that cannot be written does not cost it.
     for path in [Some(&args.output), args.save_latents.as_ref()].into_iter().flatten() {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        check_writable(folder)?;
         fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
     }
 
@@ -174,13 +176,14 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Draws, and writes each batch as soon as it is done.
 fn draw(args: &Args, pipeline: &Pipeline, request: &Request) -> Result<()> {
-    let mut bar: Option<Progress> = None;
+    let bar: RefCell<Option<Progress>> = RefCell::new(None);
     let mut latents = Vec::new();
     let mut written = 0;
     let drawn = pipeline.generate_batches(
         request,
         &mut |done, total| {
-            bar.get_or_insert_with(|| Progress::new("drawing", 0, total as u64).counting("evaluation"))
+            bar.borrow_mut()
+                .get_or_insert_with(|| Progress::new("drawing", 0, total as u64).counting("evaluation"))
                 .update(done as u64, &[]);
             go_on()
         },
@@ -188,14 +191,17 @@ fn draw(args: &Args, pipeline: &Pipeline, request: &Request) -> Result<()> {
             for picture in batch.images.unbind(0) {
                 let path = numbered(&args.output, written, request.images);
                 pictures::write_png(&path, &pictures::from_tensor(&picture)?)?;
-                print(path.display())?;
+                match &*bar.borrow() {
+                    Some(bar) => bar.aside(|| print(path.display()))?,
+                    None => print(path.display())?,
+                }
                 written += 1;
             }
             latents.push(batch.latents);
             Ok(())
         },
     );
-    if let Some(bar) = bar {
+    if let Some(bar) = bar.into_inner() {
         bar.finish();
     }
     if let Some(path) = &args.save_latents

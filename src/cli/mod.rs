@@ -31,8 +31,8 @@ use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::shared::{
-    ClosedPipe, Interrupted, MEASURED, Mistakes, Usage, grouped, is_of_data, is_usage, load_config, must_be_new, print,
-    size, warn_of_unused,
+    ClosedPipe, Interrupted, MEASURED, Mistakes, Usage, check_output, grouped, is_of_data, is_usage, load_config,
+    must_be_new, print, size, warn_of_unused,
 };
 use crate::terminal::{printable, tell};
 

@@ -1,5 +1,6 @@
 //! The model that a command works on: `MODEL`, and the options that say more of it, the same for every command.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -8,8 +9,8 @@ use super::Usage;
 use crate::config::Config;
 use crate::coreml::PackageMetadata;
 use crate::palette::{PalettizedCheckpoint, PalettizedFile};
-use crate::source::{Model, ModelOptions, PredictionType, model_id};
-use crate::terminal::note;
+use crate::source::{Model, ModelOptions, PREDICTION, PredictionType, autoencoder_id, goes_with, model_id};
+use crate::terminal::{note, warn};
 use crate::train::run_folder::RunFolder;
 
 /// `MODEL` and its options, to be flattened into a command's `Args`.
@@ -90,7 +91,11 @@ impl ModelArgs {
         let (palettes, options) = (palettes.map(Path::to_owned), &self.options);
         let (model, run) = RunFolder::open(&self.model, options)?;
         let Some(run) = run else { return Ok(Opened { model, palettes, subject: None, run: None }) };
-        if let Some(finished) = run.finished.as_ref().filter(|finished| finished.step < run.step()) {
+        let palettes = match palettes {
+            Some(palettes) => Some(palettes),
+            None => run.palettes()?,
+        };
+        if let Some(finished) = run.finished.as_ref().filter(|_| run.is_beyond_its_results()) {
             note(format_args!(
                 "the results in {} are those of step {}; the run has gone on to step {}",
                 run.path.display(),
@@ -98,10 +103,6 @@ impl ModelArgs {
                 run.step()
             ));
         }
-        let palettes = match palettes {
-            Some(palettes) => Some(palettes),
-            None => run.palettes()?,
-        };
         Ok(Opened { model, palettes, subject: None, run: Some(run) })
     }
 }
@@ -129,7 +130,7 @@ impl Opened {
             Some(finished) => PackageMetadata { model: name.to_owned(), ..finished.package.clone() },
             None => PackageMetadata::of_folder(name, self.model.path()),
         };
-        PackageMetadata { id: model_id(&self.model), ..metadata }
+        PackageMetadata { id: model_id(&self.model), autoencoder_id: autoencoder_id(&self.model), ..metadata }
     }
 
     /// Says of a run with palettes that its model holds their values, so that `what` is of those.
@@ -151,10 +152,30 @@ impl Opened {
     /// As [`PalettizedFile::open`]; a subject of other palettes.
     pub fn palettized(&self) -> Result<Option<PalettizedFile>> {
         let Some(file) = self.palettes.as_deref().map(PalettizedFile::open).transpose()? else { return Ok(None) };
+        self.warn_of_others(&file)?;
         Ok(Some(match &self.subject {
             Some(subject) => file.with_subject(subject)?,
             None => file,
         }))
+    }
+
+    /// Warns of palettes whose UNet was trained to go with something else than what the model has.
+    fn warn_of_others(&self, file: &PalettizedFile) -> Result<()> {
+        let metadata = &file.metadata;
+        for (name, own) in goes_with(&self.model, &BTreeMap::new())? {
+            let Some(theirs) = metadata.get(&name).filter(|theirs| **theirs != own) else { continue };
+            let (palettes, model) = (file.path().display(), self.model.path().display());
+            warn(match name.as_str() {
+                PREDICTION => {
+                    format!("{palettes}: this UNet predicts {theirs}, and {model} is used as one that predicts {own}")
+                }
+                _ => format!(
+                    "{palettes}: this UNet goes with other text encoders than those of {model}, which do not know what was \
+                     learnt with it; give the model that it was made from, or the folder of the run that made it"
+                ),
+            });
+        }
+        Ok(())
     }
 
     /// Reads the palettes, where there are any, with the subject on them.

@@ -17,7 +17,7 @@ use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::post_training::{self, Chosen, Layer, WEIGHT_THRESHOLD};
 use crate::palette::{BITS, Form, LutDtype};
 use crate::report::Progress;
-use crate::source::{Component, Model};
+use crate::source::{Component, Model, goes_with};
 use crate::train::evaluate::Evaluation;
 use crate::train::fisher::fisher;
 
@@ -207,7 +207,8 @@ pub fn run(args: Args) -> Result<()> {
     let stored = model.stored(Component::Unet)?;
     let weights = stored.names().map(|name| Ok((name.to_owned(), stored.tensor(name, Kind::Half, Device::Cpu)?)));
     let recipe = command(&form, &args);
-    let metadata = BTreeMap::from([(SOURCE_MODEL.to_string(), args.model.model.clone()), (RECIPE.to_string(), recipe)]);
+    let mut metadata = goes_with(&model, &BTreeMap::new())?;
+    metadata.extend([(SOURCE_MODEL.to_string(), args.model.model.clone()), (RECIPE.to_string(), recipe)]);
 
     let done = Mutex::new((Progress::new("palettizing", 0, forms.len() as u64).counting("layer"), Vec::new()));
     let note = |layer: &Layer| {

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::config::{Config, Loaded};
+use crate::files::{NotAFolder, check_writable};
 use crate::terminal::{printable, warn};
 
 /// Whether an error is the command line's or the config's: exit code 2.
@@ -104,6 +105,15 @@ pub fn warn_of_unused(overrides: &[String], command: &str, uses: impl Fn(&str) -
             warn(format_args!("`{text}` on the command line has no effect on `{command}`"));
         }
     }
+}
+
+/// Checks that the folder `-o` can be written.
+///
+/// # Errors
+/// It can't; [`Usage`] where something else has its name.
+pub fn check_output(folder: &Path) -> Result<()> {
+    check_writable(folder)
+        .map_err(|error| if error.is::<NotAFolder>() { Usage(format!("-o {error}")).into() } else { error })
 }
 
 /// Refuses a path that exists already.

@@ -34,6 +34,7 @@ pub use palettes::matches_glob;
 pub use problem::{Error, Loaded, Problem};
 pub use prompts::SamplePrompt;
 pub use recipe::{Recipe, RecipeLayer, recipe_text};
+pub use rules::LONGEST_NAME;
 pub use schema::*;
 
 /// Reads the config at `path`, lays `overrides` (`train.max_train_steps=20`; a value that is not TOML is a string) over
@@ -105,6 +106,26 @@ impl Config {
 pub const PERSONALIZED: &str = "personalized";
 
 impl Config {
+    /// The settings of prior preservation and the folder of its pictures, where the config has any.
+    pub fn class_folder(&self) -> Option<(&Dreambooth, &Path)> {
+        let settings = self.data.prior()?;
+        let folder = settings.class_data_dir.as_deref().filter(|_| settings.prior_source == PriorSource::Pictures)?;
+        Some((settings, folder))
+    }
+
+    /// The folders of pictures that the config names, with their keys.
+    pub fn picture_folders(&self) -> Vec<(&'static str, &Path)> {
+        let data = &self.data;
+        let mut named: Vec<(&'static str, &Path)> = Vec::new();
+        match data.dreambooth.as_ref().filter(|_| self.train.mode == Mode::Dreambooth) {
+            Some(settings) => named.push(("data.dreambooth.instance_data_dir", &settings.instance_data_dir)),
+            None => named.extend(data.train_data_dir.as_deref().map(|folder| ("data.train_data_dir", folder))),
+        }
+        named.extend(self.class_folder().map(|(_, folder)| ("data.dreambooth.class_data_dir", folder)));
+        named.extend(data.validation_data_dir.as_deref().map(|folder| ("data.validation_data_dir", folder)));
+        named
+    }
+
     /// The first of two stages (`distill.teacher = "personalized"`) as a run of its own: the same in float, without a
     /// teacher, in [`PERSONALIZED`].
     pub fn first_stage(&self) -> Option<Self> {

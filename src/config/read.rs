@@ -282,7 +282,7 @@ impl Reader<'_> {
         let broken = rules::broken(&config);
         let told: Vec<Problem> = broken
             .iter()
-            .filter(|(key, _)| !self.is_in_doubt(key))
+            .filter(|(key, _)| !self.is_in_doubt(key) && !self.follows_from(key, &broken))
             .map(|(key, message)| self.about(key, format!("`{key}` {message}")))
             .collect();
         self.problems.extend(told);
@@ -292,6 +292,12 @@ impl Reader<'_> {
             warnings = self.without_effect(&config, recipe.as_ref(), is_broken)?;
         }
         if self.problems.is_empty() { Ok(Loaded { config, warnings }) } else { Err(Error { problems: self.problems }) }
+    }
+
+    /// Whether a key that nobody wrote has its value from one that breaks a rule itself.
+    fn follows_from(&self, key: &str, broken: &[(String, String)]) -> bool {
+        let origin = DERIVED.iter().find(|(derived, _)| *derived == key).map(|(_, origin)| *origin);
+        self.leaf(key).is_none() && origin.is_some_and(|origin| broken.iter().any(|(key, _)| key == origin))
     }
 
     /// A problem with a key, where it is written.
@@ -387,6 +393,17 @@ impl Reader<'_> {
         Ok(config)
     }
 }
+
+/// Keys whose defaults follow from another key, with that.
+const DERIVED: [(&str, &str); 7] = [
+    ("data.cache_dir", "output_dir"),
+    ("train.text_encoder_lr", "train.learning_rate"),
+    ("palettize.palette_learning_rate", "train.learning_rate"),
+    ("distill.personalize_learning_rate", "train.learning_rate"),
+    ("export.latent_h", "data.resolution"),
+    ("export.latent_w", "data.resolution"),
+    ("train.autoencoder.scales", "data.resolution"),
+];
 
 /// Keys on which it depends what others mean.
 fn is_switch(key: &str) -> bool {

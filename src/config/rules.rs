@@ -79,6 +79,9 @@ impl Rules {
     }
 }
 
+/// Of a run or a model, in bytes: file systems take names of 255, and those of packages say more than this.
+pub const LONGEST_NAME: usize = 160;
+
 fn general(config: &Config, rules: &mut Rules) {
     let version = config.config_version;
     rules.must(version == 1, "config_version", format!("is {version}, but this version of Palettist reads 1"));
@@ -89,7 +92,18 @@ fn general(config: &Config, rules: &mut Rules) {
         "name",
         format!("is \"{name}\"; use letters, digits, `-`, `_` and `.`, because files are named after it"),
     );
+    rules.must(
+        name.len() <= LONGEST_NAME,
+        "name",
+        format!("has {} bytes; {LONGEST_NAME} at most, because files are named after it", name.len()),
+    );
     rules.must(config.output_dir != Path::new(""), "output_dir", "must not be empty");
+    let folders = config.picture_folders().into_iter();
+    let written = [("output_dir", config.output_dir.as_path()), ("data.cache_dir", config.data.cache_dir.as_path())];
+    for (key, path) in folders.chain(written) {
+        let message = format!("is \"{}\", and `~` is no home folder here: write that out", path.display());
+        rules.must(!path.starts_with("~"), key, message);
+    }
     rules.must(
         !config.model.pretrained_model_name_or_path.is_empty(),
         "model.pretrained_model_name_or_path",
@@ -115,6 +129,7 @@ fn data(config: &Config, rules: &mut Rules) {
         format!("is {}, but must be a multiple of 8 up to 8192", data.resolution),
     );
     rules.between(data.caption_dropout_rate, 0.0, 1.0, "data.caption_dropout_rate");
+    rules.must(!data.caption_extension.is_empty(), "data.caption_extension", "is empty; [\".txt\"], say");
     rules.must(
         data.caption_extension.iter().all(|own| !own.trim_matches('.').is_empty() && !own.contains(['/', '\\'])),
         "data.caption_extension",

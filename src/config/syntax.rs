@@ -1,10 +1,14 @@
 //! Files that are not TOML: what is wrong with them, in the words of who wrote them.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
 use super::Problem;
+
+/// Of a config in bytes.
+const LONGEST: u64 = 10_000_000;
 
 /// The text of a file, without a byte order mark.
 ///
@@ -14,7 +18,14 @@ pub(super) fn read_text(path: &Path) -> Result<String, String> {
     if path.is_dir() {
         return Err("is a folder, not a TOML file".into());
     }
-    let bytes = std::fs::read(path).map_err(|error| format!("can't be read: {error}"))?;
+    // A pipe, of a shell's `<(…)`, is read as well; what does not end is not read to its end.
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("can't be read: {error}"))?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(format!("has more than {} million bytes; it is not a config", LONGEST / 1_000_000));
+    }
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err("is text in UTF-16, as Windows Notepad saves \"Unicode\": save it as UTF-8".into());
     }

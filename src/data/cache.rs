@@ -1,9 +1,9 @@
 //! Tensors on the disk under the hash of all they were made from.
 //!
 //! Latents and text embeddings cost far more to make than to read. A tensor's key is the SHA-256 of its ingredients
-//! (a picture's bytes, the transform, the autoencoder's weights), so a changed caption or another autoencoder is
+//! (a picture's bytes, the transform, the autoencoder's configuration and weights), so a changed caption or another autoencoder is
 //! simply another key: nothing in the cache is ever stale, and runs may share one. Files appear whole or not at all,
-//! and carry a hash of their own; one that was damaged is made again.
+//! and carry their key and a hash of their own; one that was damaged or renamed is made again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,13 +34,9 @@ impl Key {
         Self(hash.finalize().into())
     }
 
-    /// The key of what is made from the file at `path`, a transform and a network.
-    ///
-    /// # Errors
-    /// The file cannot be read (named).
-    pub fn of_file(path: &Path, transform: &str, network: &Key) -> Result<Self> {
-        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self::of(&[&bytes, transform.as_bytes(), &network.0]))
+    /// The key of what is made from a file of these bytes, a transform and a network.
+    pub fn of_file(bytes: &[u8], transform: &str, network: &Key) -> Self {
+        Self::of(&[bytes, transform.as_bytes(), &network.0])
     }
 
     /// The hash itself, as an ingredient of other keys.
@@ -55,7 +51,15 @@ impl fmt::Display for Key {
     }
 }
 
-/// The key of a network: names, types, shapes and values of its weights.
+/// The key of a network: how it computes, and its weights.
+///
+/// # Errors
+/// What libtorch reports for a tensor (named).
+pub fn network_key(config: &impl fmt::Debug, weights: &Weights) -> Result<Key> {
+    Ok(Key::of(&[format!("{config:?}").as_bytes(), hash_weights(weights)?.bytes()]))
+}
+
+/// The key of tensors: their names, types, shapes and values.
 ///
 /// # Errors
 /// What libtorch reports for a tensor (named).
@@ -126,6 +130,9 @@ impl Cache {
     /// The tensor of `key`, on the CPU; `None` when it is not there or was damaged.
     pub fn get(&self, key: &Key) -> Option<Tensor> {
         let file = TensorFile::open(&self.path(key)).ok()?;
+        if *file.metadata().get("key")? != key.to_string() {
+            return None;
+        }
         let tensor = file.tensor(NAME).ok()?;
         let whole = hash_tensor(&tensor).ok()?.to_string() == *file.metadata().get("sha256")?;
         whole.then_some(tensor)
@@ -136,9 +143,13 @@ impl Cache {
     /// # Errors
     /// The file cannot be written (named).
     pub fn put(&self, key: &Key, tensor: &Tensor) -> Result<()> {
-        let metadata = BTreeMap::from([("sha256".to_owned(), hash_tensor(tensor)?.to_string())]);
+        let metadata = BTreeMap::from([
+            ("key".to_owned(), key.to_string()),
+            ("sha256".to_owned(), hash_tensor(tensor)?.to_string()),
+        ]);
         write_safetensors(&self.path(key), [(NAME, tensor)], None, &metadata)
-            .with_context(|| format!("cannot write to the cache {}", self.folder.display()))
+            .with_context(|| format!("cannot write to the cache {}", self.folder.display()))?;
+        Ok(())
     }
 
     /// The tensor of `key`, on the CPU, made and kept when it is not there.
@@ -189,7 +200,12 @@ mod tests {
             assert!(ask().equal(&tensor));
             assert_eq!(fs::read(&file).unwrap(), whole, "the cache is not mended");
         }
-        assert_eq!(made, 4);
+        // Nor is the tensor of another key, under this one's name.
+        let other = Key::of(&[b"another"]);
+        cache.put(&other, &Tensor::from_slice(&[7f32])).unwrap();
+        fs::copy(cache.path(&other), &file).unwrap();
+        assert!(ask().equal(&tensor));
+        assert_eq!(made, 5);
         assert!(cache.get_or_make(&Key::of(&[b"other"]), || anyhow::bail!("no memory")).is_err());
     }
 
@@ -209,14 +225,15 @@ mod tests {
 
     #[test]
     fn a_key_changes_with_every_ingredient() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        fs::write(path("a.png"), "one picture").unwrap();
-        fs::write(path("b.png"), "another").unwrap();
         let weights = |value: f64, shape: &[i64], kind| {
             let tensor = Tensor::full(shape, value, (kind, Device::Cpu));
             hash_weights(&[("encoder.weight".to_owned(), tensor)].into()).unwrap()
         };
+        // A network that computes otherwise with the same weights is another.
+        let same = [("weight".to_owned(), Tensor::from_slice(&[1f32]))].into();
+        let computed = |how: &str| network_key(&how, &same).unwrap();
+        assert_eq!(computed("gelu"), computed("gelu"));
+        assert_ne!(computed("gelu"), computed("quick_gelu"));
         let network = weights(1.0, &[2, 3], Kind::Float);
         assert_eq!(network, weights(1.0, &[2, 3], Kind::Float));
         let networks = [
@@ -233,13 +250,12 @@ mod tests {
         let mut keys = BTreeSet::new();
         for network in &networks {
             for transform in transforms {
-                for name in ["a.png", "b.png"] {
-                    keys.insert(Key::of_file(&path(name), &transform.describe(), network).unwrap().to_string());
+                for bytes in [&b"one picture"[..], b"another"] {
+                    keys.insert(Key::of_file(bytes, &transform.describe(), network).to_string());
                 }
             }
         }
         assert_eq!(keys.len(), 4 * 3 * 2);
         assert_ne!(Key::of(&[b"ab", b"c"]), Key::of(&[b"a", b"bc"]));
-        assert!(format!("{:#}", Key::of_file(&path("gone.png"), "", &network).unwrap_err()).contains("gone.png"));
     }
 }

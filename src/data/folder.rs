@@ -52,7 +52,7 @@ pub struct Contents {
 pub fn read_folder(folder: &Path, options: &CaptionOptions) -> Result<Contents, Problems> {
     let mut problems = Vec::new();
     let mut remarks = Vec::new();
-    let listing = Listing::read(folder, &mut problems)?.not_empty()?;
+    let listing = Listing::read(folder, &mut problems)?.not_empty(&mut problems)?;
     let metadata = metadata::choose(&listing, &mut remarks);
     let kohya = if metadata.is_none() { Kohya::of(&listing, &mut remarks) } else { None };
     let Captions { captions, found } = match metadata {

@@ -108,11 +108,14 @@ impl Listing {
         self.folder.join(&file.path).display().to_string()
     }
 
-    /// Refuses a folder without pictures.
+    /// Refuses a folder without pictures, where `problems` do not say why it has none: they are of a kind that is not read.
     ///
     /// # Errors
     /// It has none.
-    pub fn not_empty(self) -> Result<Self, Problems> {
+    pub fn not_empty(self, problems: &mut Vec<String>) -> Result<Self, Problems> {
+        if self.pictures.is_empty() && !problems.is_empty() {
+            return Err(Problems(std::mem::take(problems)));
+        }
         if self.pictures.is_empty() {
             let kinds = PICTURES.join(", .");
             return Err(Problems(vec![format!("{} holds no pictures (.{kinds})", self.folder.display())]));

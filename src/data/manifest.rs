@@ -36,6 +36,13 @@ pub struct Picture {
     pub repeats: usize,
 }
 
+impl Picture {
+    /// Whether a file of these bytes is this picture.
+    pub fn is_of(&self, bytes: &[u8]) -> bool {
+        self.sha256 == hex(&Sha256::digest(bytes))
+    }
+}
+
 fn once() -> usize {
     1
 }

@@ -38,13 +38,13 @@ pub mod resample;
 pub mod set;
 mod sidecars;
 
-pub use cache::{Cache, Key, hash_weights};
+pub use cache::{Cache, Key, hash_weights, network_key};
 pub use captions::{CaptionOptions, Missing};
 pub use folder::{Contents, Sample, read_folder};
 pub use listing::is_picture;
 pub use manifest::Manifest;
 pub use order::{batch_indices, epoch_order};
-pub use picture::{Crop, Transform, load_picture, picture_size};
+pub use picture::{Crop, Transform, load_bytes, load_picture, picture_size};
 pub use resample::Filter;
 pub use set::{Class, DataSet};
 

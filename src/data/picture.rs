@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
 use tch::{Kind, Tensor};
 
 use super::resample::{Filter, resize};
@@ -91,21 +91,18 @@ fn at(fraction: f64, room: u64) -> u32 {
     ((fraction * (room + 1) as f64) as u64).min(room) as u32
 }
 
-/// Width and height of the picture at `path`, upright, from its header.
+/// Width and height of a picture, upright, from its header.
 ///
 /// # Errors
-/// One line naming the file: not readable, not a picture.
-pub fn picture_size(path: &Path) -> Result<(u32, u32)> {
-    let size = || {
-        let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
-        let (width, height) = decoder.dimensions();
-        let turned = matches!(
-            decoder.orientation()?,
-            Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
-        );
-        anyhow::Ok(if turned { (height, width) } else { (width, height) })
-    };
-    size().with_context(|| format!("cannot read the picture {}", path.display()))
+/// It is not a picture.
+pub fn picture_size(bytes: &[u8]) -> Result<(u32, u32)> {
+    let mut decoder = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    let turned = matches!(
+        decoder.orientation()?,
+        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
+    );
+    Ok(if turned { (height, width) } else { (width, height) })
 }
 
 /// Reads the picture at `path`: `f32 [3, H, W]` in [-1, 1] on the CPU.
@@ -114,6 +111,14 @@ pub fn picture_size(path: &Path) -> Result<(u32, u32)> {
 /// As [`read_picture`].
 pub fn load_picture(path: &Path, transform: &Transform) -> Result<Tensor> {
     to_tensor(&transform.apply(&read_picture(path)?))
+}
+
+/// As [`load_picture`], from the file's bytes.
+///
+/// # Errors
+/// As [`decode_picture`].
+pub fn load_bytes(bytes: &[u8], transform: &Transform) -> Result<Tensor> {
+    to_tensor(&transform.apply(&decode_picture(bytes)?))
 }
 
 /// Decodes the picture at `path`: upright, RGB, what is transparent on white.
@@ -145,7 +150,13 @@ pub fn decode_picture(bytes: &[u8]) -> Result<RgbImage> {
         None => bail!("its content is not that of a picture (PNG, JPEG, WebP, BMP)"),
     }
     let damaged = "the picture is damaged or truncated";
-    let mut decoder = reader.into_decoder().context(damaged)?;
+    let mut decoder = match reader.into_decoder() {
+        // A decoder of its own mind, before it tells the size.
+        Err(ImageError::Limits(_)) => {
+            bail!("the picture has more than {} million pixels; make it smaller", MOST_PIXELS >> 20)
+        }
+        decoder => decoder.context(damaged)?,
+    };
     let (width, height) = decoder.dimensions();
     check_size(width, height)?;
     let orientation = decoder.orientation().context(damaged)?;

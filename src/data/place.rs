@@ -3,7 +3,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 /// Where a path leads: the canonical path of as much of it as exists, then the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,24 +76,6 @@ fn same(a: &Path, b: &Path) -> bool {
     a == b
 }
 
-/// Checks that files can be written to `folder`, which need not be there yet: a file is made and removed in it, or in the
-/// lowest folder above it that is there.
-///
-/// # Errors
-/// They cannot.
-pub fn writable(folder: &Path) -> Result<()> {
-    let place = Place::of(folder)?;
-    let there = place.path().ancestors().find(|above| above.symlink_metadata().is_ok()).unwrap_or(place.path());
-    ensure!(there.is_dir(), "{} cannot be made: {} is not a folder", folder.display(), there.display());
-    let probe = there.join(format!(".palettist.{}.probe", std::process::id()));
-    std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)).with_context(|| {
-        match there == place.path() {
-            true => format!("cannot write to {}", folder.display()),
-            false => format!("cannot make {} in {}", folder.display(), there.display()),
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -120,10 +102,6 @@ mod tests {
             link("a/later", "dangling");
             link("ring2", "ring1");
             link("ring1", "ring2");
-            fs::write(path("file"), "").unwrap();
-            assert!(writable(&path("new/x")).is_ok() && writable(&path("a")).is_ok());
-            assert!(writable(&path("file/x")).is_err() && writable(&path("file")).is_err());
-            assert!(!path("new").exists() && fs::read_dir(path("a")).unwrap().count() == 1, "nothing is left");
             assert!(place("link").is(&place("a/b")) && place("link/new").is_within(&place("a")));
             assert!(place("link/..").is(&place("a")), "`..` of a link is its target's parent");
             // Links in a circle lead nowhere, but come to an end.

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::captions::one_line;
 use super::drawn::{Record, record_of};
 use super::kohya::kohya_folder;
 use super::listing::{Listing, few, listed};
 use super::look::{Look, Looked, animated, look_at, shared, small, twice};
-use super::place::{Place, writable};
+use super::place::Place;
 use super::{CaptionOptions, Contents, Missing, Problems, Sample, near_miss, read_folder, sidecars};
-use crate::config::{Config, Dreambooth, Mode, PriorSource};
+use crate::config::{Config, Dreambooth, Mode};
+use crate::files::check_writable;
 
 /// What a run learns from.
 #[derive(Clone, Debug, Default)]
@@ -71,12 +73,15 @@ impl DataSet {
         };
         set.training = take(training(config), &mut set.remarks);
         set.validation = validation(config).map(|read| take(read, &mut set.remarks));
-        if let Some((settings, folder)) = class_folder(config) {
+        set.remarks.extend(config.data.prior().and_then(same_prompt));
+        if let Some((settings, folder)) = config.class_folder() {
             match Class::read(settings, folder, drawing) {
                 Ok(class) => {
                     if class.missing > 0 {
                         problems.extend(
-                            writable(folder).err().map(|error| format!("data.dreambooth.class_data_dir: {error:#}")),
+                            check_writable(folder)
+                                .err()
+                                .map(|error| format!("data.dreambooth.class_data_dir: {error:#}")),
                         );
                     }
                     set.class = Some(class);
@@ -188,18 +193,11 @@ pub fn validation(config: &Config) -> Option<Result<Contents, Problems>> {
     Some(read_folder(folder, &options))
 }
 
-/// The settings of prior preservation and the folder of its pictures, where the config has any.
-pub fn class_folder(config: &Config) -> Option<(&Dreambooth, &Path)> {
-    let settings = config.data.prior()?;
-    let folder = settings.class_data_dir.as_deref().filter(|_| settings.prior_source == PriorSource::Pictures)?;
-    Some((settings, folder))
-}
-
 /// DreamBooth's pictures of the subject: every one has the prompt, caption files are not read.
 fn instance(settings: &Dreambooth) -> Result<Contents, Problems> {
     let folder = &settings.instance_data_dir;
     let mut problems = Vec::new();
-    let listing = Listing::read(folder, &mut problems)?.not_empty()?;
+    let listing = Listing::read(folder, &mut problems)?.not_empty(&mut problems)?;
     if !problems.is_empty() {
         return Err(Problems(problems));
     }
@@ -328,18 +326,25 @@ fn is_drawn_name(name: &str) -> bool {
     number.is_some_and(|number| number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// A remark on a class that is called as the subject is, so that its pictures teach the subject's words.
+fn same_prompt(settings: &Dreambooth) -> Option<String> {
+    let [instance, class] = [&settings.instance_prompt, &settings.class_prompt].map(|prompt| one_line(prompt));
+    class.contains(&instance).then(|| {
+        format!(
+            "warning: data.dreambooth.class_prompt (\"{class}\") says what instance_prompt says: pictures of the class would \
+             be taught as the subject; leave the rare word out of it, as in \"a photo of dog\" beside \"a photo of sks dog\""
+        )
+    })
+}
+
 /// Folders of a config that are one or lie in each other, though they must not.
 fn overlaps(config: &Config) -> Vec<String> {
     let data = &config.data;
-    let mut named: Vec<(&'static str, &Path)> = Vec::new();
-    match data.dreambooth.as_ref().filter(|_| config.train.mode == Mode::Dreambooth) {
-        Some(settings) => named.push(("data.dreambooth.instance_data_dir", &settings.instance_data_dir)),
-        None => named.extend(data.train_data_dir.as_deref().map(|folder| ("data.train_data_dir", folder))),
-    }
-    named.extend(class_folder(config).map(|(_, folder)| ("data.dreambooth.class_data_dir", folder)));
-    named.extend(data.validation_data_dir.as_deref().map(|folder| ("data.validation_data_dir", folder)));
-    let folders: Vec<(&str, &Path, Place)> =
-        named.into_iter().filter_map(|(key, folder)| Some((key, folder, Place::of(folder).ok()?))).collect();
+    let folders: Vec<(&str, &Path, Place)> = config
+        .picture_folders()
+        .into_iter()
+        .filter_map(|(key, folder)| Some((key, folder, Place::of(folder).ok()?)))
+        .collect();
     let mut found = Vec::new();
     for (index, (key, folder, place)) in folders.iter().enumerate() {
         for (other_key, other, other_place) in &folders[..index] {

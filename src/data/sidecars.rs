@@ -201,8 +201,16 @@ fn is_document(file: &File) -> bool {
     DOCUMENTS.iter().any(|word| name.starts_with(word))
 }
 
+/// Of a caption in bytes: what is longer is another file of the picture's name. Models read some 75 words.
+const LONGEST: u64 = 100_000;
+
 /// The text of a caption file on one line.
 fn read_caption(path: &Path) -> Result<String, String> {
+    if let Ok(found) = path.metadata()
+        && found.len() > LONGEST
+    {
+        return Err(format!("{} has {} bytes; a caption has {LONGEST} at most", path.display(), found.len()));
+    }
     let bytes = fs::read(path).map_err(|error| format!("cannot read the caption {}: {error}", path.display()))?;
     let text = String::from_utf8(bytes).map_err(|_| format!("the caption {} is not UTF-8 text", path.display()))?;
     Ok(one_line(&text))

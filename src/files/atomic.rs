@@ -78,11 +78,14 @@ pub fn write_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Res
 }
 
 /// As [`write_folder`], and replaces a folder that is there: the new one is whole on the disk before two renames put it in
-/// the place of the old. A process that is killed between them leaves both beside, and `beside::tidy` puts one back.
+/// the place of the old. A process that is killed between them leaves both beside, and `beside::tidy` puts one back. Where
+/// `path` is a link to a folder, that folder is replaced, and the link stays.
 ///
 /// # Errors
 /// As [`write_folder`]; the old folder is there then.
 pub fn replace_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let target = path.is_symlink().then(|| path.canonicalize().ok()).flatten();
+    let path = target.as_deref().unwrap_or(path);
     let ours = leftovers(folder_of(path)).into_iter().any(|(_, place, _)| place.file_name() == path.file_name());
     if ours {
         tidy(folder_of(path));

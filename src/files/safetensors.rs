@@ -10,9 +10,10 @@ use safetensors::tensor::Dtype;
 use tch::{Device, Kind, Tensor};
 
 use super::atomic::write_file;
+use super::checksum::Summing;
 
 /// Writes a safetensors file through [`write_atomically`](super::write_atomically). With `kind`, floating-point tensors are converted to it;
-/// tensors of other types, and all of them without `kind`, keep their own.
+/// tensors of other types, and all of them without `kind`, keep their own. Returns the CRC-32 of the file.
 ///
 /// # Errors
 /// A tensor of a type the format lacks (named), or what [`write_atomically`](super::write_atomically) reports.
@@ -21,7 +22,7 @@ pub fn write_safetensors<'t>(
     tensors: impl IntoIterator<Item = (&'t str, &'t Tensor)>,
     kind: Option<Kind>,
     metadata: &BTreeMap<String, String>,
-) -> Result<()> {
+) -> Result<u32> {
     let mut tensors = tensors
         .into_iter()
         .map(|(name, tensor)| {
@@ -50,17 +51,20 @@ pub fn write_safetensors<'t>(
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
+    let mut sum = 0;
     write_file(path, |file| {
         let context = || format!("cannot write {}", path.display());
-        let mut file = BufWriter::with_capacity(1 << 20, file);
+        let mut file = Summing::new(BufWriter::with_capacity(1 << 20, file));
         file.write_all(&(header.len() as u64).to_le_bytes()).with_context(context)?;
         file.write_all(&header).with_context(context)?;
         for (name, tensor, stored, _) in &tensors {
             let bytes = tensor_bytes(tensor, *stored).with_context(|| format!("tensor `{name}`"))?;
             file.write_all(&bytes).with_context(context)?;
         }
+        sum = file.sum();
         file.flush().with_context(context)
-    })
+    })?;
+    Ok(sum)
 }
 
 /// The values of a tensor as `kind`, row-major, little-endian.

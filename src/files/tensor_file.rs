@@ -30,8 +30,10 @@ impl TensorFile {
     /// # Errors
     /// One line naming the file and what is wrong with it.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        ensure!(file.metadata().is_ok_and(|found| found.is_file()), "{} is not a file", path.display());
+        let context = || format!("cannot open {}", path.display());
+        // Before it is opened: a pipe would be waited for.
+        ensure!(path.metadata().with_context(context)?.is_file(), "{} is not a file", path.display());
+        let file = File::open(path).with_context(context)?;
         // SAFETY: the map is read-only and its bytes are copied out when a tensor is made. Somebody else truncating
         // the file meanwhile would be a SIGBUS, not undefined behaviour here; this program only replaces by renaming.
         let map = unsafe { memmap2::Mmap::map(&file) }.with_context(|| format!("cannot read {}", path.display()))?;

@@ -172,7 +172,8 @@ impl PalettizedCheckpoint {
         metadata.insert(PALETTES_KEY.to_string(), serde_json::to_string(&headers)?);
         let tensors = parts.iter().map(|(name, tensor)| (name.as_str(), tensor));
         let dense = self.dense.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        write_safetensors(path, tensors.chain(dense), None, &metadata).with_context(place)
+        write_safetensors(path, tensors.chain(dense), None, &metadata).with_context(place)?;
+        Ok(())
     }
 }
 
@@ -197,6 +198,11 @@ pub struct PalettizedFile {
 }
 
 impl PalettizedFile {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     /// Reads what the file at `path` says of its parameters.
     ///
     /// # Errors

@@ -49,5 +49,6 @@ pub fn write(path: &Path, base: &PalettizedFile, learned: &PalettizedCheckpoint)
     metadata.insert(SUBJECT_KEY.to_owned(), SUBJECT_VERSION.to_owned());
     metadata.insert(BASE_KEY.to_owned(), base.key()?);
     write_safetensors(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None, &metadata)
-        .with_context(|| format!("cannot write the subject {}", path.display()))
+        .with_context(|| format!("cannot write the subject {}", path.display()))?;
+    Ok(())
 }

@@ -7,7 +7,7 @@ use crate::diffusion::{NoiseSchedule, Prediction};
 use crate::networks::autoencoder::AutoencoderConfig;
 use crate::networks::text_encoder::TextEncoderConfig;
 use crate::networks::unet::UnetConfig;
-use crate::source::{Component, Model};
+use crate::source::{Component, Misused, Model};
 
 /// The configurations of a model that draws pictures from texts, which fit each other.
 #[derive(Clone, Debug)]
@@ -80,13 +80,15 @@ pub fn schedule(model: &Model) -> Result<NoiseSchedule> {
     let schedule = NoiseSchedule::from_config(&model.scheduler_config()?)
         .with_context(|| format!("the scheduler of {}", model.path().display()))?;
     let last = schedule.alphas_cumprod.last().copied().unwrap_or(1.0);
-    ensure!(
-        last > 0.0 || schedule.prediction == Prediction::VPrediction,
-        "{}: `rescale_betas_zero_snr` ends the schedule in noise alone, from which a prediction of the noise (epsilon) \
-         cannot be undone: set model.prediction_type = \"v_prediction\" (--prediction-type v_prediction) or \
-         model.rescale_betas_zero_snr = false (--rescale-betas-zero-snr false)",
-        model.path().display()
-    );
+    if last <= 0.0 && schedule.prediction != Prediction::VPrediction {
+        let message = format!(
+            "{}: `rescale_betas_zero_snr` ends the schedule in noise alone, from which a prediction of the noise (epsilon) \
+             cannot be undone: set model.prediction_type = \"v_prediction\" (--prediction-type v_prediction) or \
+             model.rescale_betas_zero_snr = false (--rescale-betas-zero-snr false)",
+            model.path().display()
+        );
+        return Err(Misused(message).into());
+    }
     Ok(schedule)
 }
 

@@ -145,9 +145,14 @@ impl Progress {
 
     /// Prints a line without disturbing the bar.
     pub fn say(&self, line: &str) {
+        self.aside(|| crate::terminal::tell(line));
+    }
+
+    /// Does what prints lines, without disturbing the bar.
+    pub fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.bar {
-            Some(bar) => bar.suspend(|| crate::terminal::tell(line)),
-            None => crate::terminal::tell(line),
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
     }
 

@@ -55,11 +55,18 @@ fn cached_in(
     }
     let snapshots: Vec<PathBuf> = repositories.iter().flat_map(|repository| snapshots(repository)).collect();
     let Some(first) = snapshots.first() else { return Ok(None) };
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let newest = repositories.iter().find_map(|repository| reference(repository, "main"));
+    if let Some(newest) = newest.filter(|newest| !snapshots.iter().any(|snapshot| name(snapshot) == *newest)) {
+        note(format_args!(
+            "{id}: the newest snapshot, {newest}, is not in the cache (an update that was cut off); the older {} is used",
+            name(first)
+        ));
+    }
     let Err(reason) = whole(first) else { return Ok(Some(first.clone())) };
     let Some(other) = snapshots[1..].iter().find(|snapshot| whole(snapshot).is_ok()) else {
         return Ok(Some(first.clone()));
     };
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     note(format_args!(
         "{id}: the snapshot {} in the cache is not whole ({reason:#}); the older {} is used",
         name(first),

@@ -33,7 +33,7 @@ mod vae;
 mod write;
 
 pub use clip_folder::ClipFolder;
-pub use identity::{identity, model_id};
+pub use identity::{PREDICTION, TEXT_ENCODERS, autoencoder_id, described, goes_with, identity, model_id};
 pub use model::Model;
 pub use options::{Misused, ModelOptions, PredictionType};
 pub use stored::Stored;

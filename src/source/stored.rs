@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use half::f16;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
@@ -129,14 +130,12 @@ impl Stored {
         self.places.keys().map(String::as_str)
     }
 
-    /// Names, shapes, and type and first and last values of each as they are stored: enough to tell a model from its
-    /// fine-tunings, which change every tensor, without reading gigabytes.
+    /// Names, shapes, and first and last values of each, as fp16 whatever type they are stored in: enough to tell a model
+    /// from its fine-tunings, which change every tensor, without reading gigabytes.
     ///
     /// # Errors
     /// A file is damaged.
     pub(super) fn identify(&self, hash: &mut Sha256) -> Result<()> {
-        /// Of each end of a tensor.
-        const BYTES: usize = 2048;
         let mut names: Vec<&String> = self.places.keys().collect();
         names.sort();
         for name in names {
@@ -144,9 +143,13 @@ impl Stored {
             let file = &self.files[place.file];
             let bytes = file.bytes(&place.tensor)?;
             let kind = file.kind(&place.tensor)?;
-            hash.update(format!("{name} {shape:?} {kind:?} {:?} ", place.part));
-            hash.update(&bytes[..bytes.len().min(BYTES)]);
-            hash.update(&bytes[bytes.len().saturating_sub(BYTES)..]);
+            // Of several in one tensor, its own rows.
+            let count: usize = shape.iter().map(|&length| length as usize).product();
+            let (width, first) = (kind.elt_size_in_bytes(), place.part.map_or(0, |(part, _)| part as usize * count));
+            let own = bytes.get(first * width..(first + count) * width).with_context(|| format!("tensor `{name}`"))?;
+            let end = own.len().min(ENDS as usize * width);
+            let values = |bytes: &[u8]| Tensor::f_from_data_size(bytes, &[(bytes.len() / width) as i64], kind);
+            identify(hash, name, shape, [values(&own[..end])?, values(&own[own.len() - end..])?])?;
         }
         Ok(())
     }
@@ -169,6 +172,19 @@ impl Stored {
             .and_then(|tensor| tensor.f_to_device(device))
             .with_context(|| format!("{}: tensor `{}`", file.path().display(), place.tensor))
     }
+}
+
+/// How many values of each end of a tensor [`identify`] is given.
+pub(super) const ENDS: i64 = 512;
+
+/// Adds a parameter to a hash: its name, its shape, the values at its two ends.
+pub(super) fn identify(hash: &mut Sha256, name: &str, shape: &[i64], ends: [Tensor; 2]) -> Result<()> {
+    hash.update(format!("{name} {shape:?} "));
+    for end in ends {
+        let values = Vec::<f16>::try_from(end.f_to_kind(Kind::Half)?)?;
+        values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+    }
+    Ok(())
 }
 
 /// A shape without axes of length 1 around it: some tools write biases as `[1, C, 1, 1]`, and 1×1 convolutions as linear

@@ -28,7 +28,8 @@ pub fn write_component(
     // transformers refuses a file that does not say which framework's layout it has.
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let tensors = weights.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    write_safetensors(&folder.join(component.weight_file()), tensors, Some(kind), &metadata)
+    write_safetensors(&folder.join(component.weight_file()), tensors, Some(kind), &metadata)?;
+    Ok(())
 }
 
 /// Writes a whole model to the new folder `to`: see [`fill_model`].

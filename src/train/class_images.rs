@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 use crate::config::{Config, Dreambooth};
 use crate::data::Class;
 use crate::data::drawn::{Record, record_of, with_record};
-use crate::data::set::{class_folder, drawn_name};
+use crate::data::set::drawn_name;
 use crate::diffusion::{Noise, Own};
 use crate::files::{beside, write_bytes};
 use crate::pipeline::{Pipeline, Request};
@@ -26,7 +26,7 @@ const ASIDE: &str = ".drawn-before";
 /// # Errors
 /// A part of the model cannot be read.
 pub fn drawing(config: &Config, model: &Model) -> Result<Option<Record>> {
-    let Some((settings, _)) = class_folder(config) else { return Ok(None) };
+    let Some((settings, _)) = config.class_folder() else { return Ok(None) };
     let request = request(settings);
     let size = config.data.resolution;
     let sampler = request.sampler.map_or_else(|| anyhow::Ok(Own::of(&model.scheduler_config()?).kind), Ok)?;
@@ -58,7 +58,7 @@ fn request(settings: &Dreambooth) -> Request {
 /// # Errors
 /// The model can't draw; the folder can't be written; [`super::Stopped`].
 pub fn complete(config: &Config, class: Class, record: &Record, model: &Model, device: Device) -> Result<Class> {
-    let Some((settings, folder)) = class_folder(config).filter(|_| class.missing > 0) else { return Ok(class) };
+    let Some((settings, folder)) = config.class_folder().filter(|_| class.missing > 0) else { return Ok(class) };
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let _alone = alone(folder)?;
     // Whoever drew there until now may have left nothing to do.
@@ -93,7 +93,7 @@ fn alone(folder: &Path) -> Result<Option<File>> {
 }
 
 fn draw(config: &Config, class: &Class, record: &Record, model: &Model, device: Device) -> Result<()> {
-    let Some((settings, folder)) = class_folder(config) else { return Ok(()) };
+    let Some((settings, folder)) = config.class_folder() else { return Ok(()) };
     for outdated in &class.outdated {
         set_aside(folder, &outdated.sample.path, &outdated.record)?;
     }

@@ -25,6 +25,11 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// How the UNet computes.
+    pub fn unet(&self) -> &UnetConfig {
+        &self.unet
+    }
+
     /// Reads `data.validation_data_dir` and encodes it with the autoencoder and text encoder of `model`. Noised pictures:
     /// `samples`, or as many as the config's validation has.
     ///
@@ -58,7 +63,7 @@ impl Evaluation {
         let cache = Cache::open(&config.data.cache_dir)?;
         let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;
         let encoder = Encoder::new(&autoencoder, &weights, device, &cache)?;
-        let examples = encoder.encode(&pictures, &|index| transform(config, index), false, &mut |_, _| {})?;
+        let examples = encoder.encode(&pictures, &[], &|index| transform(config, index), false, &mut |_, _| {})?;
         let texts = Texts::new(examples.captions.iter(), model, Some(&cache), device)?;
         let validation = Validation::new(
             &examples,

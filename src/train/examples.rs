@@ -2,11 +2,13 @@
 //! Moments are computed once and kept in the cache between runs; embeddings are computed once a run.
 
 use std::collections::HashMap;
+use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-use crate::data::{Cache, Key, Sample, Transform, hash_weights, load_picture, picture_size};
+use crate::data::manifest::Picture;
+use crate::data::{Cache, Key, Sample, Transform, load_bytes, network_key, picture_size};
 use crate::networks::autoencoder::{AutoencoderConfig, encode};
 use crate::networks::text_encoder::{TextEncoderConfig, TextOutput, text_encoder};
 use crate::ops::{Tensors, Weights};
@@ -44,7 +46,7 @@ pub struct Encoder<'a> {
     weights: &'a Weights,
     device: Device,
     cache: &'a Cache,
-    /// Of the encoder's weights: another autoencoder never meets this one's latents.
+    /// Of the encoder: another autoencoder never meets this one's latents.
     network: Key,
 }
 
@@ -59,16 +61,18 @@ impl<'a> Encoder<'a> {
             .filter(|(name, _)| !name.starts_with("decoder") && !name.starts_with("post_quant"))
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
             .collect();
-        Ok(Self { config, weights, device, cache, network: hash_weights(&encoder)? })
+        Ok(Self { config, weights, device, cache, network: network_key(config, &encoder)? })
     }
 
-    /// The moments of all `samples`, and of their mirror images when `flip`.
+    /// The moments of all `samples`, and of their mirror images when `flip`. `looked_at` are the same pictures as they were
+    /// looked at before; none where nobody did.
     ///
     /// # Errors
-    /// A picture can't be read: named; [`super::Stopped`].
+    /// A picture can't be read, or is not as it was looked at: named; [`super::Stopped`].
     pub fn encode(
         &self,
         samples: &[Sample],
+        looked_at: &[Picture],
         transform: &dyn Fn(usize) -> Transform,
         flip: bool,
         progress: &mut dyn FnMut(usize, usize),
@@ -80,14 +84,24 @@ impl<'a> Encoder<'a> {
             for (index, sample) in samples.iter().enumerate() {
                 super::stop::go_on()?;
                 let transform = Transform { flip: flipped, ..transform(index) };
-                let key = Key::of_file(&sample.path, &transform.describe(), &self.network)?;
+                let named = || format!("cannot read the picture {}", sample.path.display());
+                // Once: what is encoded is what was looked at, whoever writes there meanwhile.
+                let bytes = fs::read(&sample.path).with_context(named)?;
+                ensure!(
+                    looked_at.get(index).is_none_or(|picture| picture.is_of(&bytes)),
+                    "{} changed while the run was reading its pictures (another run may draw its class pictures there): run \
+                     the same command again",
+                    sample.path.display()
+                );
+                let key = Key::of_file(&bytes, &transform.describe(), &self.network);
                 let tensor = self.cache.get_or_make(&key, || {
-                    let picture = load_picture(&sample.path, &transform)?.unsqueeze(0).to_device(self.device);
+                    let picture =
+                        load_bytes(&bytes, &transform).with_context(named)?.unsqueeze(0).to_device(self.device);
                     let moments = encode(&mut Tensors::new(self.weights), self.config, &picture);
                     Ok(moments.squeeze_dim(0).to_kind(Kind::Float))
                 })?;
                 moments.push(tensor);
-                let (width, height) = picture_size(&sample.path)?;
+                let (width, height) = picture_size(&bytes).with_context(named)?;
                 sizes.push(transform.size_ids(width, height));
                 progress(moments.len(), total);
             }
@@ -153,7 +167,7 @@ impl Texts {
         let mut outputs: Vec<Vec<TextOutput<Tensor>>> = all.iter().map(|_| Vec::new()).collect();
         for (place, component) in model.text_encoders().enumerate() {
             let weights = model.weights(component, Kind::Float, device)?;
-            let network = hash_weights(&weights)?;
+            let network = network_key(&texts.configs[place], &weights)?;
             for (caption, outputs) in all.iter().zip(&mut outputs) {
                 super::stop::go_on()?;
                 outputs.push(texts.through_cache(caption, (place, component), &weights, &network, cache)?);

@@ -16,7 +16,7 @@ use crate::config::{Config, TrainedComponent};
 use crate::data::Manifest;
 use crate::files::hex;
 use crate::palette::PalettizedFile;
-use crate::source::{Component, Model};
+use crate::source::{Component, Model, described};
 use crate::torch::slices;
 
 /// The largest number of fp16, in which models and packages are written.
@@ -43,6 +43,9 @@ impl Identity {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ModelIdentity(BTreeMap<String, String>);
+
+/// How the parts of a teacher are called.
+const TEACHERS: &str = "teacher's ";
 
 /// What reading a model's weights told.
 pub struct Read {
@@ -130,9 +133,20 @@ impl ModelIdentity {
             let mut hash = Sha256::new();
             hash.update(described(&teacher.config_json(component)?));
             hash.update(weights(teacher, component)?.0.to_le_bytes());
-            self.0.insert(format!("teacher's {}", component.title()), hex(&hash.finalize()));
+            self.0.insert(format!("{TEACHERS}{}", component.title()), hex(&hash.finalize()));
         }
         Ok(self)
+    }
+
+    /// Without a teacher, which is still to come.
+    pub fn without_teacher(&self) -> Self {
+        Self(
+            self.0
+                .iter()
+                .filter(|(part, _)| !part.starts_with(TEACHERS))
+                .map(|(a, b)| (a.clone(), b.clone()))
+                .collect(),
+        )
     }
 
     /// With the palettes whose assignments stay.
@@ -147,7 +161,7 @@ impl ModelIdentity {
     /// Whether its teacher is the model itself: it can teach nothing that the model does not know.
     pub fn teacher_is_base(&self) -> bool {
         let unet = Component::Unet.title();
-        self.0.get(unet).is_some_and(|own| self.0.get(&format!("teacher's {unet}")) == Some(own))
+        self.0.get(unet).is_some_and(|own| self.0.get(&format!("{TEACHERS}{unet}")) == Some(own))
     }
 
     fn changes(&self, now: &Self) -> Vec<String> {
@@ -168,17 +182,6 @@ fn is_used(config: &Config, component: Component) -> bool {
         TrainedComponent::Unet => true,
         TrainedComponent::Autoencoder => component == Component::Autoencoder,
     }
-}
-
-/// A configuration as text, without what says who wrote it and where it came from.
-fn described(json: &serde_json::Value) -> String {
-    let mut json = json.clone();
-    if let Some(object) = json.as_object_mut() {
-        for key in ["_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype"] {
-            object.remove(key);
-        }
-    }
-    json.to_string()
 }
 
 /// A checksum of all weights of a network by name and value, whatever type they are stored in; and how many values they

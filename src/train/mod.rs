@@ -119,6 +119,9 @@ fn stage(config: &Config, resume: &Resume, stage: Stage) -> Result<Ended> {
         // By another run, just now.
         Action::Finished { .. } => return Ok(Ended::Done),
     };
+    if let Some(resumed) = &resumed {
+        state::verify(&resumed.checkpoint, &resumed.facts)?;
+    }
     if let Some(first) = config.first_stage() {
         // What the second stage could not do is told before the first.
         setup::supports(config, &setup::open_model(config)?)?;
@@ -252,11 +255,6 @@ impl Run<'_> {
         let total = config.train.max_train_steps;
         let minutes = Duration::from_secs(60 * config.checkpoint.checkpoint_every_n_minutes);
         self.look(start, |what| skipped.iter().any(|skipped| skipped == what), objective, trained)?;
-        let own = || state::list(&self.output.checkpoints()).iter().any(|(step, _)| *step == start);
-        if start == total && start > 0 && !own() {
-            // It came from elsewhere; the run is to go on from its own.
-            self.save(Vec::new(), trained)?;
-        }
         let mut saved = Instant::now();
         for step in start..total {
             if config.palettize.enabled && !self.frozen && step >= self.schedules.freeze_at {
@@ -326,6 +324,7 @@ impl Run<'_> {
             skipped,
             config: self.config.resolved_toml(),
             learned_from: Some(self.learned_from.clone()),
+            tensors_crc32: None,
         };
         let (folder, limit) = (self.output.checkpoints(), self.config.checkpoint.checkpoints_total_limit);
         self.reporter.during(SAVING, || state::save(&folder, &facts, trained, limit))

@@ -13,7 +13,11 @@ use super::palettes::file_of_palettes;
 use super::plan::{Action, Plan as RunPlan, Resume, Resumed, plan};
 use super::refused::refused;
 use super::reporter::Reporter;
-use super::run_folder::{self, CHECKPOINTS, CONFIG, FINISHED, Finished, MODEL, PACKAGES, REPORT, RunFolder, mark};
+use super::run_folder::{
+    self, CHECKPOINTS, CONFIG, FINISHED, Finished, LOGS, METRICS, MODEL, PACKAGES, REPORT, RunFolder, all_files, mark,
+    marks,
+};
+use super::state;
 use super::trained::{Networks, Trained};
 use crate::config::{Config, TrainedComponent};
 use crate::coreml::PackageMetadata;
@@ -21,13 +25,12 @@ use crate::coreml::components::Part;
 use crate::coreml::components::cost::Cost;
 use crate::coreml::exporting::plan::OwnPalettes;
 use crate::coreml::exporting::{Asked, Plan};
-use crate::data::listing::is_of_the_system;
-use crate::files;
+use crate::files::{self, beside};
 use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::{Palette, PalettizedCheckpoint, subject};
 use crate::report::{Progress, write_report};
-use crate::source::{Component, Model, fill_model, model_id, write_component};
+use crate::source::{Component, Model, autoencoder_id, fill_model, goes_with, model_id, write_component};
 use crate::terminal::{note, shell_word};
 
 /// The folder of a run, held.
@@ -53,14 +56,19 @@ impl OutputDir {
         Ok((Self { folder, _lock: lock }, action))
     }
 
-    /// Writes the first file of the run, or sets aside what a run has beyond the checkpoint that it is resumed from.
+    /// Makes the folder that of the run as `config` has it. Where the run is resumed from a checkpoint that lies elsewhere,
+    /// that is copied here first, so that a run that is killed before it saves goes on from there too; where it begins a
+    /// new branch, what it has beyond the checkpoint is set aside.
     ///
     /// # Errors
     /// The folder can't be written.
     pub fn begin(&self, config: &Config, resumed: Option<&mut Resumed>) -> Result<()> {
-        if let Some((resumed, beyond)) =
-            resumed.and_then(|resumed| resumed.beyond.take().map(|beyond| (resumed, beyond)))
-        {
+        let Some(resumed) = resumed else { return run_folder::begin(&self.folder, config) };
+        if !self.folder.join(CONFIG).exists() {
+            run_folder::begin(&self.folder, config)?;
+        }
+        let elsewhere = Elsewhere::copy(&self.checkpoints(), resumed)?;
+        if let Some(beyond) = resumed.beyond.take() {
             let aside = run_folder::set_aside(&self.folder, &beyond, resumed.facts.step)?;
             note(format_args!(
                 "what the run had beyond {} is in {} now: checkpoints, metrics, samples, results",
@@ -68,11 +76,55 @@ impl OutputDir {
                 aside.display()
             ));
         }
-        files::write_bytes(&self.folder.join(CONFIG), config.resolved_toml().as_bytes())
+        if let Some(elsewhere) = elsewhere {
+            elsewhere.put(&self.folder)?;
+        }
+        run_folder::begin(&self.folder, config)
     }
 
     pub fn checkpoints(&self) -> PathBuf {
         self.folder.join(CHECKPOINTS)
+    }
+}
+
+/// A checkpoint that lies outside of the run's folder, or among what was set aside there: copied beside its place.
+struct Elsewhere {
+    copy: PathBuf,
+    place: PathBuf,
+    /// The metrics of the run that saved it, where they are there.
+    metrics: Option<Vec<u8>>,
+}
+
+impl Elsewhere {
+    /// Copies the checkpoint of `resumed`, unless it is one of those in `checkpoints`.
+    fn copy(checkpoints: &Path, resumed: &Resumed) -> Result<Option<Self>> {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let from = real(&resumed.checkpoint);
+        if from.parent() == Some(&real(checkpoints)) {
+            return Ok(None);
+        }
+        let place = state::place(checkpoints, resumed.facts.step);
+        let copy = beside::beside(&place, beside::NEW);
+        files::write_folder(&copy, |part| {
+            for name in state::FILES {
+                let to = part.join(name);
+                fs::copy(from.join(name), &to).with_context(|| {
+                    format!("cannot copy the checkpoint {} to {}", resumed.checkpoint.display(), place.display())
+                })?;
+            }
+            Ok(())
+        })?;
+        Ok(Some(Self { copy, place, metrics: run_folder::metrics_beside(&from) }))
+    }
+
+    /// Puts the copy in its place in the run's `folder`, now that nothing is there, and the metrics that led to it.
+    fn put(self, folder: &Path) -> Result<()> {
+        if let Some(metrics) = self.metrics {
+            files::write_bytes(&folder.join(LOGS).join(METRICS), &metrics)?;
+        }
+        fs::rename(&self.copy, &self.place).with_context(|| format!("cannot write {}", self.place.display()))?;
+        files::flush_renames(&folder.join(CHECKPOINTS));
+        Ok(())
     }
 }
 
@@ -102,7 +154,7 @@ impl Ending<'_> {
             let written = if self.wants(MODEL) { Some(self.autoencoder(objective, &networks)?) } else { None };
             return self.finished(&PackageMetadata::default(), written);
         }
-        let palettized = config.palettize.enabled.then(|| self.palettized(&networks, palettes));
+        let palettized = config.palettize.enabled.then(|| self.palettized(&networks, palettes)).transpose()?;
         let name = run_folder::palettes_file(&config.name);
         if let Some(palettized) = palettized.as_ref().filter(|_| self.wants(&name)) {
             let path = output.folder.join(&name);
@@ -129,7 +181,9 @@ impl Ending<'_> {
         if config.export.coreml {
             // That of the model which the run made, as `export` of the run has it.
             let made = output.folder.join(MODEL);
-            metadata.id = model_id(&Model::open(&made.to_string_lossy())?);
+            let made = Model::open(&made.to_string_lossy())?;
+            metadata.id = model_id(&made);
+            metadata.autoencoder_id = autoencoder_id(&made);
             self.packages(&networks, palettized.as_ref(), &metadata)?;
         }
         if self.wants(REPORT) {
@@ -144,17 +198,16 @@ impl Ending<'_> {
         self.only.is_none_or(|only| only.contains(result))
     }
 
-    fn palettized(&self, networks: &Networks, palettes: BTreeMap<String, Palette>) -> PalettizedCheckpoint {
+    fn palettized(&self, networks: &Networks, palettes: BTreeMap<String, Palette>) -> Result<PalettizedCheckpoint> {
         let dense: BTreeMap<String, tch::Tensor> = networks[&Component::Unet]
             .iter()
             .filter(|(name, _)| !palettes.contains_key(*name))
             .map(|(name, tensor)| (name.clone(), tensor.to_kind(Kind::Half).to_device(tch::Device::Cpu)))
             .collect();
-        let metadata = BTreeMap::from([
-            (SOURCE_MODEL.to_owned(), self.config.model.pretrained_model_name_or_path.clone()),
-            (RECIPE.to_owned(), self.config.resolved_toml()),
-        ]);
-        PalettizedCheckpoint { palettes, dense, metadata }
+        let mut metadata = goes_with(self.model, networks)?;
+        metadata.insert(SOURCE_MODEL.to_owned(), self.config.model.pretrained_model_name_or_path.clone());
+        metadata.insert(RECIPE.to_owned(), self.config.resolved_toml());
+        Ok(PalettizedCheckpoint { palettes, dense, metadata })
     }
 
     /// Writes results where others may be, of an earlier end of the run. What somebody changed since is kept, under another
@@ -162,7 +215,7 @@ impl Ending<'_> {
     fn replacing<T>(&self, results: &[String], write: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some(before) = self.finished_before()? else { return write() };
         let paths = results.iter().map(|result| (result, self.output.folder.join(result)));
-        let changed = paths.filter(|(result, path)| is_changed(&before, result, path));
+        let changed = paths.filter(|(result, path)| before.is_changed(result, path));
         let kept: Vec<(PathBuf, PathBuf)> = changed.map(|(_, path)| (path.clone(), free_name(&path))).collect();
         for (path, kept) in &kept {
             fs::rename(path, kept).with_context(|| format!("cannot keep {} as {}", path.display(), kept.display()))?;
@@ -369,13 +422,6 @@ fn facts(config: &Config, trained: &Trained, palettized: Option<&PalettizedCheck
     facts
 }
 
-/// Whether a result is there and not as the run wrote it.
-fn is_changed(finished: &Finished, result: &str, path: &Path) -> bool {
-    let Some(written) = finished.results.get(result).filter(|_| path.exists()) else { return false };
-    // What cannot be read is nothing that the run wrote.
-    !marks(path).is_ok_and(|now| now.iter().all(|(file, mark)| written.get(file) == Some(mark)))
-}
-
 /// A name for what is kept of a result.
 fn free_name(path: &Path) -> PathBuf {
     let named = |number: u32| {
@@ -384,28 +430,6 @@ fn free_name(path: &Path) -> PathBuf {
         PathBuf::from(name)
     };
     (1..).map(named).find(|name| fs::symlink_metadata(name).is_err()).unwrap_or_else(|| named(0))
-}
-
-/// A hash of some bytes of each file of a result, without what systems leave in folders.
-fn marks(path: &Path) -> Result<BTreeMap<String, String>> {
-    let files = if path.is_dir() { all_files(path) } else { vec![String::new()] };
-    let ours = files.into_iter().filter(|file| !is_of_the_system(file.rsplit('/').next().unwrap_or_default()));
-    ours.map(|file| Ok((file.clone(), mark(&run_folder::file_of(path, &file))?))).collect()
-}
-
-/// All files below a folder, as paths in it, sorted.
-fn all_files(folder: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.extend(all_files(&entry.path()).into_iter().map(|inner| format!("{name}/{inner}")));
-        } else {
-            found.push(name);
-        }
-    }
-    found.sort();
-    found
 }
 
 /// Copies a file, or a link as one.

@@ -7,9 +7,14 @@ use anyhow::{Context, Result};
 
 use super::identity::Identity;
 use super::refused::refused;
-use super::run_folder::{CHECKPOINTS, FINISHED, Finished, Holds, PACKAGES, REPORT, RunFolder, file_of, wanted};
+use super::run_folder::{
+    CHECKPOINTS, FINISHED, Finished, Holds, OWN_FOLDERS, PACKAGES, REPORT, RunFolder, file_of, wanted,
+};
 use super::state;
 use crate::config::{self, Change, Config, Difference};
+use crate::data::manifest::Picture;
+use crate::data::place::Place;
+use crate::data::{Class, Manifest, Sample};
 
 /// Which state a run starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +59,13 @@ pub struct Resumed {
 /// The folder holds something else, another run, or results that would be overwritten: says what, and what to do.
 pub fn plan(config: &Config, resume: &Resume) -> Result<Plan> {
     let folder = &config.output_dir;
+    if let Some((key, pictures)) = config.picture_folders().into_iter().find(|(_, path)| is_own(folder, path)) {
+        return refused(format!(
+            "{key} ({}) is a folder in {} that the run writes to itself; set another one",
+            pictures.display(),
+            folder.display()
+        ));
+    }
     let shown = folder.display();
     let run = match RunFolder::of(folder).context("output_dir")? {
         Holds::Other(entry) => {
@@ -65,6 +77,13 @@ pub fn plan(config: &Config, resume: &Resume) -> Result<Plan> {
         Holds::Nothing => None,
         Holds::Run(run) => Some(run),
     };
+    if let Some((step, path)) = state::misnamed(&folder.join(CHECKPOINTS)).into_iter().next() {
+        return refused(format!(
+            "{} is a checkpoint of step {step} under another step's name; move it out of {CHECKPOINTS}/, or name it \
+             step-{step:06}",
+            path.display()
+        ));
+    }
     let start = |notes| Ok(Plan { action: Action::Start, notes });
     let checkpoint = match (resume, &run) {
         (Resume::From(path), _) => Some(path.clone()),
@@ -108,6 +127,13 @@ pub fn plan(config: &Config, resume: &Resume) -> Result<Plan> {
     Ok(Plan { action: Action::Resume(Box::new(Resumed { checkpoint, facts, only: None, beyond })), notes })
 }
 
+/// Whether a folder of pictures is one of those that a run in `output` writes to, or lies in one.
+fn is_own(output: &Path, pictures: &Path) -> bool {
+    let Ok(pictures) = Place::of(pictures) else { return false };
+    let own = OWN_FOLDERS.iter().filter_map(|name| Place::of(&output.join(name)).ok());
+    own.into_iter().any(|own| pictures.is_within(&own))
+}
+
 /// The plan for a run that is finished, or whose config asks for no more steps.
 fn finished_plan(config: &Config, run: &RunFolder, finished: &Finished, checkpoint: Option<PathBuf>) -> Result<Plan> {
     let (shown, total) = (run.path.display(), config.train.max_train_steps);
@@ -139,6 +165,7 @@ fn finished_plan(config: &Config, run: &RunFolder, finished: &Finished, checkpoi
     let missing: BTreeSet<String> = wanted(config).into_iter().filter(|result| !is_there(result)).collect();
     let step = finished.step;
     let last = checkpoint.filter(|_| run.checkpoints.last().is_some_and(|(saved, _)| *saved == step));
+    let has_last = last.is_some();
     let action = match last {
         Some(checkpoint) if !missing.is_empty() => {
             let facts = state::facts(&checkpoint)?;
@@ -155,7 +182,16 @@ fn finished_plan(config: &Config, run: &RunFolder, finished: &Finished, checkpoi
         .filter(|difference| difference.change == Change::Notice && difference.key != "name")
         .map(told)
         .collect();
-    let mut notes = of_the_old_name(config, run).map_or_else(Vec::new, |note| vec![note]);
+    let mut notes: Vec<String> = of_the_old_name(config, run).into_iter().collect();
+    let results = wanted(config);
+    let changed = results.iter().filter_map(|result| finished.changed_file(result, &run.path.join(result)));
+    notes.extend(changed.map(|file| {
+        let way_out = match has_last {
+            true => "; delete it to have `train` write it again",
+            false => "",
+        };
+        format!("{} is not as the run wrote it: it was changed, or is damaged{way_out}", file.display())
+    }));
     if !unused.is_empty() {
         notes.push(format!("not used, because nothing is left to learn: {}", unused.join(", ")));
     }
@@ -270,11 +306,13 @@ impl Before<'_> {
         ))
     }
 
-    /// The same before class pictures are drawn: those that are gone may come again.
+    /// As [`check`](Self::check), before class pictures are drawn: those that are gone may come again, those that would be
+    /// drawn from something else may not.
     ///
     /// # Errors
-    /// What changed.
-    pub fn check_so_far(self, now: &Identity) -> Result<()> {
+    /// What changed. A picture can't be read.
+    pub fn check_so_far(self, now: &Identity, class: Option<&Class>) -> Result<()> {
+        self.check_outdated(class)?;
         let class = |identity: &Identity| identity.data.pictures.iter().filter(|picture| picture.is_class).count();
         let Some(before) = self.learned_from.filter(|before| class(now) < class(before)) else {
             return self.check(now);
@@ -285,6 +323,27 @@ impl Before<'_> {
             identity
         };
         Before { learned_from: Some(&without_class(before)), ..self }.check(&without_class(now))
+    }
+
+    /// Refuses where pictures that the run learned from would give way to pictures drawn from something else.
+    fn check_outdated(self, class: Option<&Class>) -> Result<()> {
+        let (Some(before), Some(class)) = (self.learned_from, class.filter(|class| class.missing > 0)) else {
+            return Ok(());
+        };
+        let outdated: Vec<Sample> = class.outdated.iter().map(|outdated| outdated.sample.clone()).collect();
+        let outdated = Manifest::of(&outdated)?;
+        let learned = |picture: &Picture| {
+            before.data.pictures.iter().any(|before| before.is_class && before.sha256 == picture.sha256)
+        };
+        match outdated.pictures.iter().filter(|picture| learned(picture)).count() {
+            0 => Ok(()),
+            count => refused(format!(
+                "the run in {} learned from {count} of the class pictures in {}, which the model would not draw so today; \
+                 change back what they were drawn from, or set another `output_dir`",
+                self.folder.display(),
+                class.folder.display()
+            )),
+        }
     }
 }
 
@@ -303,7 +362,17 @@ pub fn is_finished(
         false => "A larger max_train_steps trains longer",
     };
     let mut lines = vec![format!("{folder} is finished ({step} steps); nothing was written. {more}")];
+    let (there, gone): (Vec<&String>, Vec<&String>) =
+        gone.iter().partition(|result| config.output_dir.join(result.as_str()).exists());
+    if !there.is_empty() {
+        lines.push(format!(
+            "note: made with other settings of [export]: {}; without its last checkpoint they are not made again (`palettist \
+             export {folder}` makes packages as its options say)",
+            there.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+        ));
+    }
     if !gone.is_empty() {
+        let gone: Vec<&str> = gone.into_iter().map(String::as_str).collect();
         lines.push(format!(
             "note: missing in it: {}; without its last checkpoint they cannot be written again (`palettist export \
              {folder}` makes packages of what is there)",

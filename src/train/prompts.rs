@@ -6,7 +6,6 @@ use tch::{Device, Kind, Tensor};
 use super::refused::Refused;
 use super::trained::Networks;
 use crate::config::{Config, Sample, SamplePrompt};
-use crate::data::set::class_folder;
 use crate::diffusion::{Noise, Own};
 use crate::ops::Weights;
 use crate::pipeline::drawing::{pipeline_config, sampler_of};
@@ -27,7 +26,7 @@ pub fn samples_with_own(config: &Config) -> bool {
 /// # Errors
 /// The scheduler's configuration can't be read.
 pub fn other_sampler(config: &Config, model: &Model) -> Result<Option<String>> {
-    let draws = samples_with_own(config) || class_folder(config).is_some();
+    let draws = samples_with_own(config) || config.class_folder().is_some();
     Ok(if draws { Own::of(&model.scheduler_config()?).warning } else { None })
 }
 
@@ -42,7 +41,7 @@ pub fn check_samplers(config: &Config, model: &Model) -> Result<()> {
         let requests = requests(&config.sample, config.data.resolution)?;
         asked.extend(requests.iter().map(|request| ("sample.sample_steps", request.sampler, request.steps)));
     }
-    if let Some((settings, _)) = class_folder(config) {
+    if let Some((settings, _)) = config.class_folder() {
         asked.push(("data.dreambooth.prior_sample_steps", None, settings.prior_sample_steps));
     }
     for (key, sampler, steps) in asked {

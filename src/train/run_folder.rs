@@ -30,7 +30,7 @@ use crate::coreml::PackageMetadata;
 use crate::coreml::components::Part;
 use crate::coreml::exporting::plan::package_names;
 use crate::data::listing::is_of_the_system;
-use crate::files::{beside, hex};
+use crate::files::{NotAFolder, beside, hex, write_bytes};
 use crate::source::{Model, ModelOptions};
 
 pub const CONFIG: &str = "config.resolved.toml";
@@ -43,16 +43,19 @@ pub const PACKAGES: &str = "coreml";
 pub const REPORT: &str = "report.html";
 pub const FINISHED: &str = "finished.json";
 const LOCK: &str = "train.lock";
+/// Endings of the files with what a run made.
+const PALETTES: &str = ".palettes.safetensors";
+const SUBJECT: &str = ".subject.safetensors";
 const SET_ASIDE: &str = "set-aside-";
 
 /// The palettized checkpoint of a run of this name.
 pub fn palettes_file(name: &str) -> String {
-    format!("{name}.palettes.safetensors")
+    format!("{name}{PALETTES}")
 }
 
 /// What a run of this name learnt on a palettized base.
 pub fn subject_file(name: &str) -> String {
-    format!("{name}.subject.safetensors")
+    format!("{name}{SUBJECT}")
 }
 
 /// A file of a result; without a name, the result itself.
@@ -101,6 +104,23 @@ pub struct Finished {
     pub package: PackageMetadata,
     /// Of each result (a path in the folder) its files, with a hash of some of their bytes.
     pub results: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Finished {
+    /// Whether a result is at `path` and not as the run wrote it: changed, damaged, with files that are gone or that somebody
+    /// added.
+    pub fn is_changed(&self, result: &str, path: &Path) -> bool {
+        let Some(written) = self.results.get(result).filter(|_| path.exists()) else { return false };
+        // What cannot be read is nothing that the run wrote.
+        !marks(path).is_ok_and(|now| now == *written)
+    }
+
+    /// The first file of a result, at `path`, that is there and not as the run wrote it.
+    pub fn changed_file(&self, result: &str, path: &Path) -> Option<PathBuf> {
+        let written = self.results.get(result)?;
+        let files = written.iter().map(|(file, mark)| (file_of(path, file), mark)).filter(|(file, _)| file.exists());
+        files.into_iter().find(|(file, written)| !mark(file).is_ok_and(|now| now == **written)).map(|(file, _)| file)
+    }
 }
 
 /// A run on the disk.
@@ -173,8 +193,7 @@ impl RunFolder {
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         let mut found: Vec<String> = names
             .filter(|name| {
-                let ours = [".palettes.safetensors", ".subject.safetensors"];
-                ours.iter().any(|ending| name.ends_with(ending)) && !name.starts_with('.')
+                [PALETTES, SUBJECT].iter().any(|ending| name.ends_with(ending)) && !name.starts_with('.')
                     || [MODEL, PACKAGES, REPORT].contains(&name.as_str())
             })
             .collect();
@@ -226,9 +245,13 @@ impl RunFolder {
     /// # Errors
     /// It is gone, or another file has its name.
     pub fn palettes(&self) -> Result<Option<PathBuf>> {
-        let name = palettes_file(self.name());
-        let path = self.path.join(&name);
-        let made = self.finished.as_ref().and_then(|finished| finished.results.get(&name));
+        // The results are under the name that the run had when it wrote them: it may go on under another.
+        let results = || self.finished.iter().flat_map(|finished| &finished.results);
+        let named = palettes_file(self.name());
+        let found = results().find(|(name, _)| **name == named);
+        let found = found.or_else(|| results().find(|(name, _)| name.ends_with(PALETTES)));
+        let (name, made) = found.map_or((named.as_str(), None), |(name, made)| (name.as_str(), Some(made)));
+        let path = self.path.join(name);
         match made {
             None => Ok((self.config.palettize.enabled && path.is_file()).then_some(path)),
             Some(_) if !path.is_file() => bail!(
@@ -236,8 +259,15 @@ impl RunFolder {
                  last checkpoint",
                 path.display()
             ),
+            Some(made) if made.values().next() != Some(&mark(&path)?) && self.is_beyond_its_results() => bail!(
+                "{} is not the file that the run wrote at step {}: a longer run was writing its results and was cut off; \
+                 `palettist train` with its config finishes that",
+                path.display(),
+                self.finished.as_ref().map_or(0, |finished| finished.step)
+            ),
             Some(made) if made.values().next() != Some(&mark(&path)?) => bail!(
-                "{} is not the file that this run wrote: put that back, or name the palettes with --palettes",
+                "{} is not the file that this run wrote: put that back, name the palettes with --palettes, or delete it \
+                 and run `palettist train` with its config, which writes it again from the last checkpoint",
                 path.display()
             ),
             Some(_) => Ok(Some(path)),
@@ -250,6 +280,11 @@ impl RunFolder {
         self.finished.as_ref().map_or(saved, |finished| finished.step.max(saved))
     }
 
+    /// Whether it has gone on since its results were written.
+    pub fn is_beyond_its_results(&self) -> bool {
+        self.finished.as_ref().is_some_and(|finished| finished.step < self.step())
+    }
+
     /// The whole checkpoints, those set aside too.
     fn all_checkpoints(&self) -> Vec<PathBuf> {
         let asides = asides(&self.path.join(CHECKPOINTS));
@@ -259,10 +294,7 @@ impl RunFolder {
 
     /// A file in one of the checkpoints that is not the run's: a user's.
     pub fn stranger(&self) -> Option<PathBuf> {
-        let entries = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
-        let mut files = self.all_checkpoints().into_iter().flat_map(entries);
-        let stranger = files.find(|file| !state::FILES.iter().any(|own| file.file_name() == *own));
-        stranger.map(|file| file.path())
+        self.all_checkpoints().iter().find_map(|checkpoint| state::stranger(checkpoint))
     }
 
     /// A link among the run's folders: what it leads to lies elsewhere and is not the run's to delete.
@@ -292,6 +324,9 @@ impl RunFolder {
     }
 }
 
+/// The folders in a run's that the run writes to.
+pub const OWN_FOLDERS: [&str; 6] = [CHECKPOINTS, LOGS, SAMPLES, MODEL, PACKAGES, PERSONALIZED];
+
 /// The folders of a run in which this program writes.
 fn folders(run: &Path) -> Vec<PathBuf> {
     let mut folders = vec![run.to_owned()];
@@ -306,6 +341,31 @@ fn size(path: &Path) -> u64 {
         Ok(data) => data.len(),
         Err(_) => 0,
     }
+}
+
+/// A hash of some bytes of each file of a result, without what systems leave in folders.
+///
+/// # Errors
+/// A file can't be read.
+pub fn marks(path: &Path) -> Result<BTreeMap<String, String>> {
+    let files = if path.is_dir() { all_files(path) } else { vec![String::new()] };
+    let ours = files.into_iter().filter(|file| !is_of_the_system(file.rsplit('/').next().unwrap_or_default()));
+    ours.map(|file| Ok((file.clone(), mark(&file_of(path, &file))?))).collect()
+}
+
+/// All files below a folder, as paths in it, sorted.
+pub fn all_files(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(all_files(&entry.path()).into_iter().map(|inner| format!("{name}/{inner}")));
+        } else {
+            found.push(name);
+        }
+    }
+    found.sort();
+    found
 }
 
 /// A hash of a file's size, its beginning, middle and end: enough to tell whether somebody changed it.
@@ -330,6 +390,14 @@ pub fn mark(path: &Path) -> Result<String> {
     read().with_context(|| format!("cannot read {}", path.display()))
 }
 
+/// The process that is writing to a run's folder, as far as that can be told; asks without writing.
+pub fn busy(folder: &Path) -> Option<String> {
+    let path = folder.join(LOCK);
+    let file = File::open(&path).ok()?;
+    let busy = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+    busy.then(|| fs::read_to_string(&path).unwrap_or_default())
+}
+
 /// Keeps other runs out of `folder`, which is made where needed, until what is returned is dropped.
 ///
 /// # Errors
@@ -345,17 +413,28 @@ pub fn lock(folder: &Path) -> Result<File> {
             let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
         }
         Err(TryLockError::WouldBlock) => {
-            let process = fs::read_to_string(&path).unwrap_or_default();
-            bail!(
-                "another run (process {process}) is writing to the output folder {}; wait for its end, or set another \
-                 `output_dir`",
-                folder.display()
-            );
+            bail!("{}", told_busy(folder, &fs::read_to_string(&path).unwrap_or_default()))
         }
         // Some network file systems have no locks: that is no reason not to train.
         Err(TryLockError::Error(_)) => {}
     }
     Ok(file)
+}
+
+/// Writes the first file of a run, which makes `folder` its own.
+///
+/// # Errors
+/// The folder can't be written.
+pub fn begin(folder: &Path, config: &Config) -> Result<()> {
+    write_bytes(&folder.join(CONFIG), config.resolved_toml().as_bytes())
+}
+
+/// What is said of a folder that another `process` is writing to.
+pub fn told_busy(folder: &Path, process: &str) -> String {
+    format!(
+        "another run (process {process}) is writing to the output folder {}; wait for its end, or set another `output_dir`",
+        folder.display()
+    )
 }
 
 /// Removes what killed runs left in the folder of one, which is held.
@@ -370,6 +449,14 @@ fn asides(checkpoints: &Path) -> Vec<(u64, PathBuf)> {
     let mut found: Vec<_> = entries.filter_map(|e| Some((number(e.file_name().to_str()?)?, e.path()))).collect();
     found.sort();
     found
+}
+
+/// The metrics of the run that saved a checkpoint, which lies in its folder or was set aside there.
+pub fn metrics_beside(checkpoint: &Path) -> Option<Vec<u8>> {
+    let folder = checkpoint.parent()?;
+    let aside = folder.join(METRICS);
+    let metrics = if aside.is_file() { aside } else { folder.parent()?.join(LOGS).join(METRICS) };
+    fs::read(metrics).ok()
 }
 
 /// Moves what a run had beyond the checkpoint that it starts again from (of `step`) to `checkpoints/set-aside-N/`: later
@@ -419,21 +506,11 @@ pub fn set_aside(run: &Path, beyond: &[PathBuf], step: u64) -> Result<PathBuf> {
     Ok(aside)
 }
 
-/// Whether a folder can be written, by a file that is made in it, or where it is not there in the nearest folder above it,
-/// and removed again.
+/// As [`files::check_writable`](crate::files::check_writable) for a folder that a config names.
 ///
 /// # Errors
-/// It can't: says why.
+/// It can't be written.
 pub fn check_writable(folder: &Path) -> Result<()> {
-    let shown = folder.display();
-    let above = folder.ancestors().find(|folder| folder.as_os_str().is_empty() || folder.symlink_metadata().is_ok());
-    let above = above.filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !above.is_dir() {
-        let what = if above.exists() { "is a file" } else { "is a link to nothing" };
-        return refused(format!("{shown} cannot be written: {} {what}", above.display()));
-    }
-    let probe = beside::beside(&above.join("palettist"), beside::PART);
-    let made = beside::create(&probe).map(drop);
-    let _ = fs::remove_file(&probe);
-    made.with_context(|| format!("{shown} cannot be written"))
+    crate::files::check_writable(folder)
+        .or_else(|error| if error.is::<NotAFolder>() { refused(error.to_string()) } else { Err(error) })
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 use super::evaluate::{Evaluation, Measured};
-use crate::data::{Key, hash_weights};
+use crate::data::{Key, network_key};
 use crate::ops::Weights;
 use crate::palette::{Form, Palette, fit};
 use crate::torch::slices;
@@ -64,7 +64,7 @@ impl<'a> Sensitivity<'a> {
     /// # Errors
     /// libtorch's.
     pub fn key(&self, form: &Form) -> Result<Key> {
-        let network = hash_weights(&self.weights)?;
+        let network = network_key(self.evaluation.unet(), &self.weights)?;
         let palettes = format!("sensitivity 1: {:?}", Form { bits: 0, ..*form });
         Ok(Key::of(&[palettes.as_bytes(), network.bytes(), self.evaluation.key()?.bytes()]))
     }

@@ -16,7 +16,7 @@ use super::palettes::file_of_palettes;
 use super::plan::Before;
 use super::reconstruct::Reconstruct;
 use super::refused::refused;
-use super::run_folder::{Holds, RunFolder};
+use super::run_folder::{self, Holds, RunFolder};
 use super::teacher::{Teacher, is_base_after_all, other_teacher, prior_is_base, start};
 use super::trained::{Fixed, Trained};
 use super::validate::Validation;
@@ -24,6 +24,7 @@ use super::{class_images, prompts};
 use crate::config::{self, Config, PaletteOverride, Recipe, TrainedComponent, matches_glob};
 use crate::coreml::components::unet::{LARGEST_LATENTS, takes_latents};
 use crate::coreml::{DeploymentTarget, PackageMetadata};
+use crate::data::manifest::Picture;
 use crate::data::{Cache, Crop, DataSet, Manifest, Sample, Transform, load_picture};
 use crate::ops::{Parameter, Weights};
 use crate::palette::PalettizedCheckpoint;
@@ -318,7 +319,8 @@ pub(super) fn unet(
     is_base_after_all(config, &read.identity).iter().for_each(crate::terminal::warn);
     let (data, learned_from) = read_data(config, &model, read.identity, before, device)?;
     let cache = Cache::open(&config.data.cache_dir)?;
-    let Encoded { scaling_factor, examples, class, validation } = encoded(config, &model, &data, &cache, device)?;
+    let Encoded { scaling_factor, examples, class, validation } =
+        encoded(config, &model, (&data, &learned_from.data), &cache, device)?;
 
     // One network at a time is read, used and dropped; what learns, which is the most, comes last.
     let mut networks = Vec::new();
@@ -407,25 +409,35 @@ struct Encoded {
     validation: Option<Examples>,
 }
 
-fn encoded(config: &Config, model: &Model, data: &DataSet, cache: &Cache, device: Device) -> Result<Encoded> {
+fn encoded(
+    config: &Config,
+    model: &Model,
+    (data, looked_at): (&DataSet, &Manifest),
+    cache: &Cache,
+    device: Device,
+) -> Result<Encoded> {
     let autoencoder = model.autoencoder_config()?;
     let weights = model.weights(Component::Autoencoder, Kind::Float, device)?;
     let encoder = Encoder::new(&autoencoder, &weights, device, cache)?;
-    let encode = |what: &str, samples: &[Sample], flip: bool| {
+    let encode = |what: &str, samples: &[Sample], looked_at: &[Picture], flip: bool| {
         let mut bar = Progress::new(what, 0, (samples.len() * if flip { 2 } else { 1 }) as u64).counting("picture");
-        let examples = encoder
-            .encode(samples, &|index| transform(config, index), flip, &mut |done, _| bar.update(done as u64, &[]))?;
+        let examples =
+            encoder.encode(samples, looked_at, &|index| transform(config, index), flip, &mut |done, _| {
+                bar.update(done as u64, &[])
+            })?;
         bar.finish();
         anyhow::Ok(examples)
     };
     let flip = config.data.flip_aug;
-    let examples = encode("encoding pictures", &data.training, flip)?;
+    // As `manifest` has them: those of the class come last.
+    let (subject, of_class) = looked_at.pictures.split_at(data.training.len().min(looked_at.pictures.len()));
+    let examples = encode("encoding pictures", &data.training, subject, flip)?;
     let class = match &data.class {
-        Some(class) => Some(encode("encoding class pictures", &class.samples, flip)?),
+        Some(class) => Some(encode("encoding class pictures", &class.samples, of_class, flip)?),
         None => None,
     };
     let validation = match &data.validation {
-        Some(samples) => Some(encode("encoding validation pictures", samples, false)?),
+        Some(samples) => Some(encode("encoding validation pictures", samples, &[], false)?),
         None => None,
     };
     Ok(Encoded { scaling_factor: autoencoder.scaling_factor, examples, class, validation })
@@ -454,7 +466,11 @@ fn read_data(
     let of_class = set.class.iter().flat_map(|class| &class.remarks);
     set.remarks.iter().chain(of_class).chain(&looked).for_each(crate::terminal::tell);
     let mut learned_from = Identity { model: identity, data: manifest(&set)? };
-    before.check_so_far(&learned_from)?;
+    before.check_so_far(&learned_from, set.class.as_ref())?;
+    if !before.resumes {
+        // From here on there may be something to lose: the folder is this run's.
+        run_folder::begin(before.folder, config)?;
+    }
     if let (Some(class), Some(record)) = (set.class.take(), &drawing) {
         set.class = Some(class_images::complete(config, class, record, model, device)?);
         learned_from.data = manifest(&set)?;

@@ -31,12 +31,20 @@ pub fn asked_models(config: &Config) -> u64 {
 /// The first stage is not finished.
 pub fn start(config: &Config, model: &Model) -> Result<Model> {
     let Some(first) = config.first_stage() else { return Ok(model.clone()) };
-    Ok(RunFolder::open(&first.output_dir.to_string_lossy(), &options(config))?.0)
+    let folder = first.output_dir.to_string_lossy();
+    let (model, _) = RunFolder::open(&folder, &options(config))
+        .with_context(|| format!("what the first of two stages made; delete {folder} to have it run again"))?;
+    Ok(model)
 }
 
 /// What the config says of its model holds for another one in its place, but for where parts of it lie.
 fn options(config: &Config) -> ModelOptions {
     ModelOptions { revision: None, vae: None, ..config.model.options() }
+}
+
+/// Whether what the first of two stages makes is not there (any more): `train` runs it first.
+pub fn first_stage_is_missing(config: &Config) -> bool {
+    config.first_stage().is_some_and(|first| !first.output_dir.join(MODEL).is_dir())
 }
 
 /// The teacher, where it is not the base: `None` where none teaches, or the first stage is still to come.
@@ -47,10 +55,7 @@ pub fn other_teacher(config: &Config, model: &Model) -> Result<Option<Model>> {
     match &config.distill.teacher {
         _ if !config.distill.enabled => Ok(None),
         TeacherChoice::Base => Ok(None),
-        TeacherChoice::Personalized => {
-            let there = config.first_stage().is_some_and(|first| first.output_dir.join(MODEL).is_dir());
-            there.then(|| start(config, model)).transpose()
-        }
+        TeacherChoice::Personalized => (!first_stage_is_missing(config)).then(|| start(config, model)).transpose(),
         TeacherChoice::Model(path) => {
             let place = || format!("distill.teacher = \"{path}\" (neither \"base\" nor \"personalized\")");
             let (teacher, _) = RunFolder::open(path, &options(config)).with_context(place)?;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 pub fn program(folder: &Path, arguments: &[&str]) -> Command {
@@ -133,4 +135,82 @@ pub fn ends(folder: &Path, arguments: &[&str], code: i32, expected: &str) -> Str
     assert!(told.contains(expected), "{arguments:?}: `{told}` does not say `{expected}`");
     assert!(!told.contains("panicked") && !told.contains("internal error"), "{told}");
     told
+}
+
+/// A run of few steps without what takes time.
+pub const QUICK: [&str; 5] = [
+    "train.train_text_encoder=false",
+    "sample.sample_every_n_steps=0",
+    "distill.enabled=false",
+    "train.gradient_accumulation_steps=1",
+    "validation.every_n_steps=0",
+];
+
+/// A folder with a config, its pictures and, in `run`, what it makes.
+pub struct Run {
+    pub folder: tempfile::TempDir,
+    pub config: String,
+}
+
+impl Run {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path()).to_str().unwrap().to_owned();
+        Self { folder, config }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn out(&self) -> PathBuf {
+        self.path().join("run")
+    }
+
+    pub fn arguments<'a>(&'a self, command: &'a str, changes: &[&'a str]) -> Vec<&'a str> {
+        [&[command, self.config.as_str()], &QUICK[..], changes].concat()
+    }
+
+    /// Trains; what is said on standard error.
+    pub fn train(&self, changes: &[&str]) -> String {
+        ends(self.path(), &self.arguments("train", changes), 0, "")
+    }
+
+    /// Both `check` and `train` refuse this, in these words, and nothing changes.
+    pub fn refused(&self, changes: &[&str], expected: &str) {
+        // Of what a run that was killed left half written nothing is to be kept.
+        let shown = |path: &Path| path.iter().all(|part| !part.to_string_lossy().starts_with('.'));
+        let found = || contents(&self.out()).into_iter().filter(|(path, _)| shown(path)).collect::<Vec<_>>();
+        let before = found();
+        for command in ["check", "train"] {
+            ends(self.path(), &self.arguments(command, changes), 2, expected);
+        }
+        assert!(found() == before, "{changes:?}");
+    }
+
+    pub fn metrics(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.out().join("logs/metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// Trains and kills the run once this checkpoint is there.
+pub fn killed_after(run: &Run, changes: &[&str], checkpoint: &str) {
+    let mut child = program(run.path(), &run.arguments("train", changes)).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(&mut child, checkpoint, || run.out().join("checkpoints").join(checkpoint).is_dir());
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &to)
+        } else {
+            fs::copy(entry.path(), to).map(|_| ()).unwrap()
+        }
+    }
 }

@@ -207,6 +207,10 @@ def samples():
         plans += [(kind, base | {"final_sigmas_type": "sigma_min"}, n) for base in (SD1, SD2) for n in (10, 25)]
     plans += [("euler", SD2 | {"interpolation_type": "log_linear"}, 25)]
     plans += [("euler", SD1 | {"interpolation_type": "log_linear", "timestep_spacing": "leading"}, 2)]
+    for flag in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        log = {"interpolation_type": "log_linear", flag: True}
+        plans += [("euler", SD1 | log | s, n) for n in (1, 7) for s in spacings]
+        plans += [("euler", SD1 | log | {"sigma_max": 10.0}, 7)]
     plans += [("euler", base | {"timestep_type": "continuous", "use_karras_sigmas": True}, 9) for base in (SD1, SD2)]
     keep = {"final_sigmas_type": "sigma_min"}
     for extra in (

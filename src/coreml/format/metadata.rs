@@ -19,6 +19,9 @@ pub const COMPONENT: &str = "palettist.component";
 /// Which model's weights a package was made beside, as its further entries say: see [`PackageMetadata::id`].
 pub const MODEL_ID: &str = "palettist.model_id";
 
+/// Which autoencoder's half a package holds: see [`PackageMetadata::autoencoder_id`].
+pub const AUTOENCODER_ID: &str = "palettist.vae_id";
+
 /// Who wrote a package, as its further entries say.
 pub const VERSION: &str = "palettist.version";
 
@@ -40,6 +43,10 @@ pub struct PackageMetadata {
     /// [`model_id`](crate::source::model_id), the same in all packages of a model; empty where it is not known.
     #[serde(skip)]
     pub id: String,
+    /// [`autoencoder_id`](crate::source::autoencoder_id), the same in both halves of an autoencoder; empty where it is not
+    /// known.
+    #[serde(skip)]
+    pub autoencoder_id: String,
     /// Further entries, e.g. how the palettes were made; keys in the form of a domain turned round.
     pub user_defined: BTreeMap<String, String>,
 }
@@ -68,7 +75,7 @@ impl PackageMetadata {
         {
             user_defined.insert("palettist.base_model".to_owned(), base);
         }
-        Self { model: model.to_owned(), author, license, user_defined, id: String::new() }
+        Self { model: model.to_owned(), author, license, user_defined, ..Self::default() }
     }
 
     /// `Stable_Diffusion_version_<model>_<component>.mlpackage`, as Apple's converter has it.
@@ -84,6 +91,9 @@ impl PackageMetadata {
         if !self.id.is_empty() {
             user_defined.insert(MODEL_ID.to_owned(), self.id.clone());
         }
+        if !self.autoencoder_id.is_empty() && is_half_of_autoencoder(component) {
+            user_defined.insert(AUTOENCODER_ID.to_owned(), self.autoencoder_id.clone());
+        }
         proto::Metadata {
             short_description: about.to_owned(),
             version_string: self.model.clone(),
@@ -92,6 +102,11 @@ impl PackageMetadata {
             user_defined,
         }
     }
+}
+
+/// Whether a package of this component holds one of the two halves of an autoencoder.
+pub fn is_half_of_autoencoder(component: &str) -> bool {
+    component.starts_with("vae_")
 }
 
 /// The hub id that diffusers noted when it saved the folder; a path of another machine says nothing.

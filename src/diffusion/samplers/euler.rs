@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::k_diffusion::{KSchedule, Reads};
+use super::k_diffusion::{KSchedule, Reads, is_log_linear};
 use super::walk::{Draws, Model, Walk};
 use crate::diffusion::schedule::{BetaDefaults, Prediction};
 use crate::diffusion::settings::Settings;
@@ -13,12 +13,11 @@ pub(super) struct Euler(KSchedule);
 
 impl Euler {
     pub fn new(settings: Settings, steps: i64) -> Result<Self> {
-        let reads = Reads { betas: BetaDefaults::USUAL, zero_snr: true, ..Reads::USUAL };
+        let reads = Reads { betas: BetaDefaults::USUAL, zero_snr: true, interpolation: true, ..Reads::USUAL };
         let mut schedule = KSchedule::new(settings, steps, &reads)?;
         let last = last_sigma(settings, &schedule.table)?;
 
-        let log_linear = settings.choice("interpolation_type", false, &[("linear", false), ("log_linear", true)])?;
-        if log_linear && Levels::read(settings, &Levels::USUAL)? == Levels::OfTimesteps {
+        if is_log_linear(settings)? && Levels::read(settings, &Levels::USUAL)? == Levels::OfTimesteps {
             // One level more than timesteps, so that the walk ends at the least σ and not at `final_sigmas_type`.
             let (most, least) = (schedule.table.most(), schedule.table.least());
             schedule.sigmas = Levels::Exponential.spread(most, least, steps + 1);

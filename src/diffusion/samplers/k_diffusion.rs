@@ -20,6 +20,8 @@ pub(super) struct Reads {
     pub karras_limits: bool,
     /// The timesteps of Karras' levels are rounded.
     pub karras_rounds: bool,
+    /// `interpolation_type`: where it is `log_linear`, levels begin and end with those of training, whatever the timesteps.
+    pub interpolation: bool,
 }
 
 impl Reads {
@@ -30,6 +32,7 @@ impl Reads {
         levels: true,
         karras_limits: true,
         karras_rounds: false,
+        interpolation: false,
     };
 }
 
@@ -62,8 +65,11 @@ impl KSchedule {
         if levels != Levels::OfTimesteps {
             let limited = levels != Levels::Karras || reads.karras_limits;
             let limit = |key| if limited { settings.optional_number(key) } else { Ok(None) };
-            let most = limit("sigma_max")?.unwrap_or(sigmas[0]);
-            let least = limit("sigma_min")?.unwrap_or(sigmas[sigmas.len() - 1]);
+            let ends = match reads.interpolation && is_log_linear(settings)? {
+                true => [table.most(), table.least()],
+                false => [sigmas[0], sigmas[sigmas.len() - 1]],
+            };
+            let (most, least) = (limit("sigma_max")?.unwrap_or(ends[0]), limit("sigma_min")?.unwrap_or(ends[1]));
             sigmas = levels.spread(most, least, steps);
             let rounds = levels == Levels::Karras && reads.karras_rounds;
             let whole = |t: f64| if rounds { t.round_ties_even() } else { t };
@@ -105,6 +111,11 @@ impl KSchedule {
         let output = model(&scaled, t)?;
         Ok(self.prediction.x0(&scaled, &output, alpha, s))
     }
+}
+
+/// Whether `interpolation_type` is `log_linear`.
+pub(super) fn is_log_linear(settings: Settings) -> Result<bool> {
+    settings.choice("interpolation_type", false, &[("linear", false), ("log_linear", true)])
 }
 
 /// A step from one level to a lower as a step further down, and noise that leads up again: the two levels
