@@ -202,7 +202,7 @@ fn measurements_are_kept_and_only_used_where_they_belong() {
     fs::write(&file, format!("{whole}{{\"key\": 3}}\n{whole}")).unwrap();
     let arguments = with(&["-o", "g.toml", "--target-bits", "3"]);
     let error = work.fail(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1);
-    assert!(error.contains(&format!("measurements.jsonl:{}: is no measurement", rows + 1)), "{error}");
+    assert!(error.contains(&format!("measurements.jsonl:{}: is not a measurement", rows + 1)), "{error}");
 }
 
 #[test]
@@ -253,8 +253,11 @@ fn what_cannot_be_is_refused_before_any_work() {
     refused(&with(&["--bits", "2, 5"]), "--bits 5: a palette has 1, 2, 3, 4, 6 or 8 bits");
     refused(&with(&["--bits", "3"]), "--bits 3: palettes of 3 bits need export.min_deployment_target=iOS18");
     refused(&with(&["--keep", "conv_in.weight"]), "is not of the form PATTERN=BITS");
-    refused(&with(&["--keep", "conv_in.weight=five"]), "five is no number of bits");
-    refused(&with(&["--keep", "conv_inn.*=4"]), "--keep conv_inn.*: is no conv's or linear layer's weight");
+    refused(&with(&["--keep", "conv_in.weight=five"]), "five is not a valid number of bits");
+    refused(
+        &with(&["--keep", "conv_inn.*=4"]),
+        "--keep conv_inn.*: is not the weight of a convolution or linear layer",
+    );
     refused(&with(&["palettize.weight_threshold=100000000"]), "no layer is large enough");
     fs::write(work.path("old.toml"), "recipe_version = 1\n[layers]\nconv_in.weight = 4\n").unwrap();
     refused(&with(&["palettize.recipe=old.toml"]), "the config takes its bits from palettize.recipe");
@@ -265,7 +268,7 @@ fn a_recipe_of_another_model_is_refused_with_its_line() {
     let work = Work::new();
     fs::write(work.path("bad.toml"), "recipe_version = 1\n[layers]\nconv_in.weight = 4\n\"conv_inn.weight\" = 2\n")
         .unwrap();
-    let expected = "bad.toml:4:1: `conv_inn.weight` is no conv's or linear layer's weight of this UNet; did you mean \
+    let expected = "bad.toml:4:1: `conv_inn.weight` is not the weight of a convolution or linear layer of this UNet; did you mean \
                     `conv_in.weight`?";
     let file = "x.palettes.safetensors";
     let errors = [

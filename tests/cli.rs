@@ -27,7 +27,7 @@ fn fails(folder: &Path, arguments: &[&str], code: i32) -> String {
     assert_eq!(found, code, "{arguments:?}: {error}");
     assert!(error.starts_with("error: "), "{error}");
     assert!(!error.contains("panicked") && !error.contains("stack backtrace"), "{error}");
-    assert!(!out.contains("nothing wrong"), "{out}");
+    assert!(!out.contains("no problems"), "{out}");
     error
 }
 
@@ -83,7 +83,7 @@ fn check_tells_what_a_run_would_do_and_writes_nothing() {
         "about ",
         "6 steps of ",
         "encoding what is not cached yet: ",
-        "nothing wrong found; to train: palettist train run.toml train.train_batch_size=2\n",
+        "no problems found; to train: palettist train run.toml train.train_batch_size=2\n",
     ] {
         assert!(out.contains(expected), "{expected:?} is not in\n{out}");
     }
@@ -559,7 +559,7 @@ fn keys_without_effect_are_told_by_every_command() {
     let palettes =
         "warning: `palettize.n_bits=2` on the command line: `palettize.n_bits` has no effect: there are no palettes";
     assert_eq!(out.matches(palettes).count(), 1, "{out}");
-    assert!(out.contains("nothing wrong found"), "{out}");
+    assert!(out.contains("no problems found"), "{out}");
 
     let refused = fails_with(at, &["evaluate", MODEL, "--config", "run.toml", "train.max_train_steps=20"], 2);
     assert_eq!(refused.matches(power).count(), 1, "{refused}");

@@ -177,7 +177,7 @@ fn what_a_run_could_not_draw_or_palettize_is_refused_before_it_begins() {
     // What the config asks of the model ends as what is wrong in it by itself.
     both(&Work::new(), &["palettize.weight_threshold=100000000"], 2, &["no layer of the UNet would get a palette"]);
     let unmatched = "palettize.overrides=[{match=\"no.such.*\", skip=true}]";
-    both(&Work::new(), &[unmatched], 2, &["match = \"no.such.*\" is no weight of this UNet"]);
+    both(&Work::new(), &[unmatched], 2, &["match = \"no.such.*\" is not a weight of this UNet"]);
     let steps = ["sample.prompts=[\"a cat\"]", "sample.sample_every_n_steps=1", "sample.sample_steps=1000"];
     let work = Work::new();
     work.set("scheduler/scheduler_config.json", "num_train_timesteps", json!(500));

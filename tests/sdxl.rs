@@ -243,7 +243,7 @@ fn it_trains_and_palettizes() {
     let folder = tempfile::tempdir().unwrap();
     let (path, config) = (folder.path(), config(folder.path()));
     let checked = succeed(path, &["check", &config]);
-    assert!(checked.contains("second text encoder") && checked.contains("nothing wrong found"), "{checked}");
+    assert!(checked.contains("second text encoder") && checked.contains("no problems found"), "{checked}");
     succeed(path, &["train", &config]);
     let metrics = fs::read_to_string(path.join("run/logs/metrics.jsonl")).unwrap();
     let losses: Vec<f64> =

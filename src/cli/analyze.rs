@@ -53,13 +53,13 @@ pub struct Args {
     /// The recipe to write, RECIPE.toml; measurements.jsonl beside it keeps what was measured, for this and other recipes
     #[arg(short, long, value_name = "RECIPE")]
     output: PathBuf,
-    /// The budget: bits a palettized weight on average, palettes counted
+    /// The budget: bits per palettized weight on average, palettes included
     #[arg(long, value_name = "B", group = "target")]
     target_bits: Option<f64>,
     /// The budget: megabytes (10^6 bytes) of all weights of the UNet, those in fp16 included
     #[arg(long, value_name = "M", group = "target")]
     target_megabytes: Option<f64>,
-    /// What a layer may have; default: all that the config's export.min_deployment_target holds
+    /// Candidate bit widths; default: all that the config's export.min_deployment_target holds
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = |text: &str| text.trim().parse::<u32>())]
     bits: Vec<u32>,
     /// What counts: the mean squared difference of the output (snr), or the rise of the validation loss, which takes many
@@ -69,7 +69,8 @@ pub struct Args {
     /// Noised pictures to measure on; default: 16 for snr, the config's validation batches for loss
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     samples: Option<u32>,
-    /// Bits that are not up to the recipe, 16 for fp16: --keep conv_in.weight=8; overrides of the config count too
+    /// Fixes the bits of these layers and leaves them out of the search: --keep conv_in.weight=8 (16 for fp16). Overrides of
+    /// the config count too
     #[arg(long, value_name = "PATTERN=BITS")]
     keep: Vec<String>,
     /// cpu, cuda or auto
@@ -174,7 +175,7 @@ fn pin(text: &str, config: &Config) -> Result<(String, Option<u32>)> {
     match bits.trim().parse() {
         Ok(16) => Ok((pattern.to_owned(), None)),
         Ok(n) => check_bits(n, config).map(|()| (pattern.to_owned(), Some(n))).map_err(|m| wrong(m).into()),
-        Err(_) => Err(wrong(format!("{bits} is no number of bits")).into()),
+        Err(_) => Err(wrong(format!("{bits} is not a valid number of bits")).into()),
     }
 }
 
@@ -222,7 +223,10 @@ impl Plan {
         if let Some((pattern, _)) = keep.iter().find(|(pattern, _)| {
             parameters.iter().all(|parameter| !parameter.palettizable || !matches_glob(pattern, &parameter.name))
         }) {
-            return Err(Usage(format!("--keep {pattern}: is no conv's or linear layer's weight of this UNet")).into());
+            return Err(Usage(format!(
+                "--keep {pattern}: is not the weight of a convolution or linear layer of this UNet"
+            ))
+            .into());
         }
         // Of several that match a layer the last holds.
         let names = || parameters.iter().filter(|parameter| parameter.palettizable).map(|parameter| &parameter.name);

@@ -56,7 +56,7 @@ pub fn run(args: Args) -> Result<()> {
         true => {
             let words = std::iter::once(args.config.to_string_lossy()).chain(args.overrides.iter().map(Into::into));
             let words: Vec<String> = words.map(|word| shell_word(&word)).collect();
-            print(format_args!("nothing wrong found; to train: palettist train {}", words.join(" ")))
+            print(format_args!("no problems found; to train: palettist train {}", words.join(" ")))
         }
         // As `train` would end.
         false if report.usage => Err(Usage(report.mistakes.join("\n")).into()),

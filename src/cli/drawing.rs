@@ -21,7 +21,7 @@ pub struct DrawingArgs {
     #[arg(long, value_name = "N", default_value_t = 25)]
     pub steps: usize,
 
-    /// How strongly the prompt rules; 1 or less switches guidance off [default: 7.5, and 5 for Stable Diffusion XL].
+    /// Classifier-free guidance scale; 1 or less switches guidance off [default: 7.5, and 5 for Stable Diffusion XL].
     #[arg(long, value_name = "S")]
     pub guidance_scale: Option<f64>,
 
@@ -90,7 +90,7 @@ impl DrawingArgs {
     pub fn check(&self) -> Result<(), Usage> {
         let wrong = |message: String| Err(Usage(message));
         if let Some(scale) = self.guidance_scale.filter(|scale| !scale.is_finite()) {
-            return wrong(format!("--guidance-scale {scale} is no number"));
+            return wrong(format!("--guidance-scale {scale} is not a valid number"));
         }
         if self.steps == 0 {
             return wrong("--steps 0: at least one step is needed".to_owned());

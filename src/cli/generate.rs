@@ -11,11 +11,13 @@ use super::drawing::{DrawingArgs, device};
 use super::model::ModelArgs;
 use super::train::stop_on_interrupt;
 use super::{Interrupted, Usage, print};
+use crate::config::SamplePrompt;
 use crate::diffusion::Noise;
 use crate::files::{TensorFile, check_writable, write_safetensors};
 use crate::pipeline::{Pipeline, Request};
 use crate::report::{Progress, pictures};
 use crate::source::Model;
+use crate::terminal::note;
 use crate::train::{Stopped, go_on};
 
 /// Draw pictures from a prompt.
@@ -144,6 +146,12 @@ fn request(args: &Args) -> Result<Request> {
 /// Draws and writes; says on standard output what went where.
 pub fn run(args: Args) -> Result<()> {
     check(&args).map_err(|error| Usage(format!("{error:#}")))?;
+    if SamplePrompt::parse(&args.prompt).is_ok_and(|read| read.prompt != args.prompt.trim()) {
+        note(
+            "flags within --prompt (as kohya's --n, --w, --s) are drawn as words: they are read in sample.prompts and in \
+             `evaluate --prompts`; here there are --negative-prompt, --width, --steps and so on",
+        );
+    }
     let mut request = request(&args)?;
     let opened = args.model.open(args.palettes.as_deref())?.with_subject(args.subject.as_deref())?;
     if args.drawing.height.is_some() || args.drawing.width.is_some() {

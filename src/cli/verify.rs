@@ -50,8 +50,8 @@ pub struct Args {
     /// The palettes that were made on the way into the packages: what `export` was told
     #[arg(long, requires = "against", value_name = "N")]
     quantize_nbits: Option<Nbits>,
-    /// Less than this many dB, in either arithmetic, is a failure, as are parameters that are not the model's or, where
-    /// palettes are given, not theirs
+    /// Fails below this PSNR (dB), in fp32 or in fp16 arithmetic, and where a parameter is not the model's or, with
+    /// palettes, not theirs
     #[arg(long, default_value_t = 35.0, requires = "against")]
     min_psnr: f64,
     /// Compares every layer too, and shows where the error grows
@@ -64,7 +64,7 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Usage(format!("{option} is about the model of --against, which is not given")).into());
     }
     if args.min_psnr.is_nan() {
-        return Err(Usage("--min-psnr is no number".into()).into());
+        return Err(Usage("--min-psnr is not a valid number".into()).into());
     }
     let options = args.model_options.clone();
     let open = |model| {

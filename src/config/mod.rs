@@ -34,7 +34,7 @@ pub use palettes::matches_glob;
 pub use problem::{Error, Loaded, Problem};
 pub use prompts::SamplePrompt;
 pub use recipe::{Recipe, RecipeLayer, recipe_text};
-pub use rules::LONGEST_NAME;
+pub use rules::{LONGEST_NAME, POLYNOMIAL_END};
 pub use schema::*;
 
 /// Reads the config at `path`, lays `overrides` (`train.max_train_steps=20`; a value that is not TOML is a string) over

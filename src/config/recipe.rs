@@ -103,7 +103,8 @@ impl Recipe {
         let problems: Vec<Problem> = strange
             .map(|layer| {
                 let hint = nearest(&layer.name, known());
-                let message = format!("`{}` is no conv's or linear layer's weight of this UNet{hint}", layer.name);
+                let message =
+                    format!("`{}` is not the weight of a convolution or linear layer of this UNet{hint}", layer.name);
                 Problem { place: layer.place.clone(), message }
             })
             .collect();
@@ -303,7 +304,7 @@ mod tests {
         };
         let parameters = ["conv_in.weight", "conv_out.weight"].map(|name| parameter(name, true));
         let error = recipe.check(&parameters).unwrap_err();
-        let expected = "r:4:10: `conv_inn.weight` is no conv's or linear layer's weight of this UNet; did you mean \
+        let expected = "r:4:10: `conv_inn.weight` is not the weight of a convolution or linear layer of this UNet; did you mean \
                         `conv_in.weight`?";
         assert_eq!(error.to_string(), expected);
         assert!(recipe.check(&[parameter("conv_inn.weight", false)]).is_err());

@@ -6,7 +6,8 @@ use crate::coreml::DeploymentTarget;
 use crate::coreml::components::Part;
 
 use super::{
-    Config, Distill, DistillOn, MixedPrecision, Mode, PriorSource, SamplePrompt, TeacherChoice, TrainedComponent,
+    Config, Distill, DistillOn, LrScheduler, MixedPrecision, Mode, PriorSource, SamplePrompt, TeacherChoice,
+    TrainedComponent,
 };
 use crate::palette::BITS;
 
@@ -78,6 +79,9 @@ impl Rules {
         self.must(value >= 0.0 && value.is_finite(), key, format!("is {value}, but must be 0 or more"));
     }
 }
+
+/// The rate at which `lr_scheduler = "polynomial"` ends, as in diffusers (`lr_end`).
+pub const POLYNOMIAL_END: f64 = 1e-7;
 
 /// Of a run or a model, in bytes: file systems take names of 255, and those of packages say more than this.
 pub const LONGEST_NAME: usize = 160;
@@ -187,6 +191,15 @@ fn train(config: &Config, rules: &mut Rules) {
     rules.at_least_one(train.gradient_accumulation_steps, "train.gradient_accumulation_steps");
     rules.positive(train.learning_rate, "train.learning_rate");
     rules.not_negative(train.text_encoder_lr, "train.text_encoder_lr");
+    // As diffusers refuses it: the rate would rise.
+    rules.must(
+        train.lr_scheduler != LrScheduler::Polynomial || train.learning_rate > POLYNOMIAL_END,
+        "train.learning_rate",
+        format!(
+            "is {:?}, but must be above {POLYNOMIAL_END:?}, where train.lr_scheduler = \"polynomial\" ends",
+            train.learning_rate
+        ),
+    );
     rules.must(train.lr_num_cycles >= 1, "train.lr_num_cycles", "must be at least 1");
     rules.positive(train.lr_power, "train.lr_power");
     rules.not_negative(train.max_grad_norm, "train.max_grad_norm");

@@ -58,7 +58,7 @@ impl Bundled {
     /// What is left to do where the packages could not be compiled here.
     pub fn to_compile(&self) -> Option<String> {
         let script = shell_word(&self.script.to_string_lossy());
-        (!self.compiled).then(|| format!("this is no Mac: to compile the packages into it, on one: sh {script}"))
+        (!self.compiled).then(|| format!("compiling needs a Mac; there, run: sh {script}"))
     }
 }
 

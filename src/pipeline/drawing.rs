@@ -205,7 +205,7 @@ impl Pipeline {
         (side, side)
     }
 
-    /// How strongly the prompt rules where nobody says: diffusers' default for the kind of model.
+    /// The classifier-free guidance scale where nobody says: diffusers' default for the kind of model.
     pub fn own_guidance_scale(&self) -> f64 {
         if self.unet_config.addition.is_some() { 5.0 } else { 7.5 }
     }
@@ -284,7 +284,7 @@ impl Pipeline {
             Noise::Seed(_) | Noise::Seeds(_) => {
                 let (height, width) = request.size.unwrap_or_else(|| self.own_size());
                 for (name, side) in [("height", height), ("width", width)] {
-                    ensure!(side > 0 && side % factor == 0, "{name} {side} is no multiple of {factor}");
+                    ensure!(side > 0 && side % factor == 0, "{name} {side} is not a multiple of {factor}");
                 }
                 if let Noise::Seeds(seeds) = &request.noise {
                     let (seeds, images) = (seeds.len(), request.images);

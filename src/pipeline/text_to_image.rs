@@ -1,7 +1,7 @@
 //! What a model can do, decided once, from its configurations alone: every command that needs more than one of a model's
 //! networks asks here before its work begins, and says the same words.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::diffusion::{NoiseSchedule, Prediction};
 use crate::networks::autoencoder::AutoencoderConfig;
@@ -87,7 +87,7 @@ pub fn schedule(model: &Model) -> Result<NoiseSchedule> {
              model.rescale_betas_zero_snr = false (--rescale-betas-zero-snr false)",
             model.path().display()
         );
-        return Err(Misused(message).into());
+        return Err(if model.scheduler_is_overruled() { Misused(message).into() } else { anyhow!(message) });
     }
     Ok(schedule)
 }

@@ -143,6 +143,11 @@ impl Model {
         &self.name
     }
 
+    /// Whether options overrule what its scheduler's configuration says.
+    pub fn scheduler_is_overruled(&self) -> bool {
+        self.options.change_scheduler()
+    }
+
     /// The model as its own files have it.
     pub fn without_options(&self) -> Self {
         Self { vae: None, options: ModelOptions::default(), ..self.clone() }

@@ -3,7 +3,7 @@
 
 use std::f64::consts::PI;
 
-use crate::config::LrScheduler as Shape;
+use crate::config::{LrScheduler as Shape, POLYNOMIAL_END};
 
 /// A schedule over `total` steps, the first `warmup` of them rising linearly. [`Shape::Constant`] warms up too, as
 /// [`Shape::ConstantWithWarmup`] does; diffusers' "constant" would ignore the warm-up.
@@ -15,7 +15,7 @@ pub struct LearningRate {
     pub total: u64,
     /// Restarts of [`Shape::CosineWithRestarts`].
     pub cycles: f64,
-    /// Exponent of [`Shape::Polynomial`], which ends at 1e-7.
+    /// Exponent of [`Shape::Polynomial`], which ends at [`POLYNOMIAL_END`].
     pub power: f64,
 }
 
@@ -34,7 +34,7 @@ impl LearningRate {
             Shape::CosineWithRestarts if progress >= 1.0 => 0.0,
             Shape::CosineWithRestarts => 0.5 * (1.0 + (PI * ((self.cycles * progress) % 1.0)).cos()),
             Shape::Polynomial => {
-                let end = 1e-7 / self.base;
+                let end = POLYNOMIAL_END / self.base;
                 (1.0 - end) * (1.0 - progress).powf(self.power) + end
             }
         };

@@ -164,7 +164,9 @@ impl Measurements {
             let row: Row = serde_json::from_str(line)
                 .ok()
                 .filter(|row: &Row| row.effect.mse.is_finite() && row.effect.loss.is_finite())
-                .with_context(|| format!("{shown}:{}: is no measurement; delete that line, or the file", number + 1))?;
+                .with_context(|| {
+                    format!("{shown}:{}: is not a measurement; delete that line, or the file", number + 1)
+                })?;
             if row.key == key {
                 known.insert((row.layer, row.bits), row.effect);
             }

@@ -290,7 +290,7 @@ pub fn names_layers(config: &Config, model: &Model) -> Result<()> {
     }
     for PaletteOverride { pattern, .. } in config.palettize.overrides.iter().skip(from_recipe) {
         if !parameters.iter().any(|p| p.palettizable && matches_glob(pattern, &p.name)) {
-            let message = format!("match = \"{pattern}\" is no weight of this UNet");
+            let message = format!("match = \"{pattern}\" is not a weight of this UNet");
             problems.extend(config::Error::about("palettize.overrides", &message).problems);
         }
     }

@@ -374,7 +374,7 @@ fn the_commands_take_a_single_file() {
                   train_data_dir = \"pictures\"\nvalidation_data_dir = \"validation\"\n[train]\nmax_train_steps = 1\n";
     fs::write(folder.join("run.toml"), config).unwrap();
     let all: [(&[&str], &str); 8] = [
-        (&["check", "run.toml"], "nothing wrong found"),
+        (&["check", "run.toml"], "no problems found"),
         (&["palettize", "small.safetensors", "-o", "p.palettes.safetensors", "--bits", "2"], "wrote p.palettes"),
         (
             &[
