@@ -37,6 +37,12 @@ unsafe impl Element for u8 {
     const KIND: Kind = Kind::Uint8;
 }
 
+/// How many elements of a tensor one thread takes at a time: at most 16 pieces, and none below 2^18 elements but the last. A multiple of 16, so that
+/// pieces of a tensor whose memory is aligned are aligned.
+pub fn piece(elements: usize) -> usize {
+    elements.div_ceil(16).next_multiple_of(16).max(1 << 18)
+}
+
 /// The bytes that slices are made of now, and whether they are written to.
 static CLAIMS: Mutex<Vec<(Range<usize>, bool)>> = Mutex::new(Vec::new());
 
