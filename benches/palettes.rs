@@ -7,7 +7,7 @@
 //! autograd. As in a network, a layer's numbers have left the processor's caches when their turn comes again: there are
 //! as many layers of the shape as take 330 MB, forward through all of them, then back; and so with the copy. The peers
 //! get one layer. They run where $PALETTIST_PEERS names a Python that has torch and coremltools, and are skipped where a
-//! layer would need more memory than there is. Then all 282 layers.
+//! layer would need more memory than there is. Then all 282 layers, and the large ones at each level of vector instructions.
 //!
 //! In training the way back and AdamW's step are one pass, which counts for the next step too: "in training" is what that
 //! step with palettes takes more than AdamW's own. What is compared is done in turn; ratios are medians over the rounds.
@@ -22,7 +22,7 @@ use std::time::Instant;
 use measure::{Cost, median, once};
 use palettist::networks::unet::UnetConfig;
 use palettist::ops::Parameter;
-use palettist::palette::{DkmLayer, Form, Gradient, SoftenRows};
+use palettist::palette::{DkmLayer, Form, Gradient, Level, SoftenRows};
 use palettist::torch::environment;
 use palettist::train::optimizer::{AdamW, Moments, norm};
 use rayon::prelude::*;
@@ -97,13 +97,14 @@ fn soften_and_back(layers: &mut [Layer], place: usize) {
 /// As a training step does it.
 fn soften_and_step(layers: &mut [Layer], place: usize) {
     let states = forward(layers, place);
-    let gradient = |(layer, state): (&mut Layer, SoftenRows)| state.gradient(layer.gradient.shallow_clone());
-    let gradients: Vec<_> = layers.par_iter_mut().zip(states).map(gradient).collect();
-    layers.par_iter_mut().zip(gradients).for_each(|(layer, gradient)| {
-        let Ok(Gradient::Pending(gradient)) = gradient else { panic!("pending on the CPU") };
-        let counted =
-            ADAMW.step_pending(&layer.weight, gradient, &layer.moments, RATE, 1.0).expect("of the same shape");
-        layer.palettes[place].keep(counted);
+    layers.par_iter_mut().zip(states).for_each(|(layer, state)| {
+        let gradient = layer.palettes[place].gradient(state, layer.gradient.shallow_clone());
+        assert!(matches!(gradient, Ok(Gradient::Own { .. })), "layers on the CPU take their own steps");
+    });
+    layers.par_iter_mut().for_each(|layer| {
+        let step = ADAMW.count(&layer.moments, RATE, 1.0).expect("a number");
+        let Moments { exp_avg, exp_avg_sq, .. } = &layer.moments;
+        layer.palettes[place].step(&layer.weight, [exp_avg, exp_avg_sq], &step).expect("of the same shape");
     });
 }
 
@@ -126,6 +127,7 @@ fn main() {
         .filter(|p| p.palettizable && p.shape.iter().product::<i64>() > 2048)
         .collect();
     let threads = rayon::current_num_threads();
+    println!("vector instructions: {}", Level::in_use());
     println!("{threads} threads; per weight: ns of CPU time, bytes of memory beyond weight, soft weight and gradient");
     println!(
         "{:>24} {:>6} {:>14} {:>16} {:>22} {:>22}",
@@ -188,6 +190,17 @@ fn main() {
                 with.cpu,
                 without.cpu,
                 measured.ratios()
+            );
+        }
+    }
+    // As processors with narrower vectors have it.
+    let layers = &mut layers[small..];
+    for level in Level::available() {
+        level.force();
+        for (place, bits) in [2, 4].into_iter().enumerate() {
+            println!(
+                "with {level}, above a million weights, {bits} bits: {}",
+                Measured::new(layers, place, 3).ratios()
             );
         }
     }

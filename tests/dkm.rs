@@ -10,8 +10,8 @@ use common::{dense, distance, shared};
 use half::f16;
 use palettist::files::TensorFile;
 use palettist::ops::Weights;
-use palettist::palette::table::Table;
-use palettist::palette::{Code, Histogram};
+use palettist::palette::clustering::Clustering;
+use palettist::palette::{AdamWStep, Code, Gradient, Histogram, Level};
 use palettist::palette::{DkmLayer, Form, Frozen, LutDtype, Palette, Soften, SoftenRows, kmeans, soften};
 use tch::{Device, Kind, Tensor};
 
@@ -203,13 +203,13 @@ fn the_table_is_exact_in_f64_and_agrees_with_finite_differences() {
     let book = Vec::<f64>::try_from(&Tensor::run_backward(&[&loss], &[&weight], false, false)[0]).unwrap();
 
     let loss_of = |values: &[f16]| -> f64 {
-        let table = Table::cluster(Histogram::of_halves(values).unwrap(), &centroids, tau, 3).unwrap();
+        let table = Clustering::cluster(Histogram::of_halves(values).unwrap(), &centroids, tau, 3).unwrap();
         let (bins, soft) = (&table.histogram().bins, table.soft_values());
         let place = |v: &f16| bins.iter().position(|&bin| bin == v.to_bits()).unwrap();
         values.iter().zip(&upstream).map(|(v, g)| g * soft[place(v)]).sum()
     };
     assert!((loss_of(&values) - loss.double_value(&[])).abs() < 1e-13);
-    let table = Table::cluster(Histogram::of_halves(&values).unwrap(), &centroids, tau, 3).unwrap();
+    let table = Clustering::cluster(Histogram::of_halves(&values).unwrap(), &centroids, tau, 3).unwrap();
     for (ours, theirs) in table.entries().iter().zip(Vec::<f64>::try_from(out).unwrap()) {
         assert!((ours - theirs).abs() < 1e-13);
     }
@@ -514,4 +514,63 @@ fn groups_and_scales_have_autograds_gradients() {
     let message =
         DkmLayer::new("v", Form { group_size: Some(3), ..Form::per_tensor(4) }, &Tensor::zeros([4, 4], FLOAT));
     assert!(format!("{:#}", message.unwrap_err()).contains("parameter v: its 4 output channels do not divide"));
+}
+
+/// Whatever vector instructions there are, soft weights, gradients, steps and palettes have the same bits.
+#[test]
+fn every_level_gives_the_same_bytes() {
+    let plain = Form::per_tensor(2);
+    let forms = [
+        plain,
+        Form { bits: 4, ..plain },
+        Form { bits: 4, group_size: Some(8), ..plain },
+        Form { per_channel_scale: true, ..plain },
+        Form { bits: 4, cluster_dim: 2, ..plain },
+        Form { bits: 4, cluster_dim: 4, ..plain },
+    ];
+    let levels = Level::available();
+    assert_eq!(levels[0], Level::Plain);
+    let constants = AdamWStep {
+        factor: 0.5,
+        decay: 1.0 - 1e-5,
+        rate_of_mean: 0.1,
+        beta2: 0.99,
+        rate_of_square: 0.01,
+        size: 1e-2,
+        root: 10.0,
+        eps: 1e-8,
+    };
+    let wave = |kind: Kind, step: f64| {
+        let numbers = Tensor::arange(64 * 83, FLOAT) * step;
+        ((numbers.sin() + (numbers * 0.37).cos()) * 0.03).to_kind(kind).view([64, 83])
+    };
+    for form in forms {
+        for (kind, code) in [(Kind::Float, None), (Kind::Float, Some(Code::F16)), (Kind::BFloat16, None)] {
+            let run = |level: Level| {
+                level.force();
+                let weight = wave(kind, 0.7123);
+                let mut layer = DkmLayer::new("layer", form, &weight).unwrap();
+                let moments = [weight.zeros_like(), weight.zeros_like()];
+                let mut all = Vec::new();
+                for rho in [0.8, 0.1] {
+                    let (soft, state) = step(&mut layer, &weight, rho, code);
+                    let upstream = wave(kind, 1.31);
+                    all.extend([soft, backward(&state, &upstream)]);
+                    if let Gradient::Own { square } = layer.gradient(state, upstream).unwrap() {
+                        layer.step(&weight, [&moments[0], &moments[1]], &constants).unwrap();
+                        all.push(Tensor::from_slice(&[square]));
+                    }
+                    all.extend([weight.copy(), moments[0].copy(), moments[1].copy()]);
+                }
+                all.extend(layer.tensors().into_iter().map(|(_, tensor)| tensor));
+                (all, layer.hard(&weight).unwrap())
+            };
+            let (expected, palette) = run(Level::Plain);
+            for &level in &levels[1..] {
+                let (found, hard) = run(level);
+                assert!(found.iter().zip(&expected).all(|(found, expected)| found.equal(expected)), "{form:?} {level}");
+                assert_eq!(hard, palette, "{form:?} {level}");
+            }
+        }
+    }
 }

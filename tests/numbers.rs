@@ -5,8 +5,8 @@ mod common;
 
 use common::distance;
 use half::f16;
+use palettist::palette::clustering::Clustering;
 use palettist::palette::reference::dkm;
-use palettist::palette::table::Table;
 use palettist::palette::{Code, DkmLayer, Form, Histogram, LutDtype, SoftenRows, fit, soften};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -155,7 +155,7 @@ fn check_table(values: &[f16], centroids: &[f64], tau: f64, random: &mut ChaCha8
     let column = |values: &[f64]| Tensor::from_slice(values).view([-1, 1]);
     let [soft, entries, gradient] =
         by_definition(&column(&wide), &column(centroids), tau, &Tensor::from_slice(&upstream));
-    let table = Table::cluster(Histogram::of_halves(values).unwrap(), centroids, tau, 3).unwrap();
+    let table = Clustering::cluster(Histogram::of_halves(values).unwrap(), centroids, tau, 3).unwrap();
     let power = (wide.iter().map(|w| w * w).sum::<f64>() / wide.len() as f64).sqrt().max(1e-12);
     let numbers = |tensor: Tensor| Vec::<f64>::try_from(tensor.view(-1)).unwrap();
     for (ours, theirs) in table.entries().iter().zip(numbers(entries)) {

@@ -1,5 +1,5 @@
 //! Differentiable k-means as the paper has it (Cho et al. 2021, arXiv 2108.12659, section 3): every weight looks at every
-//! entry. This is the definition; the fast code ([`super::table`], `vector`) is compared with it.
+//! entry. This is the definition; the fast code ([`super::clustering`], `vector`) is compared with it.
 //!
 //! ```text
 //! a_ij = softmax_j(−|x_i − c_j|² / τ)     c_j ← Σ_i a_ij x_i / Σ_i a_ij     (T times)

@@ -4,7 +4,7 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 
 use crate::config::Optimizer;
-use crate::palette::{AdamWStep, Histogram, Pending};
+use crate::palette::AdamWStep;
 use crate::torch::rounding::stochastic;
 use crate::torch::{Arg, call};
 
@@ -42,22 +42,15 @@ impl AdamW {
         Self { beta1, beta2, eps: settings.eps, weight_decay: settings.weight_decay }
     }
 
-    /// [`Self::step`] of one parameter (fp32, on the CPU) with a gradient that is computed on the way, and multiplied by
-    /// `factor`. Returns what [`Pending::step`] does.
+    /// Counts a step of `moments` and gives the numbers of it, for a layer that takes its own
+    /// ([`DkmLayer::step`](crate::palette::DkmLayer::step)) with a gradient that is multiplied by `factor`.
     ///
     /// # Errors
-    /// When shapes or types differ.
-    pub fn step_pending(
-        &self,
-        parameter: &Tensor,
-        gradient: Pending,
-        moments: &Moments,
-        lr: f64,
-        factor: f64,
-    ) -> Result<Vec<Option<Histogram>>> {
+    /// libtorch's message.
+    pub fn count(&self, moments: &Moments, lr: f64, factor: f64) -> Result<AdamWStep> {
         let _guard = tch::no_grad_guard();
         let count = moments.step.shallow_clone().g_add_scalar_(1.0).f_double_value(&[])?;
-        let step = AdamWStep {
+        Ok(AdamWStep {
             factor: factor as f32,
             decay: (1.0 - lr * self.weight_decay) as f32,
             rate_of_mean: (1.0 - self.beta1) as f32,
@@ -66,8 +59,7 @@ impl AdamW {
             size: (lr / (1.0 - self.beta1.powf(count))) as f32,
             root: (1.0 / (1.0 - self.beta2.powf(count)).sqrt()) as f32,
             eps: self.eps as f32,
-        };
-        gradient.step(parameter, [&moments.exp_avg, &moments.exp_avg_sq], &step)
+        })
     }
 
     /// [`Self::step`] of one parameter in bf16, its moments too: computed in f32, then rounded at random ([`stochastic`]),
@@ -153,7 +145,6 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::palette::{DkmLayer, Form, Gradient};
     use crate::torch::random::{Purpose, generator, normal};
 
     #[test]
@@ -174,83 +165,6 @@ mod tests {
         }
         let error = (&parameter - &expected).abs().max().double_value(&[]);
         assert!(error < 1e-6, "{error}");
-    }
-
-    /// A step with a gradient that is never written down is one with the gradient that would be.
-    #[test]
-    fn pending_gradients_step_as_whole_ones() {
-        let plain = Form::per_tensor(2);
-        let grouped = Form { group_size: Some(4), bits: 4, ..plain };
-        let adamw = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.05 };
-        // The last is large enough for several pieces.
-        for (form, shape) in [(plain, [12, 20]), (grouped, [16, 80]), (plain, [700, 900])] {
-            let draw = |i| normal(&mut generator(8, Purpose::Initial, i), &shape);
-            let start = draw(0) * 0.05;
-            let mut layers = [(); 2].map(|()| DkmLayer::new("layer", form, &start).unwrap());
-            let weights = [start.copy(), start.copy()];
-            let moments = [Moments::zeros_like(&start), Moments::zeros_like(&start)];
-            for step in 1..4 {
-                let upstream = draw(step) * 0.01;
-                let mut states = layers
-                    .iter_mut()
-                    .zip(&weights)
-                    .map(|(layer, weight)| layer.soften(weight, 0.5, 3, None, &mut weight.empty_like()).unwrap());
-                let (first, second) = (states.next().unwrap(), states.next().unwrap());
-                let mut whole = upstream.copy();
-                first.backward(&mut whole).unwrap();
-                let Gradient::Pending(pending) = second.gradient(upstream).unwrap() else { panic!("it is whole") };
-                let square = whole.square().sum(Kind::Double).double_value(&[]);
-                assert!((pending.square / square - 1.0).abs() < 1e-5, "{} {square}", pending.square);
-                let factor = 0.3;
-                adamw.step(&[&weights[0]], &[&(whole * factor)], &[&moments[0]], 1e-3).unwrap();
-                let counted = adamw.step_pending(&weights[1], pending, &moments[1], 1e-3, factor).unwrap();
-                for (group, bins) in counted.iter().enumerate() {
-                    let row = weights[1].view([counted.len() as i64, -1]).get(group as i64);
-                    assert_eq!(*bins, Some(Histogram::of(&row, layers[1].code(group, 0.5), false).unwrap()));
-                }
-                // The other layer counts its weights again.
-                layers[1].keep(counted);
-            }
-            let pairs = [
-                (&weights[0], &weights[1]),
-                (&moments[0].exp_avg, &moments[1].exp_avg),
-                (&moments[0].exp_avg_sq, &moments[1].exp_avg_sq),
-            ];
-            for (expected, found) in pairs {
-                let error = (found - expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
-                assert!(error < 1e-6, "{form:?}: {error:e}");
-            }
-            assert_eq!(moments[1].step.double_value(&[]), 3.0);
-
-            // Through another code, or where a weight has left the code's range, they are counted anew.
-            let soft_is_as_if_counted_anew = |layer: &mut DkmLayer, rho: f64| {
-                let mut fresh = layer.clone();
-                fresh.keep(vec![None; form.groups(&shape)]);
-                let [expected, found] = [&mut fresh, layer].map(|layer| {
-                    let mut soft = start.empty_like();
-                    (layer.soften(&weights[1], rho, 3, None, &mut soft).unwrap(), soft)
-                });
-                assert!(found.1.equal(&expected.1));
-                found.0
-            };
-            let state = soft_is_as_if_counted_anew(&mut layers[1], 0.05);
-            let Gradient::Pending(pending) = state.gradient(draw(4) * 0.01).unwrap() else { panic!("it is whole") };
-            let _ = weights[1].view(-1).get(5).fill_(50.0);
-            let counted = adamw.step_pending(&weights[1], pending, &moments[1], 1e-3, 1.0).unwrap();
-            assert_eq!(counted.iter().filter(|counted| counted.is_none()).count(), 1);
-            layers[1].keep(counted);
-            soft_is_as_if_counted_anew(&mut layers[1], 0.05);
-            let _ = weights[1].view(-1).get(5).fill_(0.01);
-
-            // What is no number is found out before it is too late.
-            for bad in [f64::NAN, f64::INFINITY] {
-                let upstream = draw(4);
-                let _ = upstream.view(-1).get(5).fill_(bad);
-                let state = layers[1].soften(&weights[1], 0.5, 3, None, &mut start.empty_like()).unwrap();
-                let Gradient::Pending(pending) = state.gradient(upstream).unwrap() else { panic!("it is whole") };
-                assert!(!pending.square.is_finite());
-            }
-        }
     }
 
     /// Nearest rounding would leave every weight where it is.

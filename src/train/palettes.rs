@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
 use crate::ops::Weights;
-use crate::palette::{DkmLayer, Form, Frozen, Gradient, Histogram, Palette, PalettizedFile, SoftenRows};
+use crate::palette::{AdamWStep, DkmLayer, Form, Frozen, Gradient, Palette, PalettizedFile, SoftenRows};
 
 /// The palettes whose assignments stay, where a run learns on some.
 ///
@@ -100,19 +100,23 @@ impl LayerPalette {
     ///
     /// # Errors
     /// Shapes differ.
-    pub fn gradient(&self, seen: Seen, upstream: Tensor) -> Result<Gradient> {
-        match (&self.phase, seen.soften) {
+    pub fn gradient(&mut self, seen: Seen, upstream: Tensor) -> Result<Gradient> {
+        match (&mut self.phase, seen.soften) {
             (Phase::Frozen(frozen, _), _) => Ok(Gradient::Whole(frozen.gradient(&upstream)?)),
             // In the memory of the gradient itself, which is autograd's own and ours now.
-            (Phase::Soft(_), Some(soften)) => soften.gradient(upstream),
+            (Phase::Soft(layer), Some(soften)) => layer.gradient(soften, upstream),
             (Phase::Soft(_), None) => Ok(Gradient::Whole(upstream)),
         }
     }
 
-    /// What the optimizer counted as it moved the master weight, for the next step.
-    pub fn keep(&mut self, counted: Vec<Option<Histogram>>) {
-        if let Phase::Soft(layer) = &mut self.phase {
-            layer.keep(counted);
+    /// Takes the layer's own step where its gradient is [`Gradient::Own`] ([`DkmLayer::step`]).
+    ///
+    /// # Errors
+    /// Shapes or types differ.
+    pub fn step(&mut self, value: &Tensor, moments: [&Tensor; 2], step: &AdamWStep) -> Result<()> {
+        match &mut self.phase {
+            Phase::Soft(layer) => layer.step(value, moments, step),
+            Phase::Frozen(..) => Ok(()),
         }
     }
 

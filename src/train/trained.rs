@@ -13,7 +13,7 @@ use super::palettes::{self, LayerPalette, Seen};
 use crate::config::{Palettize, Train};
 use crate::files::TensorFile;
 use crate::ops::{Parameter, Weights};
-use crate::palette::{Form, Gradient, Palette, Pending};
+use crate::palette::{Form, Gradient, Palette};
 use crate::source::Component;
 
 /// What the numbers of a run have become, before advice is added.
@@ -175,7 +175,7 @@ impl Trained {
             .zip(seen)
             .map(|(slot, seen)| {
                 let gradient = seen.leaf.grad();
-                let mapped = gradient.defined().then(|| match &slot.palette {
+                let mapped = gradient.defined().then(|| match &mut slot.palette {
                     Some(palette) => palette.gradient(seen, gradient),
                     None => Ok(Gradient::Whole(gradient)),
                 });
@@ -186,7 +186,7 @@ impl Trained {
         for gradient in gradients.iter().flatten() {
             match gradient {
                 Gradient::Whole(gradient) => whole.push(gradient),
-                Gradient::Pending(pending) => square += pending.square,
+                Gradient::Own { square: of_layer } => square += of_layer,
             }
         }
         let norm = norm(&whole).hypot(square.sqrt());
@@ -195,22 +195,20 @@ impl Trained {
         }
         let factor = clip_factor(norm, max_norm);
         let rates: Vec<f64> = self.slots.iter().map(rate).collect();
-        let pending = self.step_whole(gradients, adamw, &rates, factor, random)?;
-        let together = self.slots.par_iter_mut().zip(pending).zip(rates);
-        together.try_for_each(|((slot, pending), rate)| match pending {
-            Some(gradient) => {
-                let counted = adamw.step_pending(&slot.value, gradient, &slot.moments, rate, factor)?;
-                if let Some(palette) = &mut slot.palette {
-                    palette.keep(counted);
-                }
-                Ok(())
+        let own: Vec<bool> = gradients.iter().map(|gradient| matches!(gradient, Some(Gradient::Own { .. }))).collect();
+        self.step_whole(gradients, adamw, &rates, factor, random)?;
+        let together = self.slots.par_iter_mut().zip(rates).zip(own);
+        together.try_for_each(|((slot, rate), own)| match &mut slot.palette {
+            Some(palette) if own => {
+                let Moments { exp_avg, exp_avg_sq, .. } = &slot.moments;
+                palette.step(&slot.value, [exp_avg, exp_avg_sq], &adamw.count(&slot.moments, rate, factor)?)
             }
-            None => anyhow::Ok(()),
+            _ => Ok(()),
         })?;
         Ok(norm)
     }
 
-    /// Steps with the gradients that are whole, multiplied by `factor`; gives back the others, each at its slot's place.
+    /// Steps with the gradients that are whole, multiplied by `factor`.
     fn step_whole(
         &self,
         gradients: Vec<Option<Gradient>>,
@@ -218,22 +216,13 @@ impl Trained {
         rates: &[f64],
         factor: f64,
         random: &mut impl Rng,
-    ) -> Result<Vec<Option<Pending>>> {
-        let mut pending: Vec<Option<Pending>> = self.slots.iter().map(|_| None).collect();
+    ) -> Result<()> {
         let mut groups: Vec<(f64, Vec<(&Slot, Tensor)>)> = Vec::new();
-        for (index, (slot, gradient)) in self.slots.iter().zip(gradients).enumerate() {
-            let mut gradient = match gradient {
-                None => continue,
-                Some(Gradient::Pending(gradient)) => {
-                    pending[index] = Some(gradient);
-                    continue;
-                }
-                Some(Gradient::Whole(gradient)) => gradient,
-            };
+        for ((slot, gradient), &rate) in self.slots.iter().zip(gradients).zip(rates) {
+            let Some(Gradient::Whole(mut gradient)) = gradient else { continue };
             if factor < 1.0 {
                 let _ = gradient.f_mul_scalar_(factor)?;
             }
-            let rate = rates[index];
             if slot.value.kind() == Kind::BFloat16 {
                 adamw.step_bf16(&slot.value, &gradient, &slot.moments, rate, random.next_u32())?;
                 continue;
@@ -249,7 +238,7 @@ impl Trained {
             let gradients: Vec<&Tensor> = group.iter().map(|(_, gradient)| gradient).collect();
             adamw.step(&values, &gradients, &moments, rate)?;
         }
-        Ok(pending)
+        Ok(())
     }
 
     /// Moves the average towards the weights: `average ← decay·average + (1 − decay)·weight`.

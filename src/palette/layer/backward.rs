@@ -1,6 +1,6 @@
 //! The way back of one step of a layer: from ∂L/∂ŵ, which autograd gives, to ∂L/∂w, or straight to the next w.
 //!
-//! ∂L/∂w = D_b · ∂L/∂ŵ + Ψ_b for a weight in bin b ([`crate::palette::table`]). Its square, summed over the weights, follows
+//! ∂L/∂w = D_b · ∂L/∂ŵ + Ψ_b for a weight in bin b ([`crate::palette::clustering`]). Its square, summed over the weights, follows
 //! from sums of ∂L/∂ŵ and its square over each bin. So it need not be written down to be clipped, and can go into
 //! AdamW's step as it is computed: 16 bytes a weight less to move, of 64 that one step costs.
 
@@ -8,8 +8,8 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::rows::Rows;
+use crate::palette::clustering::Lines;
 use crate::palette::scalar::combine_and_step;
-use crate::palette::table::Lines;
 use crate::palette::vector::SoftenVectors;
 use crate::palette::{AdamWStep, Histogram, Soften};
 
@@ -79,62 +79,71 @@ impl SoftenRows {
 
 /// ∂L/∂w of a layer.
 pub enum Gradient {
+    /// A step with it is the caller's.
     Whole(Tensor),
-    Pending(Pending),
+    /// The layer computes it as it takes its own step ([`DkmLayer::step`](super::DkmLayer::step)).
+    Own {
+        /// The sum of its squares.
+        square: f64,
+    },
 }
 
-/// ∂L/∂w of a layer that is computed when a step is taken with it.
-pub struct Pending {
+/// What a layer takes its own step with: ∂L/∂w, computed on the way.
+#[derive(Debug)]
+pub(super) struct OwnStep {
     /// ∂L/∂ŵ, `[G, elements / G]`.
     upstream: Tensor,
     /// The bins of each group, and what makes its gradient.
     groups: Vec<(Histogram, Lines)>,
-    /// The sum of squares of ∂L/∂w.
-    pub square: f64,
+}
+
+impl Clone for OwnStep {
+    fn clone(&self) -> Self {
+        Self { upstream: self.upstream.shallow_clone(), groups: self.groups.clone() }
+    }
 }
 
 impl SoftenRows {
-    /// From `upstream`, ∂L/∂ŵ, which is used up. Pending where tables of numbers see f32 in the master weight's own
-    /// memory, on the CPU.
+    /// From `upstream`, ∂L/∂ŵ, which is used up, to ∂L/∂w; and the layer's own step with it, where tables of numbers see
+    /// f32 in the master weight's own memory, on the CPU.
     ///
     /// # Errors
     /// When `upstream` has another shape or type, or is on another device.
-    pub fn gradient(self, upstream: Tensor) -> Result<Gradient> {
+    pub(super) fn gradient(self, upstream: Tensor) -> Result<(Gradient, Option<OwnStep>)> {
         let _guard = tch::no_grad_guard();
         let mut upstream = upstream.f_contiguous()?;
         let (kind, device) = (upstream.f_kind()?, upstream.device());
         let of_numbers = self.groups.iter().all(|group| matches!(group, Group::One(_)));
         if !(of_numbers && self.rows.are_plain() && kind == Kind::Float && device == Device::Cpu) {
             self.backward(&mut upstream)?;
-            return Ok(Gradient::Whole(upstream));
+            return Ok((Gradient::Whole(upstream), None));
         }
         let upstream = self.rows.of_gradient(&upstream)?;
-        let mut pending = Pending { upstream, groups: Vec::with_capacity(self.groups.len()), square: 0.0 };
+        let (mut groups, mut total) = (Vec::with_capacity(self.groups.len()), 0.0);
         for (group, state) in self.groups.into_iter().enumerate() {
             let Group::One(state) = state else { continue };
-            let (lines, sums) = state.lines::<2>(&pending.upstream.f_get(group as i64)?)?;
+            let (lines, sums) = state.lines::<2>(&upstream.f_get(group as i64)?)?;
             let histogram = state.into_histogram();
             for (([sum, square], (slope, offset)), &count) in sums.iter().zip(&lines).zip(&histogram.counts) {
-                pending.square += slope * slope * square + offset * (2.0 * slope * sum + offset * f64::from(count));
+                total += slope * slope * square + offset * (2.0 * slope * sum + offset * f64::from(count));
             }
-            pending.groups.push((histogram, lines));
+            groups.push((histogram, lines));
         }
         // What rounding leaves of nothing; what is no number stays none.
-        if pending.square < 0.0 {
-            pending.square = 0.0;
-        }
-        Ok(Gradient::Pending(pending))
+        let square = if total < 0.0 { 0.0 } else { total };
+        Ok((Gradient::Own { square }, Some(OwnStep { upstream, groups })))
     }
 }
 
-impl Pending {
-    /// Takes a `step` of AdamW with it: moves `weight`, the master that it is of, and `moments`, the moving means of
-    /// gradients and of their squares; all contiguous f32. Returns each group's bins as they are then, for
-    /// [`DkmLayer::keep`](super::DkmLayer::keep); none where a weight has left the range of its code.
-    ///
-    /// # Errors
-    /// When one of them has another shape or type.
-    pub fn step(self, weight: &Tensor, moments: [&Tensor; 2], step: &AdamWStep) -> Result<Vec<Option<Histogram>>> {
+impl OwnStep {
+    /// [`DkmLayer::step`](super::DkmLayer::step); returns each group's bins as they are then, none where a weight has left
+    /// the range of its code.
+    pub(super) fn take(
+        self,
+        weight: &Tensor,
+        moments: [&Tensor; 2],
+        step: &AdamWStep,
+    ) -> Result<Vec<Option<Histogram>>> {
         let _guard = tch::no_grad_guard();
         let shape = self.upstream.size();
         let rows = |tensor: &Tensor| tensor.f_detach()?.f_view(shape.as_slice());

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::backward::{Group, SoftenRows};
+use super::backward::{Gradient, Group, OwnStep, SoftenRows};
 use super::frozen::Frozen;
 use super::rounding::Rounding;
 use super::rows::Rows;
@@ -14,7 +14,7 @@ use crate::ops::Weights;
 use crate::palette::forms::check_form;
 use crate::palette::scalar::{check, nearest, soften_counted};
 use crate::palette::vector::{SoftenVectors, nearest_vectors};
-use crate::palette::{Code, Form, Histogram, Palette, kmeans};
+use crate::palette::{AdamWStep, Code, Form, Histogram, Palette, kmeans};
 
 /// With fewer points for each entry the soft weight is as good as the weight; its gradient is taken to be the weight's own.
 /// The exact one is that on average; but where a few weights alone decide where an entry lies, each that comes between two
@@ -41,6 +41,8 @@ pub struct DkmLayer {
     coarser: Vec<bool>,
     /// Of the groups whose weights the last step of the optimizer counted as it moved them.
     counted: Vec<Option<Histogram>>,
+    /// The step that the layer is to take itself.
+    own: Option<OwnStep>,
 }
 
 impl DkmLayer {
@@ -108,7 +110,7 @@ impl DkmLayer {
             || centroids.chunks(form.table()).map(|table| spacing_of(table, form.cluster_dim) / 32.0).collect();
         let spacing = spacing.unwrap_or_else(of_tables);
         let (coarser, counted) = (vec![false; rows.groups()], vec![None; rows.groups()]);
-        Self { name: name.to_string(), form, rows, centroids, kmeans_mse, spacing, power, coarser, counted }
+        Self { name: name.to_string(), form, rows, centroids, kmeans_mse, spacing, power, coarser, counted, own: None }
     }
 
     /// The code through which the weights of a group are seen at ρ = `rho`: its step is at most an eighth of ρ · √MSE of the
@@ -229,10 +231,29 @@ impl DkmLayer {
         softened().with_context(|| format!("parameter {}", self.name))
     }
 
-    /// Takes what [`Pending::step`](super::Pending::step) counted. The next [`Self::soften`] must be of the weights as that left
-    /// them.
-    pub fn keep(&mut self, counted: Vec<Option<Histogram>>) {
-        self.counted = counted;
+    /// From `upstream`, ∂L/∂ŵ of what [`Self::soften`] made, which is used up, to ∂L/∂w: whole, or kept for
+    /// [`Self::step`].
+    ///
+    /// # Errors
+    /// When `upstream` has another shape or type, or is on another device.
+    pub fn gradient(&mut self, softened: SoftenRows, upstream: Tensor) -> Result<Gradient> {
+        let (gradient, own) = softened.gradient(upstream)?;
+        self.own = own;
+        Ok(gradient)
+    }
+
+    /// Takes a `step` of AdamW with the gradient that [`Self::gradient`] kept ([`Gradient::Own`]); without one nothing
+    /// happens. It moves `weight`, the master weight that was softened, and `moments`, the moving means of gradients and of
+    /// their squares; all contiguous f32. The next [`Self::soften`] must be of the weight as this leaves it: weights are
+    /// counted on the way.
+    ///
+    /// # Errors
+    /// When one of them has another shape or type.
+    pub fn step(&mut self, weight: &Tensor, moments: [&Tensor; 2], step: &AdamWStep) -> Result<()> {
+        if let Some(own) = self.own.take() {
+            self.counted = own.take(weight, moments, step)?;
+        }
+        Ok(())
     }
 
     /// The palette of the current centroids as it would be stored, each table of numbers ascending: each weight (f32 or bf16)
@@ -317,5 +338,90 @@ impl PartialEq for DkmLayer {
             && self.spacing == other.spacing
             && self.power == other.power
             && self.rows.scales().ok() == other.rows.scales().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::torch::random::{Purpose, generator, normal};
+    use crate::train::optimizer::{AdamW, Moments};
+
+    /// A step with a gradient that is never written down is one with the gradient that would be.
+    #[test]
+    fn a_layers_own_step_is_one_with_the_whole_gradient() {
+        let plain = Form::per_tensor(2);
+        let grouped = Form { group_size: Some(4), bits: 4, ..plain };
+        let adamw = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.05 };
+        let own = |gradient| if let Gradient::Own { square } = gradient { square } else { panic!("it is whole") };
+        let take_step = |layer: &mut DkmLayer, weight: &Tensor, moments: &Moments, factor: f64| {
+            let constants = adamw.count(moments, 1e-3, factor).unwrap();
+            layer.step(weight, [&moments.exp_avg, &moments.exp_avg_sq], &constants).unwrap();
+        };
+        // The last is large enough for several pieces.
+        for (form, shape) in [(plain, [12, 20]), (grouped, [16, 80]), (plain, [700, 900])] {
+            let draw = |i| normal(&mut generator(8, Purpose::Initial, i), &shape);
+            let start = draw(0) * 0.05;
+            let mut layers = [(); 2].map(|()| DkmLayer::new("layer", form, &start).unwrap());
+            let weights = [start.copy(), start.copy()];
+            let moments = [Moments::zeros_like(&start), Moments::zeros_like(&start)];
+            for step in 1..4 {
+                let upstream = draw(step) * 0.01;
+                let mut states = layers
+                    .iter_mut()
+                    .zip(&weights)
+                    .map(|(layer, weight)| layer.soften(weight, 0.5, 3, None, &mut weight.empty_like()).unwrap());
+                let (first, second) = (states.next().unwrap(), states.next().unwrap());
+                let mut whole = upstream.copy();
+                first.backward(&mut whole).unwrap();
+                let square_of = own(layers[1].gradient(second, upstream).unwrap());
+                let square = whole.square().sum(Kind::Double).double_value(&[]);
+                assert!((square_of / square - 1.0).abs() < 1e-5, "{square_of} {square}");
+                let factor = 0.3;
+                adamw.step(&[&weights[0]], &[&(whole * factor)], &[&moments[0]], 1e-3).unwrap();
+                take_step(&mut layers[1], &weights[1], &moments[1], factor);
+                for (group, bins) in layers[1].counted.iter().enumerate() {
+                    let row = weights[1].view([layers[1].counted.len() as i64, -1]).get(group as i64);
+                    assert_eq!(*bins, Some(Histogram::of(&row, layers[1].code(group, 0.5), false).unwrap()));
+                }
+            }
+            let pairs = [
+                (&weights[0], &weights[1]),
+                (&moments[0].exp_avg, &moments[1].exp_avg),
+                (&moments[0].exp_avg_sq, &moments[1].exp_avg_sq),
+            ];
+            for (expected, found) in pairs {
+                let error = (found - expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
+                assert!(error < 1e-6, "{form:?}: {error:e}");
+            }
+            assert_eq!(moments[1].step.double_value(&[]), 3.0);
+
+            // Through another code, or where a weight has left the code's range, they are counted anew.
+            let soft_is_as_if_counted_anew = |layer: &mut DkmLayer, rho: f64| {
+                let mut fresh = layer.clone();
+                fresh.counted.fill(None);
+                let [expected, found] = [&mut fresh, layer].map(|layer| {
+                    let mut soft = start.empty_like();
+                    (layer.soften(&weights[1], rho, 3, None, &mut soft).unwrap(), soft)
+                });
+                assert!(found.1.equal(&expected.1));
+                found.0
+            };
+            let state = soft_is_as_if_counted_anew(&mut layers[1], 0.05);
+            own(layers[1].gradient(state, draw(4) * 0.01).unwrap());
+            let _ = weights[1].view(-1).get(5).fill_(50.0);
+            take_step(&mut layers[1], &weights[1], &moments[1], 1.0);
+            assert_eq!(layers[1].counted.iter().filter(|counted| counted.is_none()).count(), 1);
+            soft_is_as_if_counted_anew(&mut layers[1], 0.05);
+            let _ = weights[1].view(-1).get(5).fill_(0.01);
+
+            // What is no number is found out before it is too late.
+            for bad in [f64::NAN, f64::INFINITY] {
+                let upstream = draw(4);
+                let _ = upstream.view(-1).get(5).fill_(bad);
+                let state = layers[1].soften(&weights[1], 0.5, 3, None, &mut start.empty_like()).unwrap();
+                assert!(!own(layers[1].gradient(state, upstream).unwrap()).is_finite());
+            }
+        }
     }
 }

@@ -18,6 +18,6 @@ mod rows;
 mod saved;
 mod start;
 
-pub use backward::{Gradient, Pending, SoftenRows};
+pub use backward::{Gradient, SoftenRows};
 pub use dkm::DkmLayer;
 pub use frozen::Frozen;

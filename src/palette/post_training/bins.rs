@@ -1,17 +1,13 @@
-//! Weighted numbers by their f16 code, and their one-dimensional k-means: the small and scaled relatives of
-//! [`Histogram`](crate::palette::Histogram).
+//! Weighted numbers and their one-dimensional k-means: those of a [`Histogram`], or numbers over a scale.
 
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use rayon::prelude::*;
 
-use super::kmeans;
-use crate::palette::scalar::{first_of_equals, midpoints};
+use super::intervals;
+use crate::palette::Histogram;
+use crate::palette::scalar::{CODES, ascending_halves, first_of_equals, midpoints};
 
-/// How many codes there are.
-const CODES: usize = 1 << 16;
-/// Below this many numbers sorting them is faster than a table of all codes.
-const FEW: usize = 1 << 13;
 /// Numbers that are converted and compared at a time.
 const BLOCK: usize = 256;
 /// Parts into which the numbers of a table are split, for threads.
@@ -24,31 +20,13 @@ pub struct Bins {
     pub weights: Vec<f64>,
 }
 
-impl Bins {
-    /// Of finite numbers of weight 1.
-    pub fn of_halves(values: &[f16]) -> Self {
-        let mut bins = Self::default();
-        if values.len() < FEW {
-            let mut ranks: Vec<u16> = values.iter().map(|&value| rank(value.to_bits())).collect();
-            ranks.sort_unstable();
-            ranks.chunk_by(|a, b| a == b).for_each(|equal| bins.add(equal[0], equal.len() as f64));
-            return bins;
-        }
-        let parts = values.par_chunks(values.len().div_ceil(PARTS).max(1 << 18)).map(|values| {
-            let mut table = vec![0u32; CODES];
-            values.iter().for_each(|value| table[value.to_bits() as usize] += 1);
-            table
-        });
-        let parts: Vec<Vec<u32>> = parts.collect();
-        for rank in 0..=0xFFFF {
-            let count: u32 = parts.iter().map(|table| table[unrank(rank) as usize]).sum();
-            if count > 0 {
-                bins.add(rank, count.into());
-            }
-        }
-        bins
+impl From<&Histogram> for Bins {
+    fn from(histogram: &Histogram) -> Self {
+        Self { values: histogram.values(), weights: histogram.counts.iter().map(|&n| f64::from(n)).collect() }
     }
+}
 
+impl Bins {
     /// Of `values` over the scale of their block, with the squared scale as weight; and the f16 code of each. Blocks have
     /// `length` values.
     pub fn of_scaled(values: &[f32], length: usize, scales: &[f64]) -> (Vec<u16>, Self) {
@@ -75,24 +53,20 @@ impl Bins {
             })
             .collect();
         let mut bins = Self::default();
-        for rank in 0..=0xFFFF {
-            let weight: f64 = parts.iter().map(|table| table[unrank(rank) as usize]).sum();
+        for code in ascending_halves() {
+            let weight: f64 = parts.iter().map(|table| table[code as usize]).sum();
             if weight > 0.0 {
-                bins.add(rank, weight);
+                bins.values.push(f16::from_bits(code).to_f64());
+                bins.weights.push(weight);
             }
         }
         (codes, bins)
     }
 
-    fn add(&mut self, rank: u16, weight: f64) {
-        self.values.push(f16::from_bits(unrank(rank)).to_f64());
-        self.weights.push(weight);
-    }
-
     /// The `count` numbers that are nearest to these by weighted squared error, ascending; where there are fewer
     /// distinct ones, the largest repeated.
     pub fn entries(&self, count: usize) -> Vec<f64> {
-        let mut entries = kmeans::means(&self.values, &self.weights, count);
+        let mut entries = intervals::means(&self.values, &self.weights, count);
         entries.resize(count, entries.last().copied().unwrap_or(0.0));
         entries
     }
@@ -101,8 +75,6 @@ impl Bins {
     pub fn nearest(&self, entries: &[f64]) -> Vec<u8> {
         let mut table = vec![0; CODES];
         self.walk(entries, |bin, place| table[f16::from_f64(self.values[bin]).to_bits() as usize] = place as u8);
-        // 0 and -0 are two codes of one value.
-        table[0x8000] = table[0];
         table
     }
 
@@ -157,45 +129,15 @@ pub fn places(values: &[f16], entries: &[f16], places: &mut [u8]) {
     });
 }
 
-/// A number that grows with the value of a code.
-fn rank(code: u16) -> u16 {
-    if code & 0x8000 == 0 { code | 0x8000 } else { !code }
-}
-
-fn unrank(rank: u16) -> u16 {
-    if rank & 0x8000 == 0 { !rank } else { rank & 0x7FFF }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn ranks_ascend_with_values() {
-        let ascending: Vec<f16> = (0..=0xFFFF).map(|r| f16::from_bits(unrank(r))).filter(|v| v.is_finite()).collect();
-        assert_eq!(ascending.len(), 63_488);
-        assert!(ascending.windows(2).all(|pair| pair[0] <= pair[1]));
-        assert!((0..=0xFFFF).all(|r| rank(unrank(r)) == r));
-    }
-
-    #[test]
-    fn sorting_and_counting_give_the_same_bins() {
+    fn scaled_numbers_weigh_the_square_of_their_scale() {
         let code = |i: u32| (i * 40_503 % 0x7C00) as u16 | (i as u16 & 1) << 15;
         let values: Vec<f16> = (0..20_000).map(|i| f16::from_bits(code(i))).collect();
-        let counted = Bins::of_halves(&values);
-        let mut sorted = Bins::default();
-        // Each part is small enough to be sorted.
-        let parts: Vec<Bins> = values.chunks(FEW - 1).map(Bins::of_halves).collect();
-        for rank in 0..=0xFFFF {
-            let value = f16::from_bits(unrank(rank)).to_f64();
-            let same = |v: &f64| v.to_bits() == value.to_bits();
-            let weight = |bins: &Bins| bins.values.iter().position(same).map_or(0.0, |at| bins.weights[at]);
-            let weight: f64 = parts.iter().map(weight).sum();
-            if weight > 0.0 {
-                sorted.add(rank, weight);
-            }
-        }
-        assert_eq!((&sorted.values, &sorted.weights), (&counted.values, &counted.weights));
+        let counted = Bins::from(&Histogram::of_halves(&values).unwrap());
         let mut wide = vec![0f32; values.len()];
         values.convert_to_f32_slice(&mut wide);
         let (codes, scaled) = Bins::of_scaled(&wide, 10_000, &[1.0, 1.0]);
@@ -206,10 +148,21 @@ mod tests {
         assert_eq!((scaled.values, scaled.weights), (vec![-3.0, 1.5, 3.0, 4.0], vec![4.0, 4.0, 1.0, 1.0]));
     }
 
+    /// 0 and -0 are two codes of one value, of which weights may have either alone.
+    #[test]
+    fn minus_zero_has_the_nearest_entry() {
+        let entries = [-1.0, 0.0, 1.0];
+        for zero in [0.0, -0.0] {
+            let values = [-1.0, zero, 1.0].map(f16::from_f64);
+            let table = Bins::from(&Histogram::of_halves(&values).unwrap()).nearest(&entries);
+            assert_eq!(values.map(|value| table[value.to_bits() as usize]), [0, 1, 2], "{zero:?}");
+        }
+    }
+
     #[test]
     fn the_nearest_entry_is_found_by_code_and_by_value() {
         let values: Vec<f16> = (0..3000).map(|i| f16::from_f32((i as f32 * 0.7).sin())).collect();
-        let bins = Bins::of_halves(&values);
+        let bins = Bins::from(&Histogram::of_halves(&values).unwrap());
         for count in [1, 4, 16, 256] {
             let entries = bins.entries(count);
             let members = bins.members(&entries);

@@ -10,7 +10,6 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::bins::{Bins, places};
 use super::group::{Group, SMALLEST, finite, integers, stored_unit, whole};
 use super::kmeans::{self, Fit};
 use super::scaled::scaled;
@@ -33,17 +32,18 @@ pub fn fit(values: &[f16], shape: &[i64], form: &Form) -> Result<Fit> {
     ensure!(bad == 0, "{bad} of its values are infinite or not numbers");
     let layout = Layout::new(form, shape);
     ensure!(layout.elements() == values.len(), "there are {} values for a shape {shape:?}", values.len());
-    let groups: Vec<Group> = (0..layout.groups)
-        .into_par_iter()
-        .map(|group| match form.cluster_dim {
-            2 => vector_group::<2>(&layout.points(values, group), form, group as u64),
-            4 => vector_group::<4>(&layout.points(values, group), form, group as u64),
-            _ => match form.scales(shape) {
-                0 => plain(&layout.numbers(values, group), form.bits),
-                scales => scaled(&layout.numbers(values, group), scales / layout.groups, form),
-            },
-        })
-        .collect();
+    let groups = (0..layout.groups).into_par_iter().map(|group| match form.cluster_dim {
+        2 => Ok(vector_group::<2>(&layout.points(values, group), form, group as u64)),
+        4 => Ok(vector_group::<4>(&layout.points(values, group), form, group as u64)),
+        _ => match form.scales(shape) {
+            0 => {
+                let (entries, indices) = kmeans::table(&layout.numbers(values, group), form.bits)?;
+                Ok(Group { entries, scales: Vec::new(), indices })
+            }
+            scales => scaled(&layout.numbers(values, group), scales / layout.groups, form),
+        },
+    });
+    let groups: Vec<Group> = groups.collect::<Result<_>>()?;
     let indices = layout.scatter(&groups);
     let entries = groups.iter().flat_map(|group| group.entries.iter().copied()).collect();
     let scales = groups.iter().flat_map(|group| group.scales.iter().copied()).collect();
@@ -71,14 +71,6 @@ fn squares(values: &[f16], dense: &[f16]) -> (f64, f64) {
     });
     let pieces: Vec<(f64, f64)> = pieces.collect();
     pieces.iter().fold((0.0, 0.0), |sum, piece| (sum.0 + piece.0, sum.1 + piece.1))
-}
-
-/// One table of fp16 numbers.
-fn plain(values: &[f16], bits: u32) -> Group {
-    let entries: Vec<f16> = Bins::of_halves(values).entries(1 << bits).into_iter().map(f16::from_f64).collect();
-    let mut indices = vec![0; values.len()];
-    places(values, &entries, &mut indices);
-    Group { entries, scales: Vec::new(), indices }
 }
 
 /// One table of vectors, of fp16 numbers or of integers and their scale.

@@ -3,10 +3,11 @@
 //! | file | what a reader finds there |
 //! |---|---|
 //! | [`fit`](fit()) | the nearest palette of any form to a weight |
-//! | [`kmeans`] | exact k-means of numbers |
+//! | [`kmeans`] | the nearest table of numbers |
+//! | `intervals` | exact k-means of numbers in ascending order |
 //! | `scaled` | tables that scales multiply: of channels, of 8-bit integers |
 //! | `vectors` | k-means of vectors |
-//! | `bins` | weighted numbers by their f16 code |
+//! | `bins` | weighted numbers: those of a histogram, or numbers over a scale |
 //! | `group` | the palette of one group, and how numbers are rounded to what is stored |
 //! | [`allocate`](mod@allocate) | how many bits each layer gets within a budget |
 
@@ -14,6 +15,7 @@ pub mod allocate;
 mod bins;
 mod fit;
 mod group;
+mod intervals;
 pub mod kmeans;
 mod scaled;
 mod vectors;

@@ -6,13 +6,14 @@
 //! start. They start from power means of their block: from its root mean square, which suits few bits and heavy tails,
 //! up to its largest weight, which suits many bits (and is all that coremltools knows). The best goes on.
 
+use anyhow::Result;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::bins::{Bins, places};
 use super::group::{Group, SMALLEST, finite, integers, stored_unit, whole};
-use crate::palette::{Form, LutDtype};
+use crate::palette::{Form, Histogram, LutDtype};
 
 /// Powers of the means that scales start from; and one scale for all, with which they are no worse than none.
 const STARTS: [Option<f64>; 4] = [Some(2.0), Some(4.0), Some(f64::INFINITY), None];
@@ -29,7 +30,10 @@ const NORMAL: f64 = 1.0 / (1 << 14) as f64;
 const SMALL_SCALES: f64 = 1.0 / (1 << 11) as f64;
 
 /// The table of a group of `values` that are `blocks` equal blocks with a scale each.
-pub(super) fn scaled(values: &[f16], blocks: usize, form: &Form) -> Group {
+///
+/// # Errors
+/// When a value is infinite or not a number.
+pub(super) fn scaled(values: &[f16], blocks: usize, form: &Form) -> Result<Group> {
     if blocks == 1 {
         return integral(values, form.bits);
     }
@@ -41,7 +45,7 @@ pub(super) fn scaled(values: &[f16], blocks: usize, form: &Form) -> Group {
         start
     });
     let best = starts.min_by(|a, b| a.error.total_cmp(&b.error));
-    let Some(mut best) = best else { return Group::default() };
+    let Some(mut best) = best else { return Ok(Group::default()) };
     best.run(form, ROUNDS);
     if form.lut_dtype == LutDtype::F16 {
         best.share_smallness();
@@ -55,19 +59,19 @@ pub(super) fn scaled(values: &[f16], blocks: usize, form: &Form) -> Group {
         .zip(indices.par_chunks_mut(length))
         .zip(&scales)
         .for_each(|((values, indices), &scale)| look_up(values, &entries, scale, indices));
-    Group { entries, scales, indices }
+    Ok(Group { entries, scales, indices })
 }
 
 /// One table of integers with one scale.
-fn integral(values: &[f16], bits: u32) -> Group {
-    let bins = Bins::of_halves(values);
+fn integral(values: &[f16], bits: u32) -> Result<Group> {
+    let bins = Bins::from(&Histogram::of_halves(values)?);
     let mut entries = bins.entries(1 << bits);
     let unit = wholes(&bins, &mut entries, SMALLEST, stored_unit);
     let entries: Vec<f16> = entries.into_iter().map(f16::from_f64).collect();
     let unit = in_range(unit, &entries);
     let mut indices = vec![0; values.len()];
     look_up(values, &entries, unit, &mut indices);
-    Group { entries, scales: vec![unit], indices }
+    Ok(Group { entries, scales: vec![unit], indices })
 }
 
 /// Assigns each weight to the nearest of the products, as they are rounded.

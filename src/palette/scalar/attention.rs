@@ -1,4 +1,4 @@
-//! Blocks of bins and their attention to a few entries of a palette: the arithmetic under [`super::table`].
+//! Blocks of bins and their attention to a few entries of a palette: the arithmetic under [`super::clustering`].
 //!
 //! Bins come in blocks of [`LANES`], so that the compiler makes vectors of them, as wide as the caller that this is
 //! inlined into may use. Only additions, multiplications and divisions of f64, without fused ones: all widths give the

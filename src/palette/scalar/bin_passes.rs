@@ -1,4 +1,4 @@
-//! What [`super::table`] does with each block of bins: sums for each entry, the soft value, and the way back of both.
+//! What [`super::clustering`] does with each block of bins: sums for each entry, the soft value, and the way back of both.
 
 use super::attention::{Block, LANES, Lanes, sum};
 

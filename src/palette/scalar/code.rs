@@ -14,7 +14,7 @@ pub enum Code {
     /// A number of f16: fine near zero, and at home with a few weights far above the others. Some 20,000 bins.
     F16,
     /// Multiples of `step`, a power of two, up to 32,766 of them: as many bins as a temperature needs, evenly spaced, which
-    /// makes their attention cheap ([`super::table`]).
+    /// makes their attention cheap ([`super::clustering`]).
     Fixed { step: f32 },
 }
 
@@ -63,10 +63,11 @@ const MOST_COARSER: f32 = 16.0;
 
 /// Of a weight in steps: to nearest, ties to even. What is no number or does not fit comes out as the first code or the
 /// last, which no weight has.
-#[inline]
+#[inline(always)]
 pub fn fixed_code(steps: f32) -> u16 {
-    let rounded = steps.round_ties_even();
-    // As the processor converts: what no i32 holds is the least of them.
-    let whole = if rounded < 2f32.powi(31) { rounded as i32 } else { i32::MIN };
-    (whole.clamp(i16::MIN.into(), i16::MAX.into()) + 0x8000) as u16
+    /// Adding it leaves the nearest whole number in the lowest bits.
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
+    let steps = if steps > -32_768.0 { steps } else { -32_768.0 };
+    let steps = if steps < 32_767.0 { steps } else { 32_767.0 };
+    (steps + ROUND).to_bits() as u16 ^ 0x8000
 }

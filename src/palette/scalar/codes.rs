@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::code::{ByCode, Code};
 use super::histogram::Histogram;
-use super::passes::{self, AdamWStep, MomentsMut, Stored, by_type};
+use super::passes::{self, AdamWStep, Master, MomentsMut, by_type};
 use super::{operators, scratch};
 use crate::torch::slices::{self, piece};
 
@@ -25,7 +25,7 @@ pub fn look_up(weight: &Tensor, histogram: &Histogram, values: &[f64], to: &mut 
     if weight.device() != Device::Cpu {
         to.f_copy_(&operators::look_up(weight, code, &table)?)?;
     } else {
-        fn on_cpu<W: Stored>(weight: &Tensor, code: Code, table: &ByCode<f32>, to: &mut Tensor) -> Result<()> {
+        fn on_cpu<W: Master>(weight: &Tensor, code: Code, table: &ByCode<f32>, to: &mut Tensor) -> Result<()> {
             // SAFETY: the kernel is plain Rust: no operator runs until these slices are gone.
             let (from, mut to) = unsafe { (slices::elements::<W>(weight)?, slices::elements_mut(to)?) };
             let size = piece(from.len());
@@ -61,7 +61,7 @@ where
         return Ok(sums);
     }
     type Pieces<const N: usize> = Vec<Box<ByCode<[f32; N]>>>;
-    fn pieces<W: Stored, const N: usize>(weight: &Tensor, code: Code, gradient: &Tensor) -> Result<Pieces<N>>
+    fn pieces<W: Master, const N: usize>(weight: &Tensor, code: Code, gradient: &Tensor) -> Result<Pieces<N>>
     where
         [f32; N]: Default,
     {
@@ -143,7 +143,7 @@ pub fn combine(weight: &Tensor, histogram: &Histogram, lines: &[(f64, f64)], gra
         operators::combine(weight, code, &table, gradient)?;
     } else {
         type Lines = ByCode<[f32; 2]>;
-        fn on_cpu<W: Stored>(weight: &Tensor, code: Code, table: &Lines, gradient: &mut Tensor) -> Result<()> {
+        fn on_cpu<W: Master>(weight: &Tensor, code: Code, table: &Lines, gradient: &mut Tensor) -> Result<()> {
             // SAFETY: the kernel is plain Rust: no operator runs until these slices are gone.
             let (weights, mut gradient) = unsafe { (slices::elements::<W>(weight)?, slices::elements_mut(gradient)?) };
             let size = piece(weights.len());

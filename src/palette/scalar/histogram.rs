@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use tch::{Device, Tensor};
 
 use super::code::{ByCode, CODES, Code};
-use super::passes::{self, Stored, by_type};
+use super::passes::{self, Master, by_type};
 use super::{operators, scratch};
 use crate::torch::slices::{self, piece};
 
@@ -31,7 +31,19 @@ impl Histogram {
     /// # Errors
     /// When one is infinite or not a number.
     pub fn of_halves(values: &[f16]) -> Result<Self> {
+        /// Below this many values sorting them is faster than a table of all codes.
+        const FEW: usize = 1 << 13;
         let values: &[u16] = values.reinterpret_cast();
+        if values.len() < FEW {
+            // By the inverse of [`ascending_halves`].
+            let rank = |&code: &u16| if code & 0x8000 == 0 { code | 0x8000 } else { !code };
+            let mut sorted = values.to_vec();
+            sorted.sort_unstable_by_key(rank);
+            refuse_bad(sorted.iter().filter(|&&code| code & 0x7C00 == 0x7C00).count() as u64, Code::F16)?;
+            let equal = sorted.chunk_by(|a, b| a == b);
+            let (bins, counts) = equal.map(|equal| (equal[0], equal.len() as u32)).unzip();
+            return Ok(Self { code: Code::F16, bins, counts });
+        }
         let pieces = values.par_chunks(piece(values.len())).map(|piece| {
             let mut counts = scratch::zeros();
             piece.iter().for_each(|&code| counts[code as usize] += 1);
@@ -57,7 +69,7 @@ impl Histogram {
         if weight.device() != Device::Cpu {
             return Self::merge(code, vec![operators::counts(weight, code)?], weight.numel());
         }
-        fn pieces<W: Stored>(weight: &Tensor, code: Code) -> Result<Vec<Box<ByCode<u32>>>> {
+        fn pieces<W: Master>(weight: &Tensor, code: Code) -> Result<Vec<Box<ByCode<u32>>>> {
             // SAFETY: they are counted in plain Rust: no operator runs meanwhile.
             let values = unsafe { slices::elements::<W>(weight) }?;
             let pieces = values.par_chunks(piece(values.len())).map(|piece| {
@@ -100,11 +112,7 @@ impl Histogram {
             Code::F16 => of(FINITE..MIDDLE).iter().chain(of(MIDDLE + FINITE..2 * MIDDLE)).map(|&n| u64::from(n)).sum(),
             Code::Fixed { .. } => u64::from(counts[0]) + u64::from(counts[CODES - 1]),
         };
-        ensure!(
-            bad == 0,
-            "{bad} of its values are infinite{}",
-            if code == Code::F16 { ", not numbers, or beyond the range of f16" } else { " or not numbers" }
-        );
+        refuse_bad(bad, code)?;
         let mut histogram = Self { code, bins: Vec::with_capacity(1 << 12), counts: Vec::with_capacity(1 << 12) };
         match code {
             // Ascending by value: negative codes backwards, -0 before 0.
@@ -181,13 +189,25 @@ impl Histogram {
     }
 }
 
+/// All codes of f16 in the order of their values, -0 before 0.
+pub fn ascending_halves() -> impl Iterator<Item = u16> {
+    (0x8000..=0xFFFF).rev().chain(0..0x8000)
+}
+
+/// Refuses weights of which `bad` have codes that stand for what they do not hold.
+fn refuse_bad(bad: u64, code: Code) -> Result<()> {
+    let beyond = if code == Code::F16 { ", not numbers, or beyond the range of f16" } else { " or not numbers" };
+    ensure!(bad == 0, "{bad} of its values are infinite{beyond}");
+    Ok(())
+}
+
 /// The largest magnitude in a tensor of f32 or bf16 on any device; of numbers only, and 0 without any.
 fn largest(weight: &Tensor) -> Result<f32> {
     if weight.device() != Device::Cpu {
         let magnitudes = weight.f_abs()?.f_nan_to_num(0.0, None, None)?;
         return Ok(if weight.numel() == 0 { 0.0 } else { magnitudes.f_max()?.f_double_value(&[])? as f32 });
     }
-    fn among<W: Stored>(weight: &Tensor) -> Result<f32> {
+    fn among<W: Master>(weight: &Tensor) -> Result<f32> {
         // SAFETY: plain Rust looks at them: no operator runs meanwhile.
         let values = unsafe { slices::elements::<W>(weight) }?;
         Ok(values.par_chunks(piece(values.len())).map(passes::largest).reduce(|| 0.0, f32::max))
@@ -200,6 +220,26 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+
+    #[test]
+    fn halves_are_counted_in_the_order_of_their_values() {
+        let ascending: Vec<f16> = ascending_halves().map(f16::from_bits).filter(|value| value.is_finite()).collect();
+        assert_eq!(ascending.len(), 63_488);
+        assert!(ascending.windows(2).all(|pair| pair[0] <= pair[1]));
+        // Few are sorted, many are counted.
+        let few: Vec<f16> =
+            (0..8_000u32).map(|i| f16::from_bits((i * 40_503 % 0x7C00) as u16 | (i as u16) << 15)).collect();
+        let many = [&few[..], &few].concat();
+        let (sorted, counted) = (Histogram::of_halves(&few).unwrap(), Histogram::of_halves(&many).unwrap());
+        assert_eq!(sorted.bins, counted.bins);
+        assert!(sorted.counts.iter().zip(&counted.counts).all(|(few, many)| 2 * few == *many));
+        for bad in [f16::NAN, f16::INFINITY] {
+            let told = [[&few[..], &[bad]].concat(), [&many[..], &[bad]].concat()]
+                .map(|values| Histogram::of_halves(&values).unwrap_err().to_string());
+            assert_eq!(told[0], told[1]);
+            assert!(told[0].starts_with("1 of its values"), "{}", told[0]);
+        }
+    }
 
     /// Where a step is too fine for the largest weight it grows, and where it would grow by much f16 takes its place; what
     /// is refused leaves nothing behind for the next.

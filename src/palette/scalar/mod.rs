@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `code` | the 16-bit numbers through which weights are seen |
 //! | `histogram` | how many weights have each code |
-//! | [`table`] | differentiable k-means on a histogram, forward and backward |
+//! | [`clustering`] | differentiable k-means on a histogram, forward and backward |
 //! | `attention`, `bin_passes` | its arithmetic, a block of bins at a time |
 //! | `faint` | entries that hardly any weight looks at |
 //! | [`soften()`] | the soft weight of a tensor, and its gradient |
@@ -16,6 +16,7 @@
 
 mod attention;
 mod bin_passes;
+pub mod clustering;
 mod code;
 mod codes;
 mod faint;
@@ -25,12 +26,12 @@ mod operators;
 mod passes;
 mod scratch;
 mod soften;
-pub mod table;
 
 pub(super) use code::CODES;
 pub use code::Code;
 pub(super) use codes::combine_and_step;
 pub use histogram::Histogram;
+pub(super) use histogram::ascending_halves;
 pub(super) use nearest::{first_of_equals, midpoints, nearest};
 pub use passes::AdamWStep;
 pub use soften::{Soften, soften};

@@ -2,21 +2,21 @@
 //!
 //! A master weight w becomes a soft weight ŵ with [`soften`]; the network runs on ŵ as a leaf, and
 //! [`Soften::backward`] turns ∂L/∂ŵ into ∂L/∂w. Both take a few passes over the weights ([`super::codes`]) around a
-//! clustering of their bins ([`super::table`]): time and memory do not grow with weights × entries.
+//! clustering of their bins ([`super::clustering`]): time and memory do not grow with weights × entries.
 
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
+use super::clustering::{Clustering, Lines};
 use super::code::Code;
 use super::codes;
 use super::histogram::Histogram;
-use super::table::{Lines, Table};
 
-/// What the backward pass of one [`soften`] needs: the weight itself (shared, not copied) and the table.
+/// What the backward pass of one [`soften`] needs: the weight itself (shared, not copied) and the clustering.
 #[derive(Debug)]
 pub struct Soften {
     weight: Tensor,
-    table: Table,
+    clustering: Clustering,
 }
 
 /// Writes the soft weight of `weight` (f32 or bf16, any shape, any device) to `soft` (contiguous, of the same type, shape
@@ -49,9 +49,9 @@ pub fn soften_counted(
     iterations: usize,
     soft: &mut Tensor,
 ) -> Result<(Vec<f64>, Soften)> {
-    let table = Table::cluster(histogram, centroids, tau, iterations)?;
-    codes::look_up(&weight, table.histogram(), &table.soft_values(), soft)?;
-    Ok((table.entries(), Soften { weight, table }))
+    let clustering = Clustering::cluster(histogram, centroids, tau, iterations)?;
+    codes::look_up(&weight, clustering.histogram(), &clustering.soft_values(), soft)?;
+    Ok((clustering.entries(), Soften { weight, clustering }))
 }
 
 /// Whether `other` has the type, shape and device of `weight`, which is one that can be softened.
@@ -76,7 +76,7 @@ impl Soften {
     pub fn backward(&self, gradient: &mut Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let (lines, _) = self.lines::<1>(gradient)?;
-        codes::combine(&self.weight, self.table.histogram(), &lines, gradient)
+        codes::combine(&self.weight, self.clustering.histogram(), &lines, gradient)
     }
 
     /// What makes ∂L/∂w of `gradient`, ∂L/∂ŵ; and the sums over each bin of the first N powers of that.
@@ -88,18 +88,18 @@ impl Soften {
         [f32; N]: Default,
     {
         check(&self.weight, gradient)?;
-        let sums = codes::add_up::<N>(&self.weight, gradient, self.table.histogram())?;
+        let sums = codes::add_up::<N>(&self.weight, gradient, self.clustering.histogram())?;
         let upstream: Vec<f64> = sums.iter().map(|sum| sum[0]).collect();
-        Ok((self.table.backward(&upstream), sums))
+        Ok((self.clustering.backward(&upstream), sums))
     }
 
     /// Of the weight.
     pub fn into_histogram(self) -> Histogram {
-        self.table.into_histogram()
+        self.clustering.into_histogram()
     }
 
     /// Mean squared error of the weights if palettes were made of the new centroids now.
     pub fn hard_error(&self) -> f64 {
-        self.table.hard_error()
+        self.clustering.hard_error()
     }
 }

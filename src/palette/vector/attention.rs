@@ -15,7 +15,7 @@ const FLOOR: f32 = 26.0;
 
 pub type Lanes = [f32; LANES];
 /// One number for each point of a block.
-pub type Points = [Lanes; PARTS];
+pub type Numbers = [Lanes; PARTS];
 
 /// An entry that a cell sees, from the cell's origin and in units of 1/κ.
 pub struct Seen<const D: usize> {
@@ -103,11 +103,11 @@ impl<const D: usize> Nearby<D> {
 /// a_j = softmax_j(−ln 2 · |point − offset_j|²), by rows of `attention`.
 #[inline(always)]
 pub fn attend<const D: usize>(
-    points: &[Points; D],
+    points: &[Numbers; D],
     parts: usize,
-    valid: &Points,
+    valid: &Numbers,
     seen: &[Seen<D>],
-    attention: &mut [Points],
+    attention: &mut [Numbers],
 ) {
     for part in 0..parts {
         let mut most = [f32::NEG_INFINITY; LANES];

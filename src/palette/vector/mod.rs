@@ -3,7 +3,7 @@
 //! | file | what a reader finds there |
 //! |---|---|
 //! | `cells` | weights as points, sorted by where they lie, so that neighbours see the same entries |
-//! | `table` | differentiable k-means, forward and backward, over any passes |
+//! | `clustering` | differentiable k-means, forward and backward, over any passes |
 //! | `passes` | what every point costs on the CPU: sums, the soft point, gradients |
 //! | `attention` | the attention of a block of points to the entries that its cell sees |
 //! | `operators` | the passes by libtorch's operators, for GPUs |
@@ -12,11 +12,11 @@
 
 mod attention;
 mod cells;
+mod clustering;
 mod nearest;
 mod operators;
 mod passes;
 mod soften;
-mod table;
 
 pub use nearest::nearest;
 pub use soften::{SoftenVectors, nearest_vectors};

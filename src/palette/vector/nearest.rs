@@ -1,7 +1,9 @@
 //! Which of a few entries of D numbers is nearest to each of many points: where the k-means of vectors spends its time.
 //!
-//! Points come in blocks of [`LANES`], so that the compiler makes vectors of them, the widest that the processor has
-//! (found at run time). No fused multiplications: all widths give the same bits.
+//! Points come in blocks of [`LANES`], so that the compiler makes vectors of them, as wide as the
+//! [level](crate::palette::Level) in use has them. No fused multiplications.
+
+use crate::palette::level::vectorized;
 
 /// Points in a block.
 const LANES: usize = 32;
@@ -11,34 +13,14 @@ const LANES: usize = 32;
 pub fn nearest<const D: usize>(points: &[[f32; D]], entries: &[[f32; D]], to: &mut [u8]) {
     assert!(points.len() == to.len() && (1..=256).contains(&entries.len()));
     let halves: Vec<f32> = entries.iter().map(|entry| entry.iter().map(|c| c * c).sum::<f32>() / 2.0).collect();
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the feature is there.
-            return unsafe { nearest_avx512(points, entries, &halves, to) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature is there.
-            return unsafe { nearest_avx2(points, entries, &halves, to) };
-        }
-    }
-    nearest_any(points, entries, &halves, to);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn nearest_avx512<const D: usize>(points: &[[f32; D]], entries: &[[f32; D]], halves: &[f32], to: &mut [u8]) {
-    nearest_any(points, entries, halves, to);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn nearest_avx2<const D: usize>(points: &[[f32; D]], entries: &[[f32; D]], halves: &[f32], to: &mut [u8]) {
-    nearest_any(points, entries, halves, to);
+    vectorized(
+        #[inline(always)]
+        || nearest_of(points, entries, &halves, to),
+    );
 }
 
 #[inline(always)]
-fn nearest_any<const D: usize>(points: &[[f32; D]], entries: &[[f32; D]], halves: &[f32], to: &mut [u8]) {
+fn nearest_of<const D: usize>(points: &[[f32; D]], entries: &[[f32; D]], halves: &[f32], to: &mut [u8]) {
     for (points, to) in points.chunks(LANES).zip(to.chunks_mut(LANES)) {
         // One row a coordinate; what is missing of the last block stays 0 and is not read.
         let mut x = [[0f32; LANES]; D];
@@ -69,6 +51,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::palette::Level;
 
     fn agrees<const D: usize>(count: usize, entries: usize) {
         let mut random = ChaCha8Rng::seed_from_u64((count * entries) as u64);
@@ -84,10 +67,12 @@ mod tests {
             let least = entries.iter().map(|c| distance(x, c)).fold(f64::INFINITY, f64::min);
             assert!(distance(x, &entries[index as usize]) <= least + 1e-6);
         }
-        let mut narrow = vec![0; count];
-        let halves: Vec<f32> = entries.iter().map(|c| c.iter().map(|c| c * c).sum::<f32>() / 2.0).collect();
-        nearest_any(&points, &entries, &halves, &mut narrow);
-        assert_eq!(found, narrow);
+        for level in Level::available() {
+            level.force();
+            let mut again = vec![0; count];
+            nearest(&points, &entries, &mut again);
+            assert_eq!(found, again, "{level}");
+        }
     }
 
     #[test]

@@ -5,8 +5,7 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::cells::Vector;
-use super::passes::Sums;
-use super::table::Passes;
+use super::clustering::{Passes, Sums};
 
 /// Numbers of the largest tensor of a block.
 const LARGEST: i64 = 1 << 24;

@@ -1,7 +1,7 @@
 //! What differentiable k-means of vectors does with every weight: attention to the entries that its cell sees, and sums.
 //!
 //! A block of points that see the same entries is computed at once, so that the compiler makes vectors of it, as wide as
-//! the processor has (found at run time). Entries whose attention is below 2⁻²⁶ of the largest count as not seen, being
+//! the [level](crate::palette::Level) in use has them. Entries whose attention is below 2⁻²⁶ of the largest count as not seen, being
 //! lost in its rounding. Sums run in f32 over a cell of a piece, then in f64, in a fixed order; every multiplication and
 //! addition that is fused is so on every processor: results do not depend on threads or on the width of vectors.
 
@@ -10,18 +10,13 @@
 
 use std::f64::consts::LN_2;
 
+use anyhow::Result;
 use rayon::prelude::*;
 
-use super::attention::{BLOCK, LANES, Lanes, Nearby, PARTS, Points, Seen, attend, offset};
+use super::attention::{BLOCK, LANES, Lanes, Nearby, Numbers, PARTS, Seen, attend, offset};
 use super::cells::{Frame, Sorted, Vector};
-
-/// Sums over points for one entry: Σ p, Σ p·(point − entry), and Σ of D other numbers, p being what a pass says.
-#[derive(Clone)]
-pub struct Sums<const D: usize> {
-    pub weight: f64,
-    pub moment: Vector<D>,
-    pub other: Vector<D>,
-}
+use super::clustering::{Passes, Sums};
+use crate::palette::level::vectorized;
 
 /// The same amid a cell, the moment from the origin.
 #[derive(Clone)]
@@ -34,12 +29,12 @@ struct CellSums<const D: usize> {
 struct Block<'a, const D: usize> {
     /// How many of the registers hold points.
     parts: usize,
-    points: &'a [Points; D],
+    points: &'a [Numbers; D],
     /// 1 for points, 0 past the end of the cell.
-    valid: &'a Points,
+    valid: &'a Numbers,
     seen: &'a [Seen<D>],
     /// A row for each of `seen`; 0 past the end of the cell.
-    attention: &'a [Points],
+    attention: &'a [Numbers],
 }
 
 /// One pass over all points.
@@ -55,14 +50,37 @@ trait Pass<const D: usize>: Sync {
 
     /// Adds the block to the sums of the entries that it sees; may read and replace what the points carry. What it
     /// returns is added up.
-    fn block(&self, block: &Block<D>, sums: &mut [CellSums<D>], carried: &mut [Points; D]) -> f64;
+    fn block(&self, block: &Block<D>, sums: &mut [CellSums<D>], carried: &mut [Numbers; D]) -> f64;
 }
 
-/// For each entry Σ a and Σ a·(point − entry), with the attention a to `entries`.
-pub fn update<const D: usize>(frame: &Frame<D>, pieces: &mut [Sorted<D>], entries: &[Vector<D>]) -> Vec<Sums<D>> {
-    run(frame, pieces, entries, &Update).0
+/// The points of a weight in memory, sorted.
+pub struct Points<'a, const D: usize> {
+    pub frame: &'a Frame<D>,
+    pub pieces: Vec<Sorted<D>>,
 }
 
+/// What points carry is, after [`Passes::read`], from their origin and in units of 1/κ.
+impl<const D: usize> Passes<D> for Points<'_, D> {
+    fn update(&mut self, entries: &[Vector<D>]) -> Result<Vec<Sums<D>>> {
+        Ok(self.run(entries, &Update).0)
+    }
+
+    fn read(&mut self, previous: &[Vector<D>], last: &[Vector<D>]) -> Result<f64> {
+        Ok(self.run(previous, &Read { last }).1 / (self.frame.scale * self.frame.scale))
+    }
+
+    fn read_back(&mut self, previous: &[Vector<D>], last: &[Vector<D>]) -> Result<Vec<[Vector<D>; 2]>> {
+        let sums = self.run(previous, &ReadBack { last }).0;
+        Ok(sums.into_iter().map(|sums| [sums.other, self.through_slopes(sums.moment)]).collect())
+    }
+
+    fn update_back(&mut self, share: &[Vector<D>], old: &[Vector<D>], new: &[Vector<D>]) -> Result<Vec<Vector<D>>> {
+        let sums = self.run(old, &UpdateBack { share, new }).0;
+        Ok(sums.into_iter().map(|sums| self.through_slopes(sums.moment)).collect())
+    }
+}
+
+/// [`Passes::update`].
 struct Update;
 
 impl<const D: usize> Pass<D> for Update {
@@ -75,7 +93,7 @@ impl<const D: usize> Pass<D> for Update {
     }
 
     #[inline(always)]
-    fn block(&self, block: &Block<D>, sums: &mut [CellSums<D>], _: &mut [Points; D]) -> f64 {
+    fn block(&self, block: &Block<D>, sums: &mut [CellSums<D>], _: &mut [Numbers; D]) -> f64 {
         for (attention, sums) in block.attention.iter().zip(sums) {
             let CellSums { mut weight, mut moment, .. } = sums.clone();
             for part in 0..block.parts {
@@ -93,17 +111,7 @@ impl<const D: usize> Pass<D> for Update {
     }
 }
 
-/// Makes points carry Σ_j a_j `last`_j, from their origin in units of 1/κ, with the attention to `previous`. Returns the sum
-/// of squared distances from the points to the nearest of `last`.
-pub fn read<const D: usize>(
-    frame: &Frame<D>,
-    pieces: &mut [Sorted<D>],
-    previous: &[Vector<D>],
-    last: &[Vector<D>],
-) -> f64 {
-    run(frame, pieces, previous, &Read { last }).1 / (frame.scale * frame.scale)
-}
-
+/// [`Passes::read`].
 struct Read<'a, const D: usize> {
     last: &'a [Vector<D>],
 }
@@ -118,7 +126,7 @@ impl<const D: usize> Pass<D> for Read<'_, D> {
     }
 
     #[inline(always)]
-    fn block(&self, block: &Block<D>, _: &mut [CellSums<D>], carried: &mut [Points; D]) -> f64 {
+    fn block(&self, block: &Block<D>, _: &mut [CellSums<D>], carried: &mut [Numbers; D]) -> f64 {
         let mut error = [0.0; LANES];
         for part in 0..block.parts {
             let (mut soft, mut near) = ([[0.0; LANES]; D], [f32::NEG_INFINITY; LANES]);
@@ -146,19 +154,7 @@ impl<const D: usize> Pass<D> for Read<'_, D> {
     }
 }
 
-/// The backward pass of [`read`]: what points carry, the gradient of the soft weight, becomes that of the weight through
-/// its own attention. Returns ∂L/∂`last` and ∂L/∂`previous`.
-pub fn read_back<const D: usize>(
-    frame: &Frame<D>,
-    pieces: &mut [Sorted<D>],
-    previous: &[Vector<D>],
-    last: &[Vector<D>],
-) -> Vec<[Vector<D>; 2]> {
-    let sums = run(frame, pieces, previous, &ReadBack { last }).0;
-    // Slopes are in units of κ, and 2/τ = 2 ln 2 κ².
-    sums.into_iter().map(|sums| [sums.other, sums.moment.map(|m| m * 2.0 * LN_2 * frame.scale)]).collect()
-}
-
+/// [`Passes::read_back`].
 struct ReadBack<'a, const D: usize> {
     last: &'a [Vector<D>],
 }
@@ -173,7 +169,7 @@ impl<const D: usize> Pass<D> for ReadBack<'_, D> {
     }
 
     #[inline(always)]
-    fn block(&self, block: &Block<D>, sums: &mut [CellSums<D>], carried: &mut [Points; D]) -> f64 {
+    fn block(&self, block: &Block<D>, sums: &mut [CellSums<D>], carried: &mut [Numbers; D]) -> f64 {
         let upstream = *carried;
         let score = |seen: &Seen<D>, part: usize, lane: usize| {
             (0..D).fold(0.0f32, |score, d| upstream[d][part][lane].mul_add(seen.vector[d], score))
@@ -205,19 +201,7 @@ impl<const D: usize> Pass<D> for ReadBack<'_, D> {
     }
 }
 
-/// The backward pass of [`update`] from `old` to `new` entries: adds to what points carry their gradient through it, and
-/// returns ∂L/∂`old`. `share` is ∂L/∂`new` over the entries' masses.
-pub fn update_back<const D: usize>(
-    frame: &Frame<D>,
-    pieces: &mut [Sorted<D>],
-    share: &[Vector<D>],
-    old: &[Vector<D>],
-    new: &[Vector<D>],
-) -> Vec<Vector<D>> {
-    let sums = run(frame, pieces, old, &UpdateBack { share, new }).0;
-    sums.into_iter().map(|sums| sums.moment.map(|m| m * 2.0 * LN_2 * frame.scale)).collect()
-}
-
+/// [`Passes::update_back`].
 struct UpdateBack<'a, const D: usize> {
     share: &'a [Vector<D>],
     new: &'a [Vector<D>],
@@ -235,7 +219,7 @@ impl<const D: usize> Pass<D> for UpdateBack<'_, D> {
     }
 
     #[inline(always)]
-    fn block(&self, block: &Block<D>, sums: &mut [CellSums<D>], carried: &mut [Points; D]) -> f64 {
+    fn block(&self, block: &Block<D>, sums: &mut [CellSums<D>], carried: &mut [Numbers; D]) -> f64 {
         let score = |seen: &Seen<D>, part: usize, lane: usize| {
             (0..D).fold(seen.constant, |score, d| block.points[d][part][lane].mul_add(seen.vector[d], score))
         };
@@ -264,7 +248,7 @@ impl<const D: usize> Pass<D> for UpdateBack<'_, D> {
 impl<const D: usize> Block<'_, D> {
     /// Σ_j a_j · `of`(j, point)
     #[inline(always)]
-    fn mean(&self, of: impl Fn(&Seen<D>, usize, usize) -> f32) -> Points {
+    fn mean(&self, of: impl Fn(&Seen<D>, usize, usize) -> f32) -> Numbers {
         let mut mean = [[0.0; LANES]; PARTS];
         for (seen, attention) in self.seen.iter().zip(self.attention) {
             for part in 0..self.parts {
@@ -277,67 +261,38 @@ impl<const D: usize> Block<'_, D> {
     }
 }
 
-/// Shows `pass` all points of all pieces, with their attention to `entries`.
-fn run<const D: usize, P: Pass<D>>(
-    frame: &Frame<D>,
-    pieces: &mut [Sorted<D>],
-    entries: &[Vector<D>],
-    pass: &P,
-) -> (Vec<Sums<D>>, f64) {
-    let parts: Vec<(Vec<Sums<D>>, f64)> = pieces
-        .par_iter_mut()
-        .map(|piece| {
-            #[cfg(target_arch = "x86_64")]
-            {
-                if is_x86_feature_detected!("avx512f") {
-                    // SAFETY: the feature is there.
-                    return unsafe { run_avx512(frame, piece, entries, pass) };
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the features are there.
-                    return unsafe { run_avx2(frame, piece, entries, pass) };
+impl<const D: usize> Points<'_, D> {
+    /// Shows `pass` all points of all pieces, with their attention to `entries`.
+    fn run<P: Pass<D>>(&mut self, entries: &[Vector<D>], pass: &P) -> (Vec<Sums<D>>, f64) {
+        let (frame, pieces) = (self.frame, self.pieces.par_iter_mut());
+        let parts = pieces.map(|piece| {
+            vectorized(
+                #[inline(always)]
+                || run_piece(frame, piece, entries, pass),
+            )
+        });
+        let parts: Vec<(Vec<Sums<D>>, f64)> = parts.collect();
+        let none = Sums { weight: 0.0, moment: [0.0; D], other: [0.0; D] };
+        parts.into_iter().fold((vec![none; entries.len()], 0.0), |(mut sums, extra), (part, more)| {
+            for (sums, part) in sums.iter_mut().zip(part) {
+                sums.weight += part.weight;
+                for d in 0..D {
+                    sums.moment[d] += part.moment[d];
+                    sums.other[d] += part.other[d];
                 }
             }
-            run_any(frame, piece, entries, pass)
+            (sums, extra + more)
         })
-        .collect();
-    let none = Sums { weight: 0.0, moment: [0.0; D], other: [0.0; D] };
-    parts.into_iter().fold((vec![none; entries.len()], 0.0), |(mut sums, extra), (part, more)| {
-        for (sums, part) in sums.iter_mut().zip(part) {
-            sums.weight += part.weight;
-            for d in 0..D {
-                sums.moment[d] += part.moment[d];
-                sums.other[d] += part.other[d];
-            }
-        }
-        (sums, extra + more)
-    })
-}
+    }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn run_avx512<const D: usize, P: Pass<D>>(
-    frame: &Frame<D>,
-    piece: &mut Sorted<D>,
-    entries: &[Vector<D>],
-    pass: &P,
-) -> (Vec<Sums<D>>, f64) {
-    run_any(frame, piece, entries, pass)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn run_avx2<const D: usize, P: Pass<D>>(
-    frame: &Frame<D>,
-    piece: &mut Sorted<D>,
-    entries: &[Vector<D>],
-    pass: &P,
-) -> (Vec<Sums<D>>, f64) {
-    run_any(frame, piece, entries, pass)
+    /// ∂L/∂entry of a moment of slopes: those are in units of κ, and 2/τ = 2 ln 2 κ².
+    fn through_slopes(&self, moment: Vector<D>) -> Vector<D> {
+        moment.map(|m| m * 2.0 * LN_2 * self.frame.scale)
+    }
 }
 
 #[inline(always)]
-fn run_any<const D: usize, P: Pass<D>>(
+fn run_piece<const D: usize, P: Pass<D>>(
     frame: &Frame<D>,
     piece: &mut Sorted<D>,
     entries: &[Vector<D>],
@@ -405,7 +360,7 @@ fn sum(lanes: &Lanes) -> f64 {
 
 /// Some numbers as a block; zeros past their end.
 #[inline(always)]
-fn load(numbers: &[f32]) -> Points {
+fn load(numbers: &[f32]) -> Numbers {
     let mut points = [[0.0; LANES]; PARTS];
     points.as_flattened_mut()[..numbers.len()].copy_from_slice(numbers);
     points

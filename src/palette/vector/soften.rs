@@ -7,12 +7,12 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor};
 
 use super::cells::{Frame, Sorted, Vector};
+use super::clustering::Clustering;
 use super::operators::Operators;
-use super::passes::{self, Sums};
-use super::table::{Passes, VectorTable};
+use super::passes::Points;
 use crate::torch::slices;
 
-/// What the backward pass needs: the weight itself (shared, not copied), the cells of its points, and the table.
+/// What the backward pass needs: the weight itself (shared, not copied), the cells of its points, and the clustering.
 #[derive(Debug)]
 pub struct SoftenVectors<const D: usize> {
     weight: Tensor,
@@ -20,7 +20,7 @@ pub struct SoftenVectors<const D: usize> {
     tau: f64,
     /// Empty on devices other than the CPU.
     labels: Vec<u8>,
-    table: VectorTable<D>,
+    clustering: Clustering<D>,
 }
 
 impl<const D: usize> SoftenVectors<D> {
@@ -47,14 +47,14 @@ impl<const D: usize> SoftenVectors<D> {
             weight.numel()
         );
         let frame = Frame { inner, scale: (std::f64::consts::LOG2_E / tau).sqrt(), origins };
-        let (labels, table);
+        let (labels, clustering);
         if weight.device() == Device::Cpu {
             // SAFETY: no operator runs while points are sorted and clustered, in plain Rust.
             let values = unsafe { slices::elements::<f32>(&weight) }?;
             labels = frame.labels(&values).context("some of its values are infinite or not numbers")?;
             let mut points = Points { frame: &frame, pieces: frame.sort(&values, &labels) };
             points.pieces.iter_mut().for_each(Sorted::make_room);
-            table = VectorTable::cluster(&mut points, frame.origins.clone(), iterations)?;
+            clustering = Clustering::cluster(&mut points, frame.origins.clone(), iterations)?;
             let unit = (1.0 / frame.scale) as f32;
             // SAFETY: as above.
             let mut soft = unsafe { slices::elements_mut::<f32>(soft) }?;
@@ -66,11 +66,11 @@ impl<const D: usize> SoftenVectors<D> {
             let finite = weight.f_isfinite()?.f_all()?.int64_value(&[]) == 1;
             ensure!(finite, "some of its values are infinite or not numbers");
             let mut points = Operators::new(&weight, inner, tau)?;
-            table = VectorTable::cluster(&mut points, frame.origins.clone(), iterations)?;
+            clustering = Clustering::cluster(&mut points, frame.origins.clone(), iterations)?;
             soft.f_copy_(&points.carried()?)?;
         }
-        let centroids = table.entries().iter().flatten().copied().collect();
-        Ok((centroids, Self { weight, frame, tau, labels, table }))
+        let centroids = clustering.entries().iter().flatten().copied().collect();
+        Ok((centroids, Self { weight, frame, tau, labels, clustering }))
     }
 
     /// Turns `gradient` from ∂L/∂ŵ into ∂L/∂w, in place: contiguous f32 of the weight's shape, on its device.
@@ -78,11 +78,11 @@ impl<const D: usize> SoftenVectors<D> {
     /// # Errors
     /// libtorch's (no memory), or when `gradient` has another kind.
     pub fn backward(&self, gradient: &mut Tensor) -> Result<()> {
-        let Self { weight, frame, tau, labels, table } = self;
+        let Self { weight, frame, tau, labels, clustering } = self;
         if weight.device() != Device::Cpu {
             let mut points = Operators::new(weight, frame.inner, *tau)?;
             points.carry(gradient)?;
-            table.backward(&mut points)?;
+            clustering.backward(&mut points)?;
             gradient.f_copy_(&points.carried()?)?;
             return Ok(());
         }
@@ -97,14 +97,14 @@ impl<const D: usize> SoftenVectors<D> {
             values.len()
         );
         frame.carry(&mut points.pieces, &gradient);
-        table.backward(&mut points)?;
+        clustering.backward(&mut points)?;
         frame.put_down(&points.pieces, &mut gradient, |_, _, value| value);
         Ok(())
     }
 
     /// Mean squared error of the weights if palettes were made of the new centroids now.
     pub fn hard_error(&self) -> f64 {
-        self.table.hard_error / self.weight.numel().max(1) as f64
+        self.clustering.hard_error / self.weight.numel().max(1) as f64
     }
 }
 
@@ -115,30 +115,6 @@ pub fn nearest_vectors<const D: usize>(row: &Tensor, inner: usize, entries: &[f6
     let values = unsafe { slices::elements::<f32>(row) }?;
     let labels = Frame::<D> { inner, scale: 1.0, origins }.labels(&values);
     labels.context("some of its values are infinite or not numbers")
-}
-
-/// Sorted points in memory.
-struct Points<'a, const D: usize> {
-    frame: &'a Frame<D>,
-    pieces: Vec<Sorted<D>>,
-}
-
-impl<const D: usize> Passes<D> for Points<'_, D> {
-    fn update(&mut self, entries: &[Vector<D>]) -> Result<Vec<Sums<D>>> {
-        Ok(passes::update(self.frame, &mut self.pieces, entries))
-    }
-
-    fn read(&mut self, previous: &[Vector<D>], last: &[Vector<D>]) -> Result<f64> {
-        Ok(passes::read(self.frame, &mut self.pieces, previous, last))
-    }
-
-    fn read_back(&mut self, previous: &[Vector<D>], last: &[Vector<D>]) -> Result<Vec<[Vector<D>; 2]>> {
-        Ok(passes::read_back(self.frame, &mut self.pieces, previous, last))
-    }
-
-    fn update_back(&mut self, share: &[Vector<D>], old: &[Vector<D>], new: &[Vector<D>]) -> Result<Vec<Vector<D>>> {
-        Ok(passes::update_back(self.frame, &mut self.pieces, share, old, new))
-    }
 }
 
 #[cfg(test)]
@@ -166,20 +142,20 @@ mod tests {
 
         let mut operators = Operators::<D>::new(&weight, inner as usize, 4e-5).unwrap();
         let start = centroids.chunks_exact(D).map(|c| std::array::from_fn(|d| c[d])).collect();
-        let table = VectorTable::cluster(&mut operators, start, 3).unwrap();
+        let clustering = Clustering::cluster(&mut operators, start, 3).unwrap();
         let near = |a: &Tensor, b: &Tensor| ((a - b).norm() / b.norm()).double_value(&[]);
         assert!(near(&soft, &operators.carried().unwrap()) < 1e-5);
-        let theirs: Vec<f64> = table.entries().iter().flatten().copied().collect();
+        let theirs: Vec<f64> = clustering.entries().iter().flatten().copied().collect();
         // An entry that no point is near follows logits of −40 and more, of which f32 loses 40 · 2⁻²⁴ on either side: the
         // largest part of this distance, and another one on another processor (1.1e-5 was seen).
         assert!(near(&Tensor::from_slice(&ours), &Tensor::from_slice(&theirs)) < 3e-5);
-        let error = table.hard_error / (channels * inner) as f64;
+        let error = clustering.hard_error / (channels * inner) as f64;
         assert!((state.hard_error() / error - 1.0).abs() < 1e-4, "{} is not {error}", state.hard_error());
 
         let mut through = gradient.copy();
         state.backward(&mut through).unwrap();
         operators.carry(&gradient).unwrap();
-        table.backward(&mut operators).unwrap();
+        clustering.backward(&mut operators).unwrap();
         let error = near(&through, &operators.carried().unwrap());
         assert!(error < 1e-4, "{error}");
     }

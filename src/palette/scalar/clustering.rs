@@ -28,15 +28,16 @@ use super::bin_passes::{Pass, RUN, Read, ReadBack, Sums, Update, UpdateBack};
 use super::code::Code;
 use super::faint::{Faint, find_faint};
 use super::histogram::Histogram;
+use crate::palette::level::vectorized;
 
 /// Of a palette.
 const MOST_ENTRIES: usize = 256;
 /// Entries of less mass than this part of all weights are [`Faint`]: of others the terms left out are 3e-11 at most.
 const FAINT: f64 = 1e-6;
 
-/// One clustering: what its backward pass needs.
+/// Some weights' clustering: what its backward pass needs.
 #[derive(Debug)]
-pub struct Table {
+pub struct Clustering {
     histogram: Histogram,
     values: Vec<f64>,
     tau: f64,
@@ -53,7 +54,7 @@ pub struct Table {
 /// (D_b, Ψ_b) of each bin b of a histogram: ∂L/∂w = D_b · ∂L/∂ŵ + Ψ_b of its weights.
 pub type Lines = Vec<(f64, f64)>;
 
-impl Table {
+impl Clustering {
     /// Clusters: `iterations` (T ≥ 1) updates of `centroids` at the temperature `tau`.
     ///
     /// # Errors
@@ -68,11 +69,11 @@ impl Table {
         let start = order.iter().map(|&j| centroids[j]).collect();
         let values = histogram.values();
         let (centroids, masses, faint) = (vec![start], Vec::new(), Vec::new());
-        let mut table = Self { histogram, values, tau, order, centroids, masses, faint };
+        let mut clustering = Self { histogram, values, tau, order, centroids, masses, faint };
         for t in 0..iterations {
-            table.update(t);
+            clustering.update(t);
         }
-        Ok(table)
+        Ok(clustering)
     }
 
     /// c^{t+1} from c^t.
@@ -181,35 +182,15 @@ impl Table {
     fn for_blocks<P: Pass>(&self, t: usize, pass: &P) -> Vec<P::Sums> {
         let runs = self.values.par_chunks(RUN).enumerate();
         runs.map(|(run, values)| {
-            #[cfg(target_arch = "x86_64")]
-            {
-                if is_x86_feature_detected!("avx512f") {
-                    // SAFETY: the feature is there.
-                    return unsafe { self.run_avx512(t, run * RUN, values, pass) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the feature is there.
-                    return unsafe { self.run_avx2(t, run * RUN, values, pass) };
-                }
-            }
-            self.run(t, run * RUN, values, pass)
+            vectorized(
+                #[inline(always)]
+                || self.run(t, run * RUN, values, pass),
+            )
         })
         .collect()
     }
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    fn run_avx512<P: Pass>(&self, t: usize, first: usize, values: &[f64], pass: &P) -> P::Sums {
-        self.run(t, first, values, pass)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn run_avx2<P: Pass>(&self, t: usize, first: usize, values: &[f64], pass: &P) -> P::Sums {
-        self.run(t, first, values, pass)
-    }
-
-    /// The bins `values` from number `first` on. Inlined, with all of `pass`, where the vectors are widest.
+    /// The bins `values` from number `first` on. Inlined, with all of `pass`, where it is made vectors of.
     #[inline(always)]
     fn run<P: Pass>(&self, t: usize, first: usize, values: &[f64], pass: &P) -> P::Sums {
         let centroids = &self.centroids[t];

@@ -1,4 +1,4 @@
-//! Differentiable k-means of vectors, forward and backward: what [`crate::palette::table`] is for numbers.
+//! Differentiable k-means of vectors, forward and backward: what [`crate::palette::clustering`] is for numbers.
 //!
 //! With x_i the points, D weights each, c^t_j entry j after t of T iterations, τ the temperature:
 //!
@@ -18,7 +18,14 @@
 use anyhow::{Result, ensure};
 
 use super::cells::Vector;
-use super::passes::Sums;
+
+/// Sums over points for one entry: Σ p, Σ p·(point − entry), and Σ of D other numbers, p being what a pass says.
+#[derive(Clone)]
+pub struct Sums<const D: usize> {
+    pub weight: f64,
+    pub moment: Vector<D>,
+    pub other: Vector<D>,
+}
 
 /// The passes over all points: those that share an attention, and its derivatives.
 pub trait Passes<const D: usize> {
@@ -40,7 +47,7 @@ pub trait Passes<const D: usize> {
 
 /// One clustering: what its backward pass needs beside the points.
 #[derive(Debug)]
-pub struct VectorTable<const D: usize> {
+pub struct Clustering<const D: usize> {
     /// c⁰ … c^T
     centroids: Vec<Vec<Vector<D>>>,
     /// s¹ … s^T
@@ -49,7 +56,7 @@ pub struct VectorTable<const D: usize> {
     pub hard_error: f64,
 }
 
-impl<const D: usize> VectorTable<D> {
+impl<const D: usize> Clustering<D> {
     /// Clusters: `iterations` (T ≥ 1) updates of `centroids`, at most 256.
     ///
     /// # Errors
@@ -57,9 +64,9 @@ impl<const D: usize> VectorTable<D> {
     pub fn cluster(passes: &mut impl Passes<D>, centroids: Vec<Vector<D>>, iterations: usize) -> Result<Self> {
         ensure!((1..=256).contains(&centroids.len()), "{} entries are not a palette", centroids.len());
         ensure!(iterations >= 1, "at least one iteration is needed");
-        let mut table = Self { centroids: vec![centroids], masses: Vec::new(), hard_error: 0.0 };
+        let mut clustering = Self { centroids: vec![centroids], masses: Vec::new(), hard_error: 0.0 };
         for t in 0..iterations {
-            let old = &table.centroids[t];
+            let old = &clustering.centroids[t];
             let sums = passes.update(old)?;
             // An entry that no weight looks at stays where it is.
             let new = |(old, sums): (&Vector<D>, &Sums<D>)| -> Vector<D> {
@@ -67,11 +74,12 @@ impl<const D: usize> VectorTable<D> {
                 std::array::from_fn(|d| old[d] + share(d))
             };
             let new = old.iter().zip(&sums).map(new).collect();
-            table.masses.push(sums.iter().map(|sums| sums.weight).collect());
-            table.centroids.push(new);
+            clustering.masses.push(sums.iter().map(|sums| sums.weight).collect());
+            clustering.centroids.push(new);
         }
-        table.hard_error = passes.read(&table.centroids[iterations - 1], &table.centroids[iterations])?;
-        Ok(table)
+        clustering.hard_error =
+            passes.read(&clustering.centroids[iterations - 1], &clustering.centroids[iterations])?;
+        Ok(clustering)
     }
 
     /// The entries after the last iteration.
