@@ -316,10 +316,7 @@ impl Report {
                 && let Some(before) = &mut learned_from
             {
                 before.model = before.model.without_teacher();
-                self.line(
-                    "",
-                    "note: what the first of two stages made is gone; `train` runs it again first".to_owned(),
-                );
+                self.line("", "note: what the first of two stages made is gone; `train` runs it again first");
             }
             let before = Before { learned_from: learned_from.as_ref(), folder: &config.output_dir, resumes: true };
             self.take(before.check_so_far(&now, self.data.as_ref().and_then(|data| data.class.as_ref())));
