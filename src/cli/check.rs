@@ -97,6 +97,7 @@ impl Report {
 
     fn model(&mut self, config: &Config, model: &Model) {
         self.line("model", model.path().display().to_string());
+        train::merged(config, model).iter().for_each(|line| self.line("", line));
         for component in model.components() {
             let Some(parameters) = self.take(model.parameters(component)) else { continue };
             let weights: i64 = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use tch::{Device, Kind};
 
-use super::model::{ModelArgs, Opened, about_autoencoder, about_noise};
+use super::model::{ModelArgs, Opened, about_autoencoder, about_loras, about_noise};
 use super::{Usage, check_output, must_be_new, print};
 use crate::config::LONGEST_NAME;
 use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle, of_another_model};
@@ -298,6 +298,8 @@ impl Args {
         let has_autoencoder = parts.iter().any(|part| matches!(part, Part::VaeDecoder | Part::VaeEncoder));
         let given = &self.model.options;
         let idle = about_autoencoder(given).filter(|_| !has_autoencoder);
+        let changed = parts.iter().any(|part| *part == Part::Unet || of_text(part));
+        let idle = idle.or(about_loras(given).filter(|_| !changed));
         if let Some(option) = idle.or(about_noise(given).filter(|_| !parts.contains(&Part::Unet))) {
             return Err(Usage(format!("{option} is about a network that --component leaves out")));
         }

@@ -13,6 +13,7 @@ use crate::coreml::components::cost::Cost;
 use crate::coreml::reading::{Package, Palettes};
 use crate::files::TensorFile;
 use crate::palette::{LutDtype, PalettizedCheckpoint};
+use crate::source::lora::{LoraSummary, is_of_lora};
 use crate::terminal::{printable_line, tell};
 
 /// Tells what a checkpoint or package holds: tensors, bits per weight with palettes counted, sizes
@@ -100,6 +101,11 @@ impl Contents {
         }
         let shapes: BTreeMap<&str, &[i64]> = entries.iter().map(|e| (e.name.as_str(), e.shape.as_slice())).collect();
         let network = network(&shapes);
+        let mut metadata = metadata;
+        let network = match network.as_deref() {
+            Some(LORA) => Some(lora(path, &mut metadata)),
+            _ => network,
+        };
         Ok(Self { network, ..Self::new("safetensors", entries, metadata, bytes) })
     }
 
@@ -335,6 +341,24 @@ fn weight_files(folder: &Path, deeper: usize) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// What a file of a LoRA is called.
+const LORA: &str = "a LoRA";
+
+/// What is told of a LoRA: kind, rank, layout and family; its alphas and layers go to `metadata`.
+fn lora(path: &Path, metadata: &mut Vec<(String, String)>) -> String {
+    match LoraSummary::of(path) {
+        Ok(summary) => {
+            metadata.extend(summary.lines());
+            format!("{LORA}: {}", summary.title())
+        }
+        Err(error) => {
+            let text = format!("{error:#}");
+            metadata.push(("cannot be merged".to_owned(), text.lines().next().unwrap_or_default().to_owned()));
+            LORA.to_owned()
+        }
+    }
+}
+
 /// What tensors of these names and shapes are, where that is known.
 fn network(shapes: &BTreeMap<&str, &[i64]>) -> Option<String> {
     let any = |test: fn(&str) -> bool| shapes.keys().any(|name| test(name));
@@ -346,12 +370,12 @@ fn network(shapes: &BTreeMap<&str, &[i64]>) -> Option<String> {
     const ORIGINAL: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", ""];
     let original =
         ORIGINAL.into_iter().find(|prefix| shapes.contains_key(&*format!("{prefix}input_blocks.0.0.weight")));
-    Some(if any(|name| name.contains(".lora_A.") || name.contains(".lora_up.") || name.contains(".lora.up.")) {
-        match any(|name| name.contains(".base_layer.")) {
-            true => "a network with a PEFT LoRA that is not fused".to_owned(),
-            false => "a LoRA".to_owned(),
-        }
-    } else if any(|name| name.contains(".base_layer.")) {
+    let has_base = any(|name| name.contains(".base_layer."));
+    Some(if any(is_of_lora) && has_base {
+        "a network with a PEFT LoRA that is not fused".to_owned()
+    } else if any(is_of_lora) {
+        LORA.to_owned()
+    } else if has_base {
         "a network as PEFT saves it, with base_layer in its names".to_owned()
     } else if any(|name| name.starts_with("controlnet_cond_embedding.") || name.starts_with("control_model.")) {
         "a ControlNet".to_owned()

@@ -9,8 +9,10 @@ use super::Usage;
 use crate::config::Config;
 use crate::coreml::PackageMetadata;
 use crate::palette::{PalettizedCheckpoint, PalettizedFile};
-use crate::source::{Model, ModelOptions, PREDICTION, PredictionType, autoencoder_id, goes_with, model_id};
-use crate::terminal::{note, warn};
+use crate::source::{
+    Component, Model, ModelOptions, PREDICTION, PredictionType, autoencoder_id, goes_with, model_id,
+};
+use crate::terminal::{note, note_once, warn};
 use crate::train::run_folder::RunFolder;
 
 /// `MODEL` and its options, to be flattened into a command's `Args`.
@@ -27,7 +29,12 @@ pub struct ModelArgs {
 /// The first of these options that was given, for messages.
 pub fn given(options: &ModelOptions) -> Option<&'static str> {
     let revision = options.revision.as_ref().map(|_| "--revision");
-    revision.or(about_autoencoder(options)).or(about_noise(options))
+    revision.or(about_autoencoder(options)).or(about_loras(options)).or(about_noise(options))
+}
+
+/// The option about LoRAs, which change the UNet and text encoders, if it was given.
+pub fn about_loras(options: &ModelOptions) -> Option<&'static str> {
+    (!options.loras.is_empty()).then_some("--lora")
 }
 
 /// The option about the autoencoder, if it was given.
@@ -66,6 +73,11 @@ impl ModelArgs {
             taken.push(format!("vae = \"{vae}\""));
             options.vae = Some(vae.clone());
         }
+        if options.loras.is_empty() && !by_config.loras.is_empty() {
+            let loras: Vec<String> = by_config.loras.iter().map(ToString::to_string).collect();
+            taken.push(format!("loras: {}", loras.join(", ")));
+            options.loras = by_config.loras.clone();
+        }
         if options.prediction_type == PredictionType::Auto && by_config.prediction_type != PredictionType::Auto {
             taken.push("prediction_type".to_owned());
             options.prediction_type = by_config.prediction_type;
@@ -88,8 +100,19 @@ impl ModelArgs {
     /// # Errors
     /// As [`Model::open_with`]; a run that is not finished.
     pub fn open(&self, palettes: Option<&Path>) -> Result<Opened> {
-        let (palettes, options) = (palettes.map(Path::to_owned), &self.options);
+        let (palettes, options, given) = (palettes.map(Path::to_owned), &self.options, palettes.is_some());
         let (model, run) = RunFolder::open(&self.model, options)?;
+        model.loras().iter().for_each(|lora| note_once(format_args!("merged in: the LoRA {lora}")));
+        let of_unet = model.loras().iter().find(|lora| lora.changes_network(Component::Unet));
+        if let (Some(lora), Some(palettes)) = (of_unet, &palettes) {
+            note_once(format_args!(
+                "the UNet's weights are those of {}: {} changes none of them; palettes of the UNet with it are made by \
+                 `palettist palettize {} --lora …`",
+                palettes.display(),
+                lora.path(),
+                self.model
+            ));
+        }
         let Some(run) = run else { return Ok(Opened { model, palettes, subject: None, run: None }) };
         let palettes = match palettes {
             Some(palettes) => Some(palettes),
@@ -102,6 +125,13 @@ impl ModelArgs {
                 finished.step,
                 run.step()
             ));
+        }
+        if let (Some(lora), Some(_)) = (of_unet, &palettes)
+            && !given
+        {
+            let message = "the UNet of that run is palettes, into which no LoRA can be merged; name it under [[model.loras]] \
+                           of the run's config, so that the palettes are learnt with it";
+            return Err(Usage(format!("--lora {}: {message}", lora.path())).into());
         }
         Ok(Opened { model, palettes, subject: None, run: Some(run) })
     }
@@ -130,7 +160,11 @@ impl Opened {
             Some(finished) => PackageMetadata { model: name.to_owned(), ..finished.package.clone() },
             None => PackageMetadata::of_folder(name, self.model.path()),
         };
-        PackageMetadata { id: model_id(&self.model), autoencoder_id: autoencoder_id(&self.model), ..metadata }
+        PackageMetadata {
+            id: model_id(&self.model),
+            autoencoder_id: autoencoder_id(&self.model),
+            ..metadata.with_loras(&self.model)
+        }
     }
 
     /// Says of a run with palettes that its model holds their values, so that `what` is of those.

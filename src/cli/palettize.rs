@@ -17,6 +17,7 @@ use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::post_training::{self, Chosen, Layer, WEIGHT_THRESHOLD};
 use crate::palette::{BITS, Form, LutDtype};
 use crate::report::Progress;
+use crate::source::lora::LORAS;
 use crate::source::{Component, Model, goes_with};
 use crate::train::evaluate::Evaluation;
 use crate::train::fisher::fisher;
@@ -209,6 +210,7 @@ pub fn run(args: Args) -> Result<()> {
     let recipe = command(&form, &args);
     let mut metadata = goes_with(&model, &BTreeMap::new())?;
     metadata.extend([(SOURCE_MODEL.to_string(), args.model.model.clone()), (RECIPE.to_string(), recipe)]);
+    metadata.extend(model.loras_text().map(|loras| (LORAS.to_owned(), loras)));
 
     let done = Mutex::new((Progress::new("palettizing", 0, forms.len() as u64).counting("layer"), Vec::new()));
     let note = |layer: &Layer| {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::doctor::memory;
-use super::model::{ModelArgs, about_autoencoder, about_noise, given};
+use super::model::{ModelArgs, about_autoencoder, about_loras, about_noise, given};
 use super::{ClosedPipe, Mistakes, Usage, print};
 use crate::coreml::components::{Attended, Part};
 use crate::coreml::exporting::nbits::{Nbits, forms};
@@ -203,7 +203,9 @@ fn refuse_unused(args: &Args, model: &Model) -> Result<(), Usage> {
         return Err(Usage("--quantize-nbits unet=… and --palettes are both for the UNet: one of them".into()));
     }
     let (of_autoencoder, of_noise) = (about_autoencoder(&args.model_options), about_noise(&args.model_options));
-    if args.palettes.is_none() && args.quantize_nbits.is_none() && of_autoencoder.or(of_noise).is_none() {
+    let of_loras = about_loras(&args.model_options);
+    let about_model = of_autoencoder.or(of_noise).or(of_loras);
+    if args.palettes.is_none() && args.quantize_nbits.is_none() && about_model.is_none() {
         return Ok(());
     }
     // What is wrong with a package is told when it is verified.
@@ -212,6 +214,10 @@ fn refuse_unused(args: &Args, model: &Model) -> Result<(), Usage> {
     let has_autoencoder = parts.iter().any(|part| matches!(part, Part::VaeDecoder | Part::VaeEncoder));
     if let Some(option) = of_autoencoder.filter(|_| !has_autoencoder) {
         return Err(Usage(format!("{option} has no effect: none of the packages is an autoencoder's")));
+    }
+    let changed = parts.iter().any(|part| matches!(part, Part::Unet | Part::TextEncoder | Part::TextEncoder2));
+    if let Some(option) = of_loras.filter(|_| !changed) {
+        return Err(Usage(format!("{option} has no effect: none of the packages is a UNet or a text encoder")));
     }
     if let Some(option) = of_noise.filter(|_| !parts.contains(&Part::Unet)) {
         return Err(Usage(format!("{option} has no effect: none of the packages is a UNet")));

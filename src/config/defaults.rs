@@ -9,6 +9,7 @@ use crate::coreml::components::Part;
 use crate::coreml::{AttentionImplementation, DeploymentTarget};
 use crate::diffusion::SamplerChoice;
 use crate::palette::{Form, LutDtype};
+use crate::source::lora::LoraChoice;
 
 impl Default for Config {
     fn default() -> Self {
@@ -204,6 +205,7 @@ pub(super) fn every_key() -> Config {
     let mut config = Config::default();
     config.model.revision = Some("x".into());
     config.model.vae = Some("x".into());
+    config.model.loras = vec![LoraChoice { path: "x".into(), weight: 1.0, te_weight: Some(1.0) }];
     config.model.prediction_type = crate::source::PredictionType::Epsilon;
     config.model.rescale_betas_zero_snr = Some(true);
     config.data.train_data_dir = Some("x".into());

@@ -50,6 +50,11 @@ pub(super) fn unet(config: &Config) -> Option<Idle> {
     if is_autoencoder(config) { Idle::new(Warned, why) } else { None }
 }
 
+pub(super) fn merged(config: &Config) -> Option<Idle> {
+    let why = "LoRAs change the UNet and text encoders, and train.component is \"autoencoder\"";
+    if is_autoencoder(config) { Idle::new(Warned, why) } else { None }
+}
+
 pub(super) fn cache(config: &Config) -> Option<Idle> {
     let why = "with train.component = \"autoencoder\" nothing is cached";
     if is_autoencoder(config) { Idle::new(Warned, why) } else { None }

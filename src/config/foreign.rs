@@ -310,9 +310,9 @@ pub(super) const FOREIGN: &[(&[&str], &str, &str)] = &[
         "all weights of the UNet are trained, as palettes need",
     ),
     (
-        &["base_weights", "base_weights_multiplier"],
-        "a LoRA merged before training (kohya)",
-        "merge it into the model first",
+        &["base_weights", "base_weights_multiplier", "lora_path", "lora_weights", "fuse_adapters"],
+        "a LoRA that is merged before training (kohya, ai-toolkit, diffusion-pipe)",
+        "[[model.loras]] has its path and its weight",
     ),
     (
         &["loss_type", "huber_schedule", "huber_c", "loss_weight_fn", "mse_strength", "mae_strength", "huber_strength"],

@@ -59,6 +59,8 @@ pub(super) static KEYS: &[Key] = &[
     key("model.prediction_type", Refused, unet),
     key("model.rescale_betas_zero_snr", Refused, unet),
     key("model.train_from_scratch", Refused, always),
+    // The last of its section, which tables end. LoRAs are known by their content too.
+    key("model.loras", Free, merged),
     key("data.resolution", Refused, always),
     key("data.train_data_dir", Free, instead_of_captions_folder),
     key("data.validation_data_dir", Free, always),

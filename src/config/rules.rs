@@ -114,6 +114,16 @@ fn general(config: &Config, rules: &mut Rules) {
         "is missing: the model to start from, a diffusers folder or a single-file checkpoint (.safetensors)",
     );
     rules.must(
+        !(config.model.train_from_scratch && !config.model.loras.is_empty()),
+        "model.loras",
+        "can't be merged with model.train_from_scratch: a LoRA changes the weights that it was made for",
+    );
+    for (number, lora) in config.model.loras.iter().enumerate() {
+        if let Some(mistake) = lora.mistake() {
+            rules.must(false, "model.loras", format!("{mistake} (entry {})", number + 1));
+        }
+    }
+    rules.must(
         !(config.model.train_from_scratch && config.distill.enabled),
         "distill.enabled",
         "can't be true with model.train_from_scratch: random weights teach nothing",

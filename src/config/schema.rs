@@ -10,6 +10,7 @@ use crate::coreml::exporting::Nbits;
 use crate::coreml::{AttentionImplementation, DeploymentTarget};
 use crate::diffusion::SamplerChoice;
 use crate::palette::LutDtype;
+use crate::source::lora::LoraChoice;
 use crate::source::{ModelOptions, PredictionType};
 
 /// The whole file.
@@ -57,6 +58,9 @@ pub struct Model {
     /// given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rescale_betas_zero_snr: Option<bool>,
+    /// LoRAs that are merged into the weights, in fp32 and in this order, before anything else sees them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraChoice>,
 }
 
 fn is_auto(prediction: &PredictionType) -> bool {
@@ -69,6 +73,7 @@ impl Model {
         ModelOptions {
             revision: self.revision.clone(),
             vae: self.vae.clone(),
+            loras: self.loras.clone(),
             prediction_type: self.prediction_type,
             rescale_betas_zero_snr: self.rescale_betas_zero_snr,
         }

@@ -3,6 +3,7 @@ use toml::Table;
 use super::*;
 use crate::coreml::components::Part;
 use crate::ops::{Initial, Parameter};
+use crate::source::lora::LoraChoice;
 
 mod effects;
 mod mistakes;
@@ -364,4 +365,34 @@ fn packages_are_asked_for_as_export_asks() {
         let found = problems(&with(lines), &[]);
         assert!(found.iter().any(|problem| problem.contains(expected)), "{lines}: {found:?}");
     }
+}
+
+#[test]
+fn loras_are_tables_of_a_path_and_weights() {
+    let table =
+        "[[model.loras]]\npath = \"a.safetensors\"\n[[model.loras]]\npath = \"b\"\nweight = -1\nte_weight = 0.5\n";
+    let config = quiet(&format!("{SMALL}{table}"), &[]);
+    let lora = |path: &str, weight, te_weight| LoraChoice { path: path.into(), weight, te_weight };
+    assert_eq!(config.model.loras, [lora("a.safetensors", 1.0, None), lora("b", -1.0, Some(0.5))]);
+    assert_eq!(config.model.options().loras, config.model.loras);
+    // Written out and read again, among the other keys of its section.
+    let read = parse(&config.resolved_toml(), "resolved", &[]).unwrap();
+    assert_eq!((read.config, read.warnings), (config, Vec::new()));
+    let inline = quiet(SMALL, &["model.loras=[{ path = \"b\", weight = 2 }]"]);
+    assert_eq!(inline.model.loras, [lora("b", 2.0, None)]);
+
+    let said = |text: &str| problems(&format!("{SMALL}[[model.loras]]\n{text}\n"), &[]).join("\n");
+    for (text, expected) in [
+        ("wieght = 1", "unknown key `wieght` in [[model.loras]]; did you mean `weight`?"),
+        ("weight = 1", "a table of the list lacks `path`"),
+        ("path = \"\"", "names no file (entry 1)"),
+        ("path = \"a\"\nweight = inf", "a finite number is expected"),
+        ("path = \"a\"\nweight = \"much\"", "expected a number"),
+    ] {
+        assert!(said(text).contains(expected), "{text}: {}", said(text));
+    }
+    let scratch = problems(&format!("{SMALL}{table}"), &["model.train_from_scratch=true"]).join("\n");
+    assert!(scratch.contains("`model.loras` can't be merged with model.train_from_scratch"), "{scratch}");
+    let kohya = problems(SMALL, &["model.base_weights=[]"]).join("\n");
+    assert!(kohya.contains("[[model.loras]]"), "{kohya}");
 }

@@ -92,6 +92,7 @@ pub(super) fn plain(message: &str) -> String {
         ("expected path string", "expected a path in quotes"),
         ("expected a string", "expected text in quotes"),
         ("expected struct PaletteOverride", "expected a table, as in { match = \"conv_in.*\", n_bits = 8 }"),
+        ("expected struct LoraChoice", "expected a table, as in { path = \"style.safetensors\", weight = 0.8 }"),
         ("missing field ", "a table of the list lacks "),
         ("is map", "is a table"),
         ("is sequence", "is a list"),

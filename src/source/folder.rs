@@ -31,7 +31,8 @@ pub fn check(folder: &Path) -> Result<bool> {
     if !folder.join("unet").is_dir() {
         let hint = match read_json_if_there(&folder.join("config.json"))? {
             None if folder.join("adapter_config.json").is_file() => {
-                " (it is a LoRA of PEFT: merge it into its model and give that)".to_owned()
+                " (it is a LoRA of PEFT: give its model, and this with --lora, or under [[model.loras]] of a config)"
+                    .to_owned()
             }
             None => String::new(),
             Some(config) => one_component(&config),

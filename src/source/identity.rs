@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::stored::{ENDS, identify};
+use super::stored::{both_ends, identify};
 use super::{Component, Model};
 use crate::files::hex;
 use crate::ops::Weights;
@@ -33,7 +33,8 @@ pub fn identity(model: &Model) -> Result<String> {
 }
 
 /// The identifier of a model's weights, which its packages carry: the same for all networks of a model, another for another
-/// model of the same name. It is that of the model's own networks, whatever options replace, and of those that can be read.
+/// model of the same name. It is that of the model's own networks, LoRAs merged in and whatever else options replace, and of
+/// those that can be read.
 pub fn model_id(model: &Model) -> String {
     let mut hash = Sha256::new();
     let model = model.without_options();
@@ -70,10 +71,7 @@ pub fn goes_with(model: &Model, learned: &BTreeMap<Component, Weights>) -> Resul
             Some(weights) => {
                 hash.update(described(&model.config_json(component)?));
                 for (name, weight) in weights.iter().collect::<BTreeMap<_, _>>() {
-                    let flat = weight.f_reshape([-1])?;
-                    let (length, end) = (flat.size()[0], flat.size()[0].min(ENDS));
-                    let ends = [flat.f_narrow(0, 0, end)?, flat.f_narrow(0, length - end, end)?];
-                    identify(&mut hash, name, &weight.size(), ends)?;
+                    identify(&mut hash, name, &weight.size(), both_ends(weight)?)?;
                 }
             }
         }

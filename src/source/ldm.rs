@@ -52,18 +52,35 @@ impl Layout {
                 decoder_levels = decoder_levels.max(level + 1);
             }
         }
-        let (mut down, mut layers) = (Vec::new(), vec![0]);
+        let mut layers = vec![0];
         for number in 1..=last_input {
-            let block = layers.len() - 1;
-            down.push((block, layers[block]));
             match downsamplings.contains(&number) {
                 true => layers.push(0),
-                false => layers[block] += 1,
+                false => *layers.last_mut().expect("never empty") += 1,
             }
         }
-        let up = layers.iter().rev().enumerate();
-        let up = up.flat_map(|(block, &layers)| (0..=layers).map(move |layer| (block, layer))).collect();
+        let (down, up) = numbers(&layers);
         Self { down, up, decoder_levels, alone }
+    }
+
+    /// That of the UNet whose parameters have these diffusers names.
+    pub fn of_diffusers<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
+        let mut layers = Vec::new();
+        for name in names {
+            let Some((block, rest)) = numbered(name, "down_blocks.") else { continue };
+            let Some((resnet, _)) = numbered(rest, "resnets.") else { continue };
+            if layers.len() <= block {
+                layers.resize(block + 1, 0);
+            }
+            layers[block] = layers[block].max(resnet + 1);
+        }
+        let (down, up) = numbers(&layers);
+        Self { down, up, decoder_levels: 0, alone: Alone::No }
+    }
+
+    /// The diffusers name of the UNet's layer that latent-diffusion calls `name`.
+    pub fn unet_module(&self, name: &str) -> Option<String> {
+        self.unet(&format!("{name}.weight"))?.strip_suffix(".weight").map(str::to_owned)
     }
 
     /// The diffusers name of a tensor of `component`, where the file has latent-diffusion's names for it; its own name
@@ -219,6 +236,18 @@ impl Layout {
         };
         matches!(half, "encoder" | "decoder").then(|| format!("{half}.{inner}"))
     }
+}
+
+/// Block and layer of each input block but the first, and of each output block, of a UNet with so many layers in its blocks
+/// on the way down.
+fn numbers(layers: &[usize]) -> (Vec<(usize, usize)>, Vec<(usize, usize)>) {
+    let last = layers.len().saturating_sub(1);
+    // All blocks but the last end in a downsampling, which is counted too.
+    let down = layers.iter().enumerate();
+    let down = down.flat_map(|(block, &layers)| (0..layers + usize::from(block < last)).map(move |n| (block, n)));
+    let up = layers.iter().rev().enumerate();
+    let up = up.flat_map(|(block, &layers)| (0..=layers).map(move |layer| (block, layer)));
+    (down.collect(), up.collect())
 }
 
 /// `prefix`, a number, a dot and the rest.

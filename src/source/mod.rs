@@ -8,6 +8,8 @@
 //! | `folder`, `parts` | diffusers folders: what lies where, and what is copied as it is |
 //! | `single_file` | checkpoints in one file: `ldm` (their names), `alone` (one network by itself), `inferred` and `evidence` (configurations that such files lack) |
 //! | `vae` | another autoencoder in place of a model's own |
+//! | [`lora`] | LoRAs that are merged into a model |
+//! | `misused` | what is said of a model that does not go with it |
 //! | `stored`, `names` | where parameters lie in files, under which versions' names |
 //! | `identity` | which model it is, by content |
 //! | `tokenizer`, `clip` | CLIP's tokenizer, and its own vocabulary |
@@ -22,6 +24,8 @@ mod hub;
 mod identity;
 mod inferred;
 mod ldm;
+pub mod lora;
+mod misused;
 mod model;
 mod names;
 mod options;
@@ -34,8 +38,9 @@ mod write;
 
 pub use clip_folder::ClipFolder;
 pub use identity::{PREDICTION, TEXT_ENCODERS, autoencoder_id, described, goes_with, identity, model_id};
+pub use misused::Misused;
 pub use model::Model;
-pub use options::{Misused, ModelOptions, PredictionType};
+pub use options::{ModelOptions, PredictionType};
 pub use stored::Stored;
 pub use tokenizer::{SwiftTokenizer, Tokenizer};
 pub use write::{copy_model, fill_model, write_component};

@@ -8,7 +8,9 @@ use serde_json::Value;
 use tch::{Device, Kind};
 
 use super::ldm::Layout;
-use super::options::{Misused, ModelOptions};
+use super::lora::{Changes, Lora, Modules, Target};
+use super::misused::Misused;
+use super::options::ModelOptions;
 use super::single_file::SingleFile;
 use super::stored::{Origin, Place, Stored};
 use super::vae::Vae;
@@ -32,6 +34,8 @@ pub struct Model {
     is_xl: bool,
     /// In place of its own autoencoder.
     vae: Option<Vae>,
+    /// Merged into its weights, in this order.
+    loras: Vec<Arc<Lora>>,
     options: ModelOptions,
 }
 
@@ -74,12 +78,31 @@ impl Model {
         if let Form::Folder(folder) = &form {
             folder::other_pipeline(folder, is_xl)?.iter().for_each(note_once);
         }
-        let mut model = Self { name, form, is_xl, vae: None, options: options.clone() };
+        let mut model = Self { name, form, is_xl, vae: None, loras: Vec::new(), options: options.clone() };
         if let Some(vae) = &options.vae {
             let own = model.has(Component::Autoencoder).then(|| model.autoencoder_config().ok()).flatten();
             model.vae = Some(Vae::open(vae, is_xl, own.map(|own| own.scaling_factor))?);
         }
-        Ok(model)
+        if !options.loras.is_empty() {
+            let target = model.target()?;
+            let open = |lora| Lora::open(lora, &target).map(Arc::new);
+            model.loras = options.loras.iter().map(open).collect::<Result<_>>()?;
+        }
+        let name = model.name.clone();
+        Ok(model.named(&name))
+    }
+
+    /// What LoRAs find of it.
+    fn target(&self) -> Result<Target> {
+        let parts = std::iter::once(Component::Unet).chain(self.text_encoders());
+        let networks = parts.filter(|component| self.has(*component));
+        let networks = networks.map(|component| Ok(Modules::new(component, &self.parameters(component)?)));
+        Ok(Target {
+            shown: self.path().display().to_string(),
+            is_xl: self.is_xl,
+            text_width: self.unet_config()?.cross_attention_dim,
+            networks: networks.collect::<Result<_>>()?,
+        })
     }
 
     /// Its name and form, and whether it is a Stable Diffusion XL.
@@ -138,7 +161,7 @@ impl Model {
         )
     }
 
-    /// What to call it: its hub id, or the name of its folder or file.
+    /// What to call it: its hub id, or the name of its folder or file; followed by the names of the LoRAs that are merged in.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -148,14 +171,26 @@ impl Model {
         self.options.change_scheduler()
     }
 
-    /// The model as its own files have it.
+    /// The model as its own files have it, but for the LoRAs that are merged in: these change its weights.
     pub fn without_options(&self) -> Self {
         Self { vae: None, options: ModelOptions::default(), ..self.clone() }
     }
 
-    /// The same model, called `name`.
+    /// The same model, called `name`, and after its LoRAs.
     pub fn named(self, name: &str) -> Self {
-        Self { name: name.to_owned(), ..self }
+        let suffixes = self.loras.iter().map(|lora| lora.suffix());
+        Self { name: std::iter::once(name.to_owned()).chain(suffixes).collect(), ..self }
+    }
+
+    /// The LoRAs that are merged into its weights, with their weights, for what is made of it to say; `None` without any.
+    pub fn loras_text(&self) -> Option<String> {
+        let all: Vec<String> = self.loras.iter().map(|lora| lora.label()).filter(|label| !label.is_empty()).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
+    /// The LoRAs that are merged into its weights.
+    pub fn loras(&self) -> &[Arc<Lora>] {
+        &self.loras
     }
 
     /// The diffusers folder, or the file.
@@ -427,8 +462,13 @@ impl Model {
         self.stored(component).map(|_| ())
     }
 
-    /// Where the component's weights lie, checked as [`Model::weights`] does: to read one at a time.
+    /// Where the component's weights lie, checked as [`Model::weights`] does: to read one at a time, LoRAs merged in.
     pub fn stored(&self, component: Component) -> Result<Stored> {
+        Ok(self.own_stored(component)?.with_changes(Changes::new(&self.loras, component)))
+    }
+
+    /// The same of the model's own files.
+    fn own_stored(&self, component: Component) -> Result<Stored> {
         let parameters = self.parameters(component)?;
         let folder = match self.place(component) {
             At::Folder(folder) => folder,

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::lora::LoraChoice;
+
 /// What the UNet predicts, where it is said outright.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -19,11 +21,15 @@ pub enum PredictionType {
 
 /// The options of [`Model::open_with`](super::Model::open_with), those of every command; each default is "as the model's
 /// files have it".
-#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub struct ModelOptions {
     /// Another autoencoder in place of the model's: a diffusers folder, a single file (.safetensors) or a hub id
     #[arg(long, value_name = "VAE")]
     pub vae: Option<String>,
+    /// A LoRA that is merged into the model's weights, with a weight other than 1 after `=`; may be given again: a
+    /// .safetensors file, a folder with one, or a hub id
+    #[arg(long = "lora", value_name = "FILE[=WEIGHT]", allow_hyphen_values = false)]
+    pub loras: Vec<LoraChoice>,
     /// The branch, tag or commit of a hub id in the local Hugging Face cache
     #[arg(long, value_name = "REVISION")]
     pub revision: Option<String>,
@@ -52,11 +58,6 @@ const WITHOUT_RESCALING: [&str; 8] = [
     "LMSDiscreteScheduler",
     "PNDMScheduler",
 ];
-
-/// An option that does not go with the model that it is given with.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Misused(pub String);
 
 impl ModelOptions {
     /// Whether the scheduler's configuration is not the file's.

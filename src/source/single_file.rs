@@ -12,6 +12,7 @@ use super::clip::{self, Clip};
 use super::evidence::noise;
 use super::inferred::{self, Noise, Shapes, Version};
 use super::ldm::{Layout, OPEN_CLIP};
+use super::lora::is_of_lora;
 use super::options::ModelOptions;
 use super::stored::{Origin, Place, Stored, stranger};
 use super::{Component, Tokenizer};
@@ -254,20 +255,9 @@ fn other_kind(file: &TensorFile, names: &[String]) -> Option<&'static str> {
     let has = |name: &str| file.shape(name).is_some();
     let within = |part: &str| names.iter().any(|name| name.contains(part));
     let whole = starts("model.diffusion_model.") || starts("input_blocks.") || starts("down_blocks.");
-    let lora = starts("lora_")
-        || [
-            "lora_down",
-            "lora_up",
-            "lora_A",
-            "lora_B",
-            ".lora.",
-            "lora_linear_layer",
-            "hada_w1",
-            "lokr_w1",
-            ".dora_scale",
-        ]
-        .iter()
-        .any(|part| within(part));
+    let lora = starts("lora_") || names.iter().any(|name| is_of_lora(name));
+    // Not LoRAs of which every tensor has the name of a model's layer, as PEFT and diffusers write them.
+    let whole_model = whole && names.iter().any(|name| !name.starts_with("lora_") && !is_of_lora(name));
     let kinds = [
         (file.metadata().contains_key("palettist.palettes"), "a palettized checkpoint, which --palettes takes"),
         (unet("joint_blocks."), "a Stable Diffusion 3"),
@@ -285,8 +275,8 @@ fn other_kind(file: &TensorFile, names: &[String]) -> Option<&'static str> {
             starts("motion_modules.") || within("temporal_transformer") || within("time_stack."),
             "a model of moving pictures",
         ),
-        (lora && whole, "a model with a LoRA beside its weights, not merged into them (merge it first)"),
-        (lora, "a LoRA, not a model"),
+        (lora && whole_model, "a model with a LoRA beside its weights, not merged into them (merge it first)"),
+        (lora, "a LoRA, not a model: give the model, and this with --lora, or under [[model.loras]] of a config"),
         (starts("text_model.") && !whole, "a text encoder alone (give the folder of the whole model)"),
         (starts("emb_params") || has("clip_l") || has("clip_g"), "a textual inversion, not a model"),
     ];

@@ -8,6 +8,7 @@ use half::f16;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
+use super::lora::Changes;
 use super::{Network, names};
 use crate::files::{TensorFile, is_floating};
 use crate::ops::{Parameter, Weights};
@@ -55,6 +56,8 @@ pub struct Stored {
     files: Vec<Arc<TensorFile>>,
     /// By the parameters' names of today.
     places: HashMap<String, (Place, Vec<i64>)>,
+    /// What LoRAs change of them.
+    changes: Changes,
 }
 
 impl Stored {
@@ -117,7 +120,12 @@ impl Stored {
             };
             bail!("{}: {naming} `{}`{more} of the {title} is missing", file.path().display(), first.name);
         }
-        Ok(Self { files, places })
+        Ok(Self { files, places, changes: Changes::default() })
+    }
+
+    /// With LoRAs merged in.
+    pub(super) fn with_changes(self, changes: Changes) -> Self {
+        Self { changes, ..self }
     }
 
     /// Reads all, converted to `kind`, to `device`.
@@ -131,7 +139,8 @@ impl Stored {
     }
 
     /// Names, shapes, and first and last values of each, as fp16 whatever type they are stored in: enough to tell a model
-    /// from its fine-tunings, which change every tensor, without reading gigabytes.
+    /// from its fine-tunings, which change every tensor, without reading gigabytes. Of what LoRAs change, the ends
+    /// are those of the merged values, as a copy of the model has them.
     ///
     /// # Errors
     /// A file is damaged.
@@ -140,6 +149,11 @@ impl Stored {
         names.sort();
         for name in names {
             let (place, shape) = &self.places[name];
+            if self.changes.has(name) {
+                let merged = self.tensor(name, Kind::Half, Device::Cpu)?;
+                identify(hash, name, shape, both_ends(&merged)?)?;
+                continue;
+            }
             let file = &self.files[place.file];
             let bytes = file.bytes(&place.tensor)?;
             let kind = file.kind(&place.tensor)?;
@@ -154,10 +168,10 @@ impl Stored {
         Ok(())
     }
 
-    /// Reads the parameter `name`, converted to `kind`, to `device`.
+    /// Reads the parameter `name`, LoRAs merged in, converted to `kind`, to `device`.
     ///
     /// # Errors
-    /// When there is none, or its file is damaged.
+    /// When there is none, or its file or a LoRA's is damaged.
     pub fn tensor(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
         let (place, shape) = self.places.get(name).with_context(|| format!("the weights lack `{name}`"))?;
         let file = &self.files[place.file];
@@ -166,16 +180,24 @@ impl Stored {
             Some((part, _)) => file.rows(&place.tensor, part * shape[0], shape[0])?,
         };
         let tensor = if place.transposed { tensor.f_transpose(0, 1)?.f_contiguous()? } else { tensor };
-        tensor
-            .f_view(shape.as_slice())
-            .and_then(|tensor| tensor.f_to_kind(kind))
-            .and_then(|tensor| tensor.f_to_device(device))
-            .with_context(|| format!("{}: tensor `{}`", file.path().display(), place.tensor))
+        let context = || format!("{}: tensor `{}`", file.path().display(), place.tensor);
+        let mut tensor = tensor.f_view(shape.as_slice()).with_context(context)?;
+        if self.changes.has(name) {
+            tensor = self.changes.apply(name, tensor.f_to_kind(Kind::Float).with_context(context)?)?;
+        }
+        tensor.f_to_kind(kind).and_then(|tensor| tensor.f_to_device(device)).with_context(context)
     }
 }
 
 /// How many values of each end of a tensor [`identify`] is given.
-pub(super) const ENDS: i64 = 512;
+const ENDS: i64 = 512;
+
+/// The values at the two ends of a tensor, for [`identify`].
+pub(super) fn both_ends(tensor: &Tensor) -> Result<[Tensor; 2]> {
+    let flat = tensor.f_reshape([-1])?;
+    let (length, end) = (flat.size()[0], flat.size()[0].min(ENDS));
+    Ok([flat.f_narrow(0, 0, end)?, flat.f_narrow(0, length - end, end)?])
+}
 
 /// Adds a parameter to a hash: its name, its shape, the values at its two ends.
 pub(super) fn identify(hash: &mut Sha256, name: &str, shape: &[i64], ends: [Tensor; 2]) -> Result<()> {

@@ -53,7 +53,7 @@ pub use self::plan::Resume;
 use self::plan::{Action, Before};
 pub use self::refused::{Refused, refused};
 use self::reporter::{Reporter, SAMPLING, SAVING, VALIDATING};
-pub use self::setup::{begins_from, identity as identity_of, manifest, names_layers, open_model, supports};
+pub use self::setup::{begins_from, identity as identity_of, manifest, merged, names_layers, open_model, supports};
 pub use self::stages::Ended;
 use self::stages::Stage;
 use self::stop::stopped;

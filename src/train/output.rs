@@ -30,6 +30,7 @@ use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::{Palette, PalettizedCheckpoint, subject};
 use crate::report::{Progress, write_report};
+use crate::source::lora::LORAS;
 use crate::source::{Component, Model, autoencoder_id, fill_model, goes_with, model_id, write_component};
 use crate::terminal::{note, shell_word};
 
@@ -177,7 +178,7 @@ impl Ending<'_> {
             written = Some(files);
             reporter.wrote("the model, a diffusers folder", &folder);
         }
-        let mut metadata = PackageMetadata::of_folder(&config.name, model.path());
+        let mut metadata = PackageMetadata::of_folder(&config.name, model.path()).with_loras(model);
         if config.export.coreml {
             // That of the model which the run made, as `export` of the run has it.
             let made = output.folder.join(MODEL);
@@ -207,6 +208,7 @@ impl Ending<'_> {
         let mut metadata = goes_with(self.model, networks)?;
         metadata.insert(SOURCE_MODEL.to_owned(), self.config.model.pretrained_model_name_or_path.clone());
         metadata.insert(RECIPE.to_owned(), self.config.resolved_toml());
+        metadata.extend(self.model.loras_text().map(|loras| (LORAS.to_owned(), loras)));
         Ok(PalettizedCheckpoint { palettes, dense, metadata })
     }
 

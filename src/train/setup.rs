@@ -52,6 +52,16 @@ pub fn open_model(config: &Config) -> Result<Model> {
     Ok(model)
 }
 
+/// What is said of the LoRAs that are merged into the model of a config: a line each, and what of them has no effect.
+pub fn merged(config: &Config, model: &Model) -> Vec<String> {
+    let mut lines: Vec<String> = model.loras().iter().map(|lora| format!("merged in: the LoRA {lora}")).collect();
+    let of_unet = model.loras().iter().any(|lora| lora.changes_network(Component::Unet));
+    if let Some(palettes) = config.palettize.palettes.as_ref().filter(|_| of_unet && config.palettize.enabled) {
+        lines.push(format!("the UNet's weights are those of {}: LoRAs change text encoders alone", palettes.display()));
+    }
+    lines
+}
+
 /// What is said of a model whose UNet training does not begin from float weights: `read` is what its weights told.
 pub fn begins_from(config: &Config, read: &Read) -> Option<String> {
     let values = read.values?;
@@ -315,6 +325,7 @@ pub(super) fn unet(
     let schedule = text_to_image::schedule(&model)?;
     let (other, start) = (other_teacher(config, &model)?, start(config, &model)?);
     let read = identity(config, &model)?;
+    merged(config, &model).iter().for_each(note);
     begins_from(config, &read).iter().for_each(note);
     is_base_after_all(config, &read.identity).iter().for_each(crate::terminal::warn);
     let (data, learned_from) = read_data(config, &model, read.identity, before, device)?;

@@ -37,9 +37,10 @@ pub fn start(config: &Config, model: &Model) -> Result<Model> {
     Ok(model)
 }
 
-/// What the config says of its model holds for another one in its place, but for where parts of it lie.
+/// What the config says of its model holds for another one in its place, but for where parts of it lie and what is merged
+/// into it.
 fn options(config: &Config) -> ModelOptions {
-    ModelOptions { revision: None, vae: None, ..config.model.options() }
+    ModelOptions { revision: None, vae: None, loras: Vec::new(), ..config.model.options() }
 }
 
 /// Whether what the first of two stages makes is not there (any more): `train` runs it first.

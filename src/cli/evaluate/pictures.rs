@@ -115,8 +115,8 @@ pub fn run(args: &Args, file: &Path) -> Result<()> {
 /// The model of `--against`, with what MODEL's options say of it too.
 fn against(args: &Args) -> Result<Option<Opened>> {
     let Some(model) = args.against.clone() else { return Ok(None) };
-    // A revision is of one hub id.
-    let options = ModelOptions { revision: None, ..args.model.options.clone() };
+    // A revision is of one hub id; a LoRA is merged into MODEL, so that it can be compared with what it was.
+    let options = ModelOptions { revision: None, loras: Vec::new(), ..args.model.options.clone() };
     ModelArgs { model, options }.open(None).map(Some)
 }
 

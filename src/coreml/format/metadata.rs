@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::proto;
+use crate::source::Model;
 
 /// What the chunks of one package say among their further entries, and no others: the identifier of that package, which is
 /// made of all that it holds.
@@ -28,6 +29,9 @@ pub const VERSION: &str = "palettist.version";
 /// How palettes were made on the way into a package, as its further entries say; no entry where they were those of a
 /// checkpoint.
 pub const PALETTES: &str = "palettist.palettes";
+
+/// The LoRAs that were merged into the model, as its further entries say.
+pub const LORAS: &str = "palettist.loras";
 
 /// What names of packages begin with, as Apple's converter has it.
 pub const NAME: &str = "Stable_Diffusion_version_";
@@ -76,6 +80,14 @@ impl PackageMetadata {
             user_defined.insert("palettist.base_model".to_owned(), base);
         }
         Self { model: model.to_owned(), author, license, user_defined, ..Self::default() }
+    }
+
+    /// With the LoRAs that are merged into the model, where there are any.
+    pub fn with_loras(mut self, model: &Model) -> Self {
+        if let Some(loras) = model.loras_text() {
+            self.user_defined.insert(LORAS.to_owned(), loras);
+        }
+        self
     }
 
     /// `Stable_Diffusion_version_<model>_<component>.mlpackage`, as Apple's converter has it.
