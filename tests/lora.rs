@@ -385,6 +385,90 @@ fn a_run_learns_from_the_model_with_the_lora() {
 }
 
 #[test]
+fn inspect_tells_what_a_lora_is() {
+    let folder = fixture("lora");
+    let said = |file: &str| succeed(run(&folder, &["inspect", file]));
+    for (file, expected) in [
+        (
+            "kohya.safetensors",
+            &["a LoRA: LoCon, LoRA of rank 2 to 3 in kohya's layout", "alpha: 1 to 3", "UNet: 7"][..],
+        ),
+        ("xl-ldm.safetensors", &["for Stable Diffusion XL", "layers of the second text encoder: 2"]),
+        ("peft-dora/adapter_model.safetensors", &["DoRA", "in PEFT's layout", "alpha: not said by its tensors"]),
+        ("processors.safetensors", &["the layout of diffusers' old attention processors", "rank 2"]),
+        ("loha.safetensors", &["LoHa of rank 2"]),
+        ("lokr-both.safetensors", &["LoKr of rank 1"]),
+        ("full.safetensors", &["full differences in"]),
+    ] {
+        let said = said(file);
+        expected.iter().for_each(|text| assert!(said.contains(text), "{text}: {said}"));
+    }
+    let Some(loras) = shared("loras") else { return };
+    for (spelling, layout) in
+        [("kohya", "kohya's layout"), ("peft", "diffusers' layout"), ("cloneofsimo", "cloneofsimo's")]
+    {
+        let said = said(loras.join(format!("analog_svd_rank4.{spelling}.safetensors")).to_str().unwrap());
+        for expected in ["LoRA of rank 4", layout, "for Stable Diffusion 1", "UNet: 144", "text encoder: 48"] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+    }
+}
+
+/// Shapes that no tool writes are refused, and nothing panics.
+#[test]
+fn odd_shapes_are_refused() {
+    let broken = Broken::new();
+    let shapes: [&[i64]; 9] =
+        [&[], &[0], &[8], &[0, 8], &[8, 0], &[2, 0, 0, 3], &[1, 1, 1, 1, 1, 1], &[8, 2, 2, 2], &[8, 1, 2, 3, 4]];
+    let parts = [
+        &["lora_up.weight", "lora_down.weight", "lora_mid.weight"][..],
+        &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"],
+        &["lokr_w1", "lokr_w2"],
+        &["lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2"],
+        &["diff", "dora_scale"],
+        &["lora_embedding_A", "lora_embedding_B"],
+    ];
+    let mut refused = 0;
+    for (kind, shape) in parts.iter().flat_map(|kind| shapes.map(|shape| (kind, shape))) {
+        for left_out in kind.iter().map(Some).chain([None]) {
+            broken.write(|tensors| {
+                tensors.clear();
+                for part in kind.iter().filter(|part| Some(*part) != left_out) {
+                    tensors.insert(format!("{LAYER}.{part}"), Tensor::ones(shape, (Kind::Float, Device::Cpu)));
+                }
+            });
+            let opened = open(&model_path("pipeline"), vec![choice(&broken.path(), 1.0)]);
+            let error = opened.map(drop).expect_err(&format!("{kind:?} {shape:?} {left_out:?}"));
+            assert!(error.to_string().contains("broken.safetensors"), "{error:#}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 200);
+}
+
+#[test]
+fn a_lora_may_be_a_folder_or_in_the_hubs_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = folder.path().join("models--owner--style/snapshots/abc123");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::copy(fixture("lora/kohya.safetensors"), snapshot.join("style.safetensors")).unwrap();
+    let out = folder.path().join("out");
+    let model = model_path("pipeline");
+    let export = |lora: &str, to: &Path| {
+        let arguments = ["export", &model, "--lora", lora, "--component", "text_encoder", "-o", to.to_str().unwrap()];
+        common::runs::program(folder.path(), &arguments).env("HF_HUB_CACHE", folder.path()).output().unwrap()
+    };
+    let said = common::runs::text(&export("owner/style=0.5", &out).stderr);
+    assert!(said.contains("merged in: the LoRA owner/style (") && said.contains("weight 0.5"), "{said}");
+    assert!(out.join("Stable_Diffusion_version_model_style_0.5_text_encoder.mlpackage").is_dir());
+    let said = common::runs::text(&export("owner/other", &folder.path().join("none")).stderr);
+    assert!(said.contains("the LoRA owner/other does not exist"), "{said}");
+    let peft = fixture("lora/peft-embedding");
+    succeed(export(peft.to_str().unwrap(), &folder.path().join("peft")));
+    assert!(folder.path().join("peft/Stable_Diffusion_version_model_peft-embedding_text_encoder.mlpackage").is_dir());
+}
+
+#[test]
 fn every_command_takes_loras() {
     let folder = tempfile::tempdir().unwrap();
     let (model, lora) = (model_path("pipeline"), fixture("lora/kohya.safetensors").display().to_string());

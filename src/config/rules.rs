@@ -114,7 +114,7 @@ fn general(config: &Config, rules: &mut Rules) {
         "is missing: the model to start from, a diffusers folder or a single-file checkpoint (.safetensors)",
     );
     rules.must(
-        !(config.model.train_from_scratch && !config.model.loras.is_empty()),
+        !config.model.train_from_scratch || config.model.loras.is_empty(),
         "model.loras",
         "can't be merged with model.train_from_scratch: a LoRA changes the weights that it was made for",
     );

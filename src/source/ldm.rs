@@ -27,9 +27,9 @@ const MOST: usize = 1000;
 /// Where the blocks of a file's networks begin and end.
 pub struct Layout {
     /// Block and layer of each input block but the first.
-    down: Vec<(usize, usize)>,
+    down: Vec<Place>,
     /// The same of each output block.
-    up: Vec<(usize, usize)>,
+    up: Vec<Place>,
     /// How many resolutions the autoencoder's decoder has; it counts them from the picture inward, diffusers outward.
     decoder_levels: usize,
     alone: Alone,
@@ -238,9 +238,12 @@ impl Layout {
     }
 }
 
-/// Block and layer of each input block but the first, and of each output block, of a UNet with so many layers in its blocks
+/// A block and one of its layers.
+type Place = (usize, usize);
+
+/// The place of each input block but the first, and of each output block, of a UNet with so many layers in its blocks
 /// on the way down.
-fn numbers(layers: &[usize]) -> (Vec<(usize, usize)>, Vec<(usize, usize)>) {
+fn numbers(layers: &[usize]) -> (Vec<Place>, Vec<Place>) {
     let last = layers.len().saturating_sub(1);
     // All blocks but the last end in a downsampling, which is counted too.
     let down = layers.iter().enumerate();

@@ -48,7 +48,8 @@ pub struct Args {
     /// that it is to look for, {"thing": {"cat": "a drawing of a cat"}}; or a .jsonl file of labelled lines
     #[arg(long, value_name = "FILE", requires = "clip")]
     pub labels: Option<PathBuf>,
-    /// The float model to compare with, a folder, a single file, a hub id or a run [default: MODEL without palettes]
+    /// The float model to compare with, a folder, a single file, a hub id or a run, without the LoRAs of --lora
+    /// [default: MODEL without palettes]
     #[arg(long, value_name = "MODEL", requires = "prompts")]
     pub against: Option<String>,
     /// How many pictures of each prompt [default: 1]. The first one has the seed plus the prompt's number, from 0, times

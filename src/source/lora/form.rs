@@ -235,7 +235,7 @@ impl Side {
             Side::Factors(Factors { a, b, tucker: Some(middle) }) => {
                 let (of_a, of_b, kernel) = (file.shape(a), file.shape(b), file.shape(middle));
                 let fits = of_a.len() == 2 && of_b.len() == 2 && kernel.len() > 2;
-                let fits = fits && kernel[0] == of_a[0] && kernel[1] == of_b[0];
+                let fits = fits && kernel[0] == of_a[0] && kernel[1] == of_b[0] && of_a[0] > 0 && of_b[0] > 0;
                 if !fits {
                     return Err(format!("`{middle}` has the shape {kernel:?}, and its factors {of_a:?} and {of_b:?}"));
                 }
@@ -281,7 +281,7 @@ fn tucker(
     let ((out, from), kernel) = (sides(&shapes[0]), &shapes[1]);
     // On the right the rank comes first in both ways of writing.
     let (to, into) = (shapes[2][0], shapes[2][1]);
-    if kernel[0] != from || kernel[1] != to {
+    if kernel[0] != from || kernel[1] != to || from == 0 || to == 0 {
         return Err(format!(
             "`{middle}` has the shape {kernel:?}, and its factors {:?} and {:?}",
             shapes[0], shapes[2]

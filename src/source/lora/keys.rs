@@ -49,7 +49,7 @@ pub enum Layout {
     Kohya,
     Peft,
     Diffusers,
-    /// diffusers before 0.22: attention processors.
+    /// Older diffusers: attention processors.
     Processors,
     Cloneofsimo,
 }
