@@ -308,9 +308,11 @@ fn a_model_with_a_lora_is_another_model() {
         assert_eq!(id(&with(1.0)), id(&with(1.0)));
         assert_eq!(id(&with(0.0)), id(&base));
     }
-    // A copy is a plain folder with the same weights, and so is a single file's.
+    // A copy is a plain folder with the same weights.
     let folder = tempfile::tempdir().unwrap();
-    let copy = folder.path().join("copy");
+    let (copy, half) = (folder.path().join("copy"), folder.path().join("half"));
+    copy_model(&with(1.0), &half, &[], Kind::Half).unwrap();
+    assert_eq!(model_id(&Model::open(half.to_str().unwrap()).unwrap()), model_id(&with(1.0)));
     copy_model(&with(1.0), &copy, &[], Kind::Float).unwrap();
     let (copied, merged) = (weights(&Model::open(copy.to_str().unwrap()).unwrap()), weights(&with(1.0)));
     for (component, own) in merged {

@@ -9,9 +9,7 @@ use super::Usage;
 use crate::config::Config;
 use crate::coreml::PackageMetadata;
 use crate::palette::{PalettizedCheckpoint, PalettizedFile};
-use crate::source::{
-    Component, Model, ModelOptions, PREDICTION, PredictionType, autoencoder_id, goes_with, model_id,
-};
+use crate::source::{Component, Model, ModelOptions, PREDICTION, PredictionType, autoencoder_id, goes_with, model_id};
 use crate::terminal::{note, note_once, warn};
 use crate::train::run_folder::RunFolder;
 

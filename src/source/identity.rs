@@ -33,8 +33,8 @@ pub fn identity(model: &Model) -> Result<String> {
 }
 
 /// The identifier of a model's weights, which its packages carry: the same for all networks of a model, another for another
-/// model of the same name. It is that of the model's own networks, LoRAs merged in and whatever else options replace, and of
-/// those that can be read.
+/// model of the same name. It is that of the model's own networks with the LoRAs that are merged in, whatever else
+/// options replace, and of those that can be read.
 pub fn model_id(model: &Model) -> String {
     let mut hash = Sha256::new();
     let model = model.without_options();

@@ -172,8 +172,11 @@ impl Form {
             Self::Product { up, mid: None, down } => {
                 let (of_up, of_down) = (Matrix::of(&file.shape(up)), Matrix::of(&file.shape(down)));
                 of_up.multiplies(&of_down, file, up, down)?;
+                // That next to the input has the layer's own, flat or not.
+                let shape = file.shape(down);
+                let of_inputs = shape.len() <= 2 || trimmed(&shape[1..]) == trimmed(&weight[1..]);
                 expect(of_up.rows == matrix.rows, file, up, weight)?;
-                expect(of_down.columns == matrix.columns, file, down, weight)
+                expect(of_down.columns == matrix.columns && of_inputs, file, down, weight)
             }
             Self::Product { up, mid: Some(mid), down } => {
                 tucker(file, [up, mid, down], weight, |shape| (shape[0], shape.get(1).copied().unwrap_or(1)))
@@ -258,11 +261,14 @@ impl Matrix {
 
     /// Whether the product with `right` exists, as the two tensors `names`.
     fn multiplies(&self, right: &Self, file: &LoraFile, left_name: &str, right_name: &str) -> Result<(), Misfit> {
-        if self.columns == right.rows && self.columns > 0 {
+        let (left_shape, right_shape) = (file.shape(left_name), file.shape(right_name));
+        // The factor next to the output has no kernel.
+        if self.columns == right.rows && self.columns > 0 && trimmed(&left_shape).len() <= 2 {
             return Ok(());
         }
-        let (left, right) = (file.shape(left_name), file.shape(right_name));
-        Err(format!("`{left_name}` of the shape {left:?} and `{right_name}` of {right:?} cannot be multiplied"))
+        Err(format!(
+            "`{left_name}` of the shape {left_shape:?} and `{right_name}` of {right_shape:?} cannot be multiplied"
+        ))
     }
 }
 
