@@ -47,8 +47,9 @@ impl Lora {
     /// weight of 0, changes that are all zero, an α that had to be assumed.
     ///
     /// # Errors
-    /// As [`LoraFile::open`]; [`Misused`] where it does not go with the model: made for another family, a tensor of a layer
-    /// that the model does not have, of another shape, without its other factor.
+    /// One line with file and tensor: it does not exist, is a pickle, is empty, or holds what no LoRA has; [`Misused`] where it
+    /// does not go with the model: made for another family, a tensor of a layer that the model does not have, of another
+    /// shape, without its other factor.
     pub fn open(choice: &LoraChoice, target: &Target) -> Result<Self> {
         if let Some(mistake) = choice.mistake() {
             return Err(Misused(format!("the LoRA {} {mistake}", choice.path)).into());

@@ -32,7 +32,7 @@ impl LoraSummary {
     /// Reads the file of a LoRA.
     ///
     /// # Errors
-    /// As [`LoraFile::open`].
+    /// One line with file and tensor: it does not exist, is a pickle, is empty, or holds what no LoRA has.
     pub fn of(path: &Path) -> Result<Self> {
         Ok(Self::of_file(&LoraFile::open(&path.to_string_lossy())?))
     }
