@@ -316,6 +316,23 @@ fn two_models_of_one_name_are_not_mixed() {
     // An autoencoder in place of the model's own makes no other model of it.
     export(&second, &out, &["--component", "vae_decoder", "--vae", &first, "--overwrite"]);
     assert_eq!(id("vae_decoder"), id("unet"));
+    // But the two halves of an autoencoder must be one's.
+    let other = folder.path().join("other");
+    copy(&Path::new(&first).join("vae"), &other);
+    change_weights(&other.join("diffusion_pytorch_model.safetensors"), |tensors| {
+        let bias = tensors.get_mut("decoder.conv_out.bias").unwrap();
+        *bias = &*bias + 0.5;
+    });
+    let with = ["--vae", other.to_str().unwrap()];
+    export(&second, &out, &[&["--component", "vae_encoder,vae_decoder", "--overwrite"][..], &with].concat());
+    let halves = ["export", second.as_str(), "-o", at, "--component", "vae_encoder"];
+    let (code, _, err) = run(&[&halves[..], &bundle].concat());
+    assert!(code == 2 && err.contains("vae_decoder.mlpackage is of another model of this name"), "{err}");
+    let (code, _, err) = run(&[&halves[..], &bundle, &with].concat());
+    assert_eq!(code, 0, "{err}");
+    // Neither half is written: what is there stays one's.
+    let (code, _, err) = run(&[&arguments[..], &bundle].concat());
+    assert_eq!(code, 0, "{err}");
 }
 
 #[test]

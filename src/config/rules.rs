@@ -83,7 +83,7 @@ impl Rules {
 /// The rate at which `lr_scheduler = "polynomial"` ends, as in diffusers (`lr_end`).
 pub const POLYNOMIAL_END: f64 = 1e-7;
 
-/// Of a run or a model, in bytes: file systems take names of 255, and those of packages say more than this.
+/// The most bytes of the name of a run or a model: file systems take names of 255, and packages' names add to this.
 pub const LONGEST_NAME: usize = 160;
 
 fn general(config: &Config, rules: &mut Rules) {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::Problem;
 
-/// Of a config in bytes.
+/// The most bytes of a config.
 const LONGEST: u64 = 10_000_000;
 
 /// The text of a file, without a byte order mark.

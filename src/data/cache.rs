@@ -1,8 +1,8 @@
 //! Tensors on the disk under the hash of all they were made from.
 //!
 //! Latents and text embeddings cost far more to make than to read. A tensor's key is the SHA-256 of its ingredients
-//! (a picture's bytes, the transform, the autoencoder's configuration and weights), so a changed caption or another autoencoder is
-//! simply another key: nothing in the cache is ever stale, and runs may share one. Files appear whole or not at all,
+//! (a picture's bytes, the transform, the autoencoder's configuration and weights), so a changed caption or another
+//! autoencoder is simply another key: nothing in the cache is ever stale, and runs may share one. Files appear whole or not at all,
 //! and carry their key and a hash of their own; one that was damaged or renamed is made again.
 
 use std::collections::BTreeMap;

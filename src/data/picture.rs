@@ -151,7 +151,7 @@ pub fn decode_picture(bytes: &[u8]) -> Result<RgbImage> {
     }
     let damaged = "the picture is damaged or truncated";
     let mut decoder = match reader.into_decoder() {
-        // A decoder of its own mind, before it tells the size.
+        // The decoder's own limit, which it checks before it tells the size.
         Err(ImageError::Limits(_)) => {
             bail!("the picture has more than {} million pixels; make it smaller", MOST_PIXELS >> 20)
         }

@@ -201,7 +201,7 @@ fn is_document(file: &File) -> bool {
     DOCUMENTS.iter().any(|word| name.starts_with(word))
 }
 
-/// Of a caption in bytes: what is longer is another file of the picture's name. Models read some 75 words.
+/// The most bytes of a caption. Models read some 75 words; a longer file is something else under the picture's name.
 const LONGEST: u64 = 100_000;
 
 /// The text of a caption file on one line.

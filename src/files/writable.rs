@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::beside;
 
-/// Something that is no folder stands where a folder is needed.
+/// Something that is not a folder stands where a folder is needed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NotAFolder(String);

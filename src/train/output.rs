@@ -58,7 +58,7 @@ impl OutputDir {
     }
 
     /// Makes the folder that of the run as `config` has it. Where the run is resumed from a checkpoint that lies elsewhere,
-    /// that is copied here first, so that a run that is killed before it saves goes on from there too; where it begins a
+    /// that is copied here first, so that a run that is killed before it saves resumes from there too; where it begins a
     /// new branch, what it has beyond the checkpoint is set aside.
     ///
     /// # Errors
