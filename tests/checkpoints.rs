@@ -5,7 +5,8 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::runs::{ROOT, Run, contents, copy_folder, ends, killed_after, program, wait_for};
+use common::copy_folder;
+use common::runs::{ROOT, Run, contents, ends, killed_after, program, wait_for};
 use palettist::train::run_folder::{Holds, RunFolder};
 
 const FOUR: [&str; 4] = [

@@ -5,6 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::copy_folder;
 use common::shared;
 use image::{Rgb, RgbImage};
 
@@ -187,7 +188,7 @@ fn a_missing_folder_of_pictures_and_a_missing_model_are_both_named() {
 fn a_unet_of_an_unsupported_kind_is_named_with_key_and_value() {
     let work = Work::new();
     let model = work.path("model");
-    copy(Path::new(MODEL), &model);
+    copy_folder(Path::new(MODEL), &model);
     let config = model.join("unet/config.json");
     let text = std::fs::read_to_string(&config).unwrap().replace("\"DownBlock2D\"", "\"AlienBlock2D\"");
     assert!(text.contains("AlienBlock2D"), "the fixture has a DownBlock2D");
@@ -385,7 +386,7 @@ fn what_scales_of_channels_cost_in_a_package_is_told() {
 fn a_bundle_without_a_tokenizer_is_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model");
-    copy(Path::new(MODEL), &model);
+    copy_folder(Path::new(MODEL), &model);
     std::fs::remove_dir_all(model.join("tokenizer")).unwrap();
     let error = fails(folder.path(), &["export", "model", "-o", "coreml", "--bundle-resources-for-swift-cli"], 1);
     assert!(error.contains("model/tokenizer has no tokenizer"), "{error}");
@@ -530,19 +531,6 @@ fn a_closed_pipe_ends_the_program_quietly() {
         .output()
         .unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            std::fs::copy(&path, &target).unwrap();
-        }
-    }
 }
 
 /// What is warned of is told once, by `check` among its lines, by others on standard error; and a wrong config ends with 2.

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::copy_folder;
 use common::{metadata, small_unet, weights};
 use palettist::coreml::components::unet::{UnetOptions, export_unet};
 use palettist::coreml::reading::{Chain, Package};
@@ -36,18 +37,6 @@ fn export(model: &str, folder: &Path, more: &[&str]) -> (Vec<PathBuf>, String) {
     let (code, out, err) = run(&[&["export", model, "-o", folder.to_str().unwrap()], more].concat());
     assert_eq!(code, 0, "{out}{err}");
     (out.lines().map(PathBuf::from).collect(), err)
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().flatten() {
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
-    }
 }
 
 fn edit(path: &Path, changes: Value) {
@@ -102,7 +91,7 @@ fn packages_take_texts_as_long_as_the_models() {
     for (tokens, positions) in [(100, 100), (90, 100)] {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("long");
-        copy(Path::new(MODEL), &model);
+        copy_folder(Path::new(MODEL), &model);
         edit(&model.join("text_encoder/config.json"), json!({ "max_position_embeddings": positions }));
         edit(&model.join("tokenizer/tokenizer_config.json"), json!({ "model_max_length": tokens }));
         change_weights(&model.join("text_encoder/model.safetensors"), |tensors| {
@@ -129,7 +118,7 @@ fn packages_take_texts_as_long_as_the_models() {
 fn added_tokens_are_in_the_bundle_or_told() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("inverted");
-    copy(Path::new(MODEL), &model);
+    copy_folder(Path::new(MODEL), &model);
     let first = Model::open(MODEL).unwrap().tokenizer().unwrap().vocabulary_size();
     let added = json!({ "<sks-dog>": first, "★": first + 1 });
     fs::write(model.join("tokenizer/added_tokens.json"), added.to_string()).unwrap();
@@ -225,7 +214,7 @@ fn verify_asks_for_the_palettes_of_a_checkpoint() {
 fn encoders_of_one_width_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("xl");
-    copy(Path::new(XL), &model);
+    copy_folder(Path::new(XL), &model);
     let (first, second) = (model.join("text_encoder"), model.join("text_encoder_2"));
     for file in ["config.json", "model.safetensors"] {
         fs::copy(first.join(file), second.join(file)).unwrap();
@@ -274,8 +263,8 @@ fn packages_of_large_pictures_are_sound() {
 fn two_models_of_one_name_are_not_mixed() {
     let folder = tempfile::tempdir().unwrap();
     let [first, second] = ["a", "b"].map(|place| folder.path().join(place).join("dog"));
-    copy(Path::new(MODEL), &first);
-    copy(Path::new(MODEL), &second);
+    copy_folder(Path::new(MODEL), &first);
+    copy_folder(Path::new(MODEL), &second);
     change_weights(&second.join("unet/diffusion_pytorch_model.safetensors"), |tensors| {
         let bias = tensors.get_mut("conv_out.bias").unwrap();
         *bias = &*bias + 0.5;
@@ -318,7 +307,7 @@ fn two_models_of_one_name_are_not_mixed() {
     assert_eq!(id("vae_decoder"), id("unet"));
     // But the two halves of an autoencoder must be one's.
     let other = folder.path().join("other");
-    copy(&Path::new(&first).join("vae"), &other);
+    copy_folder(&Path::new(&first).join("vae"), &other);
     change_weights(&other.join("diffusion_pytorch_model.safetensors"), |tensors| {
         let bias = tensors.get_mut("decoder.conv_out.bias").unwrap();
         *bias = &*bias + 0.5;
@@ -339,7 +328,7 @@ fn two_models_of_one_name_are_not_mixed() {
 fn packages_are_not_written_into_the_model_nor_without_a_name() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model");
-    copy(Path::new(MODEL), &model);
+    copy_folder(Path::new(MODEL), &model);
     for place in [model.clone(), model.join("unet")] {
         let (code, _, err) = run(&["export", model.to_str().unwrap(), "-o", place.to_str().unwrap()]);
         assert!(code == 2 && err.contains("is the model's own folder"), "{err}");

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
+use common::copy_folder;
 use common::{checker, metadata, palettized, random, small_unet, weights};
 use palettist::coreml::AttentionImplementation::{self, Original, SplitEinsum, SplitEinsumV2};
 use palettist::coreml::DeploymentTarget;
@@ -378,18 +379,6 @@ fn an_independent_checker_runs_the_chunks() {
     }
 }
 
-/// A folder and what is in it; files may be changed, which those of the fixtures may not.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => std::fs::write(to, std::fs::read(entry.path()).unwrap()).unwrap(),
-        }
-    }
-}
-
 /// Through the command line: chunks for ControlNets, verified with their layers.
 #[test]
 fn the_command_line_exports_and_verifies_chunks() {
@@ -448,7 +437,7 @@ fn the_command_line_exports_and_verifies_chunks() {
     assert_eq!(code, 0, "{said_again}");
     let foreign = other.join(Path::new(packages[0]).file_name().unwrap());
     std::fs::rename(packages[0], &aside).unwrap();
-    copy(&foreign, Path::new(packages[0]));
+    copy_folder(&foreign, Path::new(packages[0]));
     for half in packages.iter() {
         let (code, said) = run(&["verify", half]);
         assert!(code == 1 && said.contains("error: "), "{said}");
@@ -458,7 +447,7 @@ fn the_command_line_exports_and_verifies_chunks() {
     // SDXL; and a model that predicts v, whose second chunk needs sample and timestep to tell the noise from it.
     let xl = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/sdxl/model");
     let velocity = folder.path().join("velocity");
-    copy(Path::new(model), &velocity);
+    copy_folder(Path::new(model), &velocity);
     let schedule = velocity.join("scheduler/scheduler_config.json");
     let text = std::fs::read_to_string(&schedule).unwrap();
     let changed = text.replace(r#""prediction_type": "epsilon""#, r#""prediction_type": "v_prediction""#);

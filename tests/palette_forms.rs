@@ -237,9 +237,9 @@ fn parts_that_do_not_fit_are_refused() {
     let (form, i, _) = of(scaled);
     assert!(make(form, i, vec![h(60000.0), h(1.0)], vec![h(2.0), h(1.0)]).contains("times its scale is inf"));
     let (form, i, _) = of(bytes);
-    assert!(make(form, i, vec![h(0.5), h(1.0)], vec![h(1.0)]).contains("0.5, which is no integer of 8 bits"));
+    assert!(make(form, i, vec![h(0.5), h(1.0)], vec![h(1.0)]).contains("0.5, which is not an 8-bit integer"));
     let (form, i, _) = of(bytes);
-    assert!(make(form, i, vec![h(128.0), h(1.0)], vec![h(1.0)]).contains("128, which is no integer"));
+    assert!(make(form, i, vec![h(128.0), h(1.0)], vec![h(1.0)]).contains("128, which is not an 8-bit integer"));
     let (form, i, e) = of(Form { group_size: Some(1), ..plain });
     assert!(make(form, i, e, vec![]).contains("has 2 × 2 entries, not 2"));
     let (form, i, e) = of(Form { cluster_dim: 2, ..plain });

@@ -5,9 +5,8 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::runs::{
-    QUICK, ROOT, Run, contents, copy_folder, ends, hidden, killed_after, program, succeed, text, wait_for,
-};
+use common::copy_folder;
+use common::runs::{QUICK, ROOT, Run, contents, ends, hidden, killed_after, program, succeed, text, wait_for};
 use palettist::files::{TensorFile, write_safetensors};
 use serde_json::Value;
 use tch::Tensor;

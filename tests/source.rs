@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use common::copy_folder;
 use common::shared;
 use palettist::files::{TensorFile, write_safetensors};
 use palettist::networks::autoencoder::decode;
@@ -25,15 +26,6 @@ fn fixtures() -> PathBuf {
 
 fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy_folder(&path, &target) } else { fs::copy(&path, &target).map(drop).unwrap() }
-    }
 }
 
 /// A copy of the tiny pipeline, to be changed.

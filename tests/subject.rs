@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use common::copy_folder;
 use common::runs::{ROOT, contents, ends, hidden, program, run, succeed, text, wait_for};
 use palettist::files::TensorFile;
 
@@ -297,7 +298,7 @@ fn a_teacher_of_another_kind_is_refused_in_one_line() {
     let path = config(at);
     let path = path.to_str().unwrap();
     let other = at.join("other");
-    copy(&Path::new(ROOT).join("tests/fixtures/pipeline/model"), &other);
+    copy_folder(&Path::new(ROOT).join("tests/fixtures/pipeline/model"), &other);
     let json = fs::read_to_string(other.join("scheduler/scheduler_config.json")).unwrap();
     let velocity = json.replacen('{', "{\n  \"prediction_type\": \"v_prediction\",", 1);
     fs::write(other.join("scheduler/scheduler_config.json"), velocity).unwrap();
@@ -315,16 +316,4 @@ fn a_teacher_of_another_kind_is_refused_in_one_line() {
     let warned = "warning: the UNet of distill.teacher is that of the base";
     ends(at, &["train", path, &same, "train.max_train_steps=1"], 0, warned);
     assert!(TensorFile::open(&at.join("run").join(UNET)).is_ok());
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target)
-        } else {
-            assert!(fs::copy(entry.path(), target).is_ok())
-        }
-    }
 }

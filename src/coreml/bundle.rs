@@ -9,13 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use prost::Message;
 use sha2::{Digest, Sha256};
 
 use crate::coreml::AttentionImplementation;
 use crate::coreml::components::Part;
-use crate::coreml::format::metadata::{AUTOENCODER_ID, MODEL_ID, NAME, PackageMetadata, is_half_of_autoencoder};
-use crate::coreml::format::proto;
+use crate::coreml::format::metadata::PackageMetadata;
 use crate::files::beside::{PART, beside};
 use crate::files::rename::rename_new;
 use crate::files::{hex, settle, write_bytes};
@@ -23,7 +21,7 @@ use crate::source::Model;
 use crate::terminal::shell_word;
 
 /// Last parts of packages' names, and what Swift looks for in `Resources/`. It takes chunks before the whole.
-const COMPILED: [(&str, &str); 10] = [
+pub(super) const COMPILED: [(&str, &str); 10] = [
     ("text_encoder", "TextEncoder"),
     ("text_encoder_2", "TextEncoder2"),
     ("vae_decoder", "VAEDecoder"),
@@ -37,7 +35,7 @@ const COMPILED: [(&str, &str); 10] = [
 ];
 
 /// And the safety checker, which programs do without where it is not there.
-const SAFETY_CHECKER: (&str, &str) = ("safety_checker", "SafetyChecker");
+pub(super) const SAFETY_CHECKER: (&str, &str) = ("safety_checker", "SafetyChecker");
 
 /// The script that compiles a bundle.
 const SCRIPT: &str = "compile.sh";
@@ -284,79 +282,10 @@ pub fn holds_bundle(folder: &Path) -> bool {
     fs::read_to_string(folder.join(SCRIPT)).is_ok_and(|text| text.contains(UNTOUCHED))
 }
 
-/// A package in `folder` that is of another model than the one that `metadata` names, which has `parts`: a bundle holds one
-/// model. Of two models of one name, that is known by what the other has more.
-pub fn of_another_model(folder: &Path, metadata: &PackageMetadata, parts: &[Part]) -> Option<PathBuf> {
-    let all: Vec<&str> = COMPILED.iter().chain([&SAFETY_CHECKER]).map(|(component, _)| *component).collect();
-    let has = |component: &&&str| component.contains("unet") || parts.iter().any(|part| part.name() == **component);
-    let own: Vec<String> = all.iter().filter(has).map(|component| metadata.package_name(component)).collect();
-    let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
-    entries.into_iter().find(|path| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let package =
-            name.starts_with(NAME) && all.iter().any(|component| name.ends_with(&format!("_{component}.mlpackage")));
-        package && !own.iter().any(|own| own == name)
-    })
-}
-
-/// A package in `folder`, or a compiled one of its bundle, that was made beside other weights than those of the model that
-/// `metadata` is of, though it has the model's name; those at `replaced` aside. What does not say is not told.
-pub fn of_other_weights(folder: &Path, metadata: &PackageMetadata, replaced: &[PathBuf]) -> Option<PathBuf> {
-    let place = |component: &str| folder.join(metadata.package_name(component));
-    // The halves of an autoencoder must be one's; a model may be given another autoencoder than its own.
-    let writes_half = replaced.iter().any(|path| {
-        COMPILED.iter().any(|(component, _)| is_half_of_autoencoder(component) && *path == place(component))
-    });
-    let is_other = |component: &str, ids: Ids| {
-        let differs = |theirs: Option<String>, own: &str| theirs.is_some_and(|id| !own.is_empty() && id != own);
-        differs(ids.model, &metadata.id)
-            || writes_half && differs(ids.autoencoder, &metadata.autoencoder_id) && is_half_of_autoencoder(component)
-    };
-    COMPILED.iter().chain([&SAFETY_CHECKER]).find_map(|(component, compiled)| {
-        let package = place(component);
-        if replaced.contains(&package) {
-            return None;
-        }
-        let compiled = folder.join("Resources").join(format!("{compiled}.mlmodelc"));
-        let of_package = is_other(component, Ids::of(&package)).then_some(package);
-        of_package.or_else(|| is_other(component, Ids::of_compiled(&compiled)).then_some(compiled))
-    })
-}
-
-/// What a package says of the weights that it was made of and beside.
-#[derive(Default)]
-struct Ids {
-    model: Option<String>,
-    autoencoder: Option<String>,
-}
-
-impl Ids {
-    /// Of a package.
-    fn of(package: &Path) -> Self {
-        let read = || {
-            let model = fs::read(package.join("Data/com.apple.CoreML/model.mlmodel")).ok()?;
-            let mut said = proto::Model::decode(&model[..]).ok()?.description?.metadata?.user_defined;
-            Some(Self { model: said.remove(MODEL_ID), autoencoder: said.remove(AUTOENCODER_ID) })
-        };
-        read().unwrap_or_default()
-    }
-
-    /// Of a compiled one: Apple's compiler writes what packages say into a file of its own.
-    fn of_compiled(compiled: &Path) -> Self {
-        let read = || {
-            let json: serde_json::Value =
-                serde_json::from_slice(&fs::read(compiled.join("metadata.json")).ok()?).ok()?;
-            let said = json.get(0)?.get("userDefinedMetadata")?;
-            let text = |key: &str| said.get(key)?.as_str().map(str::to_owned);
-            Some(Self { model: text(MODEL_ID), autoencoder: text(AUTOENCODER_ID) })
-        };
-        read().unwrap_or_default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coreml::strangers::of_another_model;
 
     /// Runs the script with an `xcrun` that makes empty folders.
     #[test]

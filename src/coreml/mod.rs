@@ -8,6 +8,7 @@
 //! | [`writing`] | programs, and networks as programs |
 //! | [`components`] | what the package of each network is |
 //! | [`bundle`] | what apps need beside packages |
+//! | [`strangers`] | packages in a folder that do not go with those to be written |
 //! | [`exporting`] | what is asked for as one plan, and doing it |
 //! | [`reading`] | reading a package back and running it |
 //! | [`verifying`] | a package against the network that it was made from |
@@ -19,6 +20,7 @@ pub mod exporting;
 pub mod format;
 pub mod prompt;
 pub mod reading;
+pub mod strangers;
 pub mod verifying;
 pub mod writing;
 

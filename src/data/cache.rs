@@ -34,9 +34,9 @@ impl Key {
         Self(hash.finalize().into())
     }
 
-    /// The key of what is made from a file of these bytes, a transform and a network.
-    pub fn of_file(bytes: &[u8], transform: &str, network: &Key) -> Self {
-        Self::of(&[bytes, transform.as_bytes(), &network.0])
+    /// The key of what is made from a file, by the [hash](super::manifest::sha256) of its bytes, a transform and a network.
+    pub fn of_file(sha256: &str, transform: &str, network: &Key) -> Self {
+        Self::of(&[sha256.as_bytes(), transform.as_bytes(), &network.0])
     }
 
     /// The hash itself, as an ingredient of other keys.
@@ -250,8 +250,8 @@ mod tests {
         let mut keys = BTreeSet::new();
         for network in &networks {
             for transform in transforms {
-                for bytes in [&b"one picture"[..], b"another"] {
-                    keys.insert(Key::of_file(bytes, &transform.describe(), network).to_string());
+                for sha256 in ["of one picture", "of another"] {
+                    keys.insert(Key::of_file(sha256, &transform.describe(), network).to_string());
                 }
             }
         }

@@ -36,11 +36,9 @@ pub struct Picture {
     pub repeats: usize,
 }
 
-impl Picture {
-    /// Whether a file of these bytes is this picture.
-    pub fn is_of(&self, bytes: &[u8]) -> bool {
-        self.sha256 == hex(&Sha256::digest(bytes))
-    }
+/// [`Picture::sha256`] of a file of these bytes.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
 fn once() -> usize {
@@ -62,7 +60,7 @@ impl Manifest {
                 fs::read(&sample.path).with_context(|| format!("cannot read the picture {}", sample.path.display()))?;
             Ok(Picture {
                 name: sample.name.clone(),
-                sha256: hex(&Sha256::digest(&bytes)),
+                sha256: sha256(&bytes),
                 caption: sample.caption.clone(),
                 is_class: sample.is_class,
                 repeats: sample.repeats,

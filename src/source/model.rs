@@ -467,7 +467,7 @@ impl Model {
         Ok(self.own_stored(component)?.with_changes(Changes::new(&self.loras, component)))
     }
 
-    /// The same of the model's own files.
+    /// Where the component's weights lie, as the model's own files have them, without LoRAs.
     fn own_stored(&self, component: Component) -> Result<Stored> {
         let parameters = self.parameters(component)?;
         let folder = match self.place(component) {

@@ -7,7 +7,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-use crate::data::manifest::Picture;
+use crate::data::manifest::{Picture, sha256};
 use crate::data::{Cache, Key, Sample, Transform, load_bytes, network_key, picture_size};
 use crate::networks::autoencoder::{AutoencoderConfig, encode};
 use crate::networks::text_encoder::{TextEncoderConfig, TextOutput, text_encoder};
@@ -46,7 +46,7 @@ pub struct Encoder<'a> {
     weights: &'a Weights,
     device: Device,
     cache: &'a Cache,
-    /// Of the encoder: another autoencoder never meets this one's latents.
+    /// The key of the encoder, so that another autoencoder never meets this one's latents.
     network: Key,
 }
 
@@ -87,13 +87,14 @@ impl<'a> Encoder<'a> {
                 let named = || format!("cannot read the picture {}", sample.path.display());
                 // Once: what is encoded is what was looked at, whoever writes there meanwhile.
                 let bytes = fs::read(&sample.path).with_context(named)?;
+                let sha256 = sha256(&bytes);
                 ensure!(
-                    looked_at.get(index).is_none_or(|picture| picture.is_of(&bytes)),
+                    looked_at.get(index).is_none_or(|picture| picture.sha256 == sha256),
                     "{} changed while the run was reading its pictures (another run may draw its class pictures there): run \
                      the same command again",
                     sample.path.display()
                 );
-                let key = Key::of_file(&bytes, &transform.describe(), &self.network);
+                let key = Key::of_file(&sha256, &transform.describe(), &self.network);
                 let tensor = self.cache.get_or_make(&key, || {
                     let picture =
                         load_bytes(&bytes, &transform).with_context(named)?.unsqueeze(0).to_device(self.device);

@@ -11,6 +11,7 @@ mod divergence;
 pub mod estimate;
 pub mod evaluate;
 mod examples;
+mod finished;
 pub mod fisher;
 pub mod identity;
 pub mod initialise;
@@ -337,6 +338,7 @@ impl Run<'_> {
         let alone = self.frozen && !config.palettize.reestimate_norms_and_biases;
         let of_subject = config.palettize.enabled && config.palettize.palettes.is_some();
         let learns = |slot: &Slot| match slot.component {
+            _ if !objective.learns(&slot.name) => false,
             Component::TextEncoder => stop == 0 || of_run < stop,
             _ if of_subject => slot.palette.is_some() || (!alone && slot.is_bias_or_norm()),
             _ => slot.palette.is_some() || !alone,

@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::finished::{Finished, file_of};
 use super::identity::Identity;
 use super::refused::refused;
-use super::run_folder::{
-    CHECKPOINTS, FINISHED, Finished, Holds, OWN_FOLDERS, PACKAGES, REPORT, RunFolder, file_of, wanted,
-};
+use super::run_folder::{CHECKPOINTS, FINISHED, Holds, OWN_FOLDERS, PACKAGES, REPORT, RunFolder, wanted};
 use super::state;
 use crate::config::{self, Change, Config, Difference};
 use crate::data::manifest::Picture;
@@ -283,7 +282,7 @@ fn refuse(differences: &[Difference]) -> Result<()> {
 pub struct Before<'a> {
     /// `None` where nothing is resumed, and of runs of older versions, which kept none.
     pub learned_from: Option<&'a Identity>,
-    /// The run's.
+    /// The run's; [`setup::open`](super::setup) makes it its own once all is known to be right, before the long work.
     pub folder: &'a Path,
     /// Whether a run is resumed.
     pub resumes: bool,

@@ -10,7 +10,8 @@ pub mod stand_in;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use half::f16;
@@ -159,4 +160,16 @@ pub fn dense(frozen: &Frozen, shape: &[i64]) -> Tensor {
 pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     let (a, b) = (a.to_kind(Kind::Double).view(-1), b.to_kind(Kind::Double).view(-1));
     ((&a - &b).norm() / b.norm()).double_value(&[])
+}
+
+/// Copies a folder with all that is in it; the copy's files may be changed, which those of the fixtures may not.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => fs::write(to, fs::read(entry.path()).unwrap()).unwrap(),
+        }
+    }
 }

@@ -201,16 +201,3 @@ pub fn killed_after(run: &Run, changes: &[&str], checkpoint: &str) {
     child.kill().unwrap();
     child.wait().unwrap();
 }
-
-/// Copies a folder with all that is in it.
-pub fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &to)
-        } else {
-            fs::copy(entry.path(), to).map(|_| ()).unwrap()
-        }
-    }
-}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::nbits::{Nbits, forms};
-use crate::coreml::bundle::{Bundle, of_other_weights};
+use crate::coreml::bundle::Bundle;
 use crate::coreml::components::apple::{misfits, takes_safety_checker};
 use crate::coreml::components::{
     Attended, Part, UnetOptions, autoencoder_numbers, export_autoencoder, export_safety_checker, export_text_encoder,
@@ -18,6 +18,7 @@ use crate::coreml::format::metadata::{PALETTES, PackageMetadata};
 use crate::coreml::format::package::chunk_paths;
 use crate::coreml::format::place::{recover, replaces};
 use crate::coreml::prompt::{Prompt, prompt_tokens};
+use crate::coreml::strangers::of_other_weights;
 use crate::coreml::writing::chunk::export_in_chunks;
 use crate::coreml::writing::interface::{Destination, Weighted};
 use crate::coreml::writing::lowering::velocity::Velocity;

@@ -18,7 +18,7 @@ use super::form::{Form, LutDtype};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Palette {
     pub form: Form,
-    /// Of the weight.
+    /// The weight's shape.
     pub shape: Vec<i64>,
     /// Which entry each element is, of `shape` with C / d in place of C, row-major, one a byte.
     pub indices: Vec<u8>,
@@ -76,7 +76,7 @@ impl Palette {
         if form.lut_dtype == LutDtype::I8
             && let Some(value) = entries.iter().find(|e| !is_byte(e))
         {
-            return Err(anyhow!("a palette entry is {value}, which is no integer of 8 bits"));
+            return Err(anyhow!("a palette entry is {value}, which is not an 8-bit integer"));
         }
         // The largest of all is found many at a time; the first that is too large would be looked for one by one.
         let largest = indices.iter().fold(0, |largest, &index| index.max(largest));

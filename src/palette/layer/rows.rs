@@ -10,7 +10,7 @@ use crate::palette::forms::{check_form, elements};
 /// hold weights divided by it.
 #[derive(Debug)]
 pub struct Rows {
-    /// Of the weight.
+    /// The weight's shape.
     shape: Vec<i64>,
     groups: i64,
     /// Groups or vectors are of input channels: those come first in rows.
@@ -40,7 +40,7 @@ impl Rows {
         Ok(rows)
     }
 
-    /// Of the weight.
+    /// The weight's shape.
     pub fn shape(&self) -> &[i64] {
         &self.shape
     }

@@ -93,7 +93,7 @@ impl Soften {
         Ok((self.clustering.backward(&upstream), sums))
     }
 
-    /// Of the weight.
+    /// The histogram of the weight.
     pub fn into_histogram(self) -> Histogram {
         self.clustering.into_histogram()
     }

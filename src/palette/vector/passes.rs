@@ -18,7 +18,7 @@ use super::cells::{Frame, Sorted, Vector};
 use super::clustering::{Passes, Sums};
 use crate::palette::level::vectorized;
 
-/// The same amid a cell, the moment from the origin.
+/// [`Sums`] over the points of one cell, lane by lane; moments are measured from the cell's origin.
 #[derive(Clone)]
 struct CellSums<const D: usize> {
     weight: Lanes,

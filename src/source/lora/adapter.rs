@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
 use super::super::Component;
+use super::NETWORKS;
 use crate::files::json::read_json_if_there;
 
 /// Where diffusers keeps it in a file's header: each key behind its network's folder and a dot.
@@ -29,7 +30,7 @@ pub struct Adapter {
 pub struct Adapters(BTreeMap<Option<Component>, Adapter>);
 
 impl Adapters {
-    /// Of the file `path` with this header: that of the folder wins where both are there.
+    /// Reads what is said of the file `path` with this header: `adapter_config.json` beside it wins where both are there.
     ///
     /// # Errors
     /// One line: not JSON, a kind of adapter that is not merged, a pattern that is not plain text.
@@ -44,7 +45,7 @@ impl Adapters {
         let json: Value = serde_json::from_str(text).with_context(place)?;
         let keys = json.as_object().with_context(place)?;
         let mut adapters = BTreeMap::new();
-        for component in [Component::Unet, Component::TextEncoder, Component::TextEncoder2] {
+        for component in NETWORKS {
             let prefix = format!("{}.", component.folder());
             let own: Map<String, Value> = keys
                 .iter()

@@ -15,7 +15,7 @@ pub struct LoraChoice {
     /// What its changes are multiplied by; any finite number, 0 leaves the LoRA out.
     #[serde(default = "whole")]
     pub weight: f64,
-    /// The same for its changes of text encoders, if not `weight`.
+    /// What its changes of text encoders are multiplied by; `weight` if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub te_weight: Option<f64>,
 }

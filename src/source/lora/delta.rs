@@ -31,7 +31,7 @@ pub enum DoraBy {
     /// `dora_scale`, a number for each output: what the layer becomes with the whole LoRA is mixed with what it was, as
     /// ComfyUI and AUTOMATIC1111 do.
     Outputs,
-    /// The same for each input, as LyCORIS has it without `wd_on_out`.
+    /// `dora_scale` with a number for each input, as LyCORIS has it without `wd_on_out`; mixed as [`Outputs`](Self::Outputs).
     Inputs,
     /// PEFT's `lora_magnitude_vector`: the weight multiplies `up · down` alone, as diffusers' `fuse_lora` does.
     Peft,

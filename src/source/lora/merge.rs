@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use super::super::Component;
 use super::super::misused::Misused;
+use super::NETWORKS;
 use super::choice::LoraChoice;
 use super::cloneofsimo;
 use super::delta::{Change, Dora, DoraBy};
@@ -327,7 +328,7 @@ type Found<'t> = (Vec<Component>, Vec<(&'t Modules, String)>);
 impl Orders {
     fn of(file: &LoraFile, target: &Target) -> Result<Self> {
         let mut orders = BTreeMap::new();
-        for component in [Component::Unet, Component::TextEncoder, Component::TextEncoder2] {
+        for component in NETWORKS {
             let network = component.folder();
             let counted =
                 file.layers.keys().any(|spelled| spelled.split_once(':').is_some_and(|(of, _)| of == network));
@@ -352,8 +353,7 @@ impl Orders {
     fn layer<'t>(&self, spelled: &str, target: &'t Target) -> Option<Result<Found<'t>, Wrong>> {
         let (network, number) = spelled.split_once(':')?;
         let number: usize = number.parse().ok()?;
-        let components = [Component::Unet, Component::TextEncoder, Component::TextEncoder2];
-        let component = components.into_iter().find(|component| component.folder() == network)?;
+        let component = NETWORKS.into_iter().find(|component| component.folder() == network)?;
         let modules = target.networks.iter().find(|modules| modules.component == component);
         let order = self.0.get(network);
         Some(match (modules, order) {

@@ -27,6 +27,7 @@ mod modules;
 mod place;
 mod summary;
 
+use super::Component;
 pub use choice::LoraChoice;
 pub use merge::Lora;
 pub(super) use merge::{Changes, Target};
@@ -35,6 +36,9 @@ pub use summary::LoraSummary;
 
 /// Where the header of what is made of a model has the LoRAs that were merged into it.
 pub const LORAS: &str = "loras";
+
+/// The networks that LoRAs change.
+const NETWORKS: [Component; 3] = [Component::Unet, Component::TextEncoder, Component::TextEncoder2];
 
 /// Whether a tensor of this name is a LoRA's.
 pub fn is_of_lora(name: &str) -> bool {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::ldm::Layout;
 use super::super::{Component, names};
+use super::NETWORKS;
 use crate::ops::Parameter;
 
 /// The layers of one network.
@@ -113,7 +114,7 @@ pub fn networks(spelled: &str) -> (&'static [Component], &str) {
     const UNET: &[Component] = &[Component::Unet];
     const FIRST: &[Component] = &[Component::TextEncoder];
     const SECOND: &[Component] = &[Component::TextEncoder2];
-    const ANY: &[Component] = &[Component::Unet, Component::TextEncoder, Component::TextEncoder2];
+    const ANY: &[Component] = &NETWORKS;
     const PREFIXES: [(&str, &[Component]); 10] = [
         ("lora_unet_", UNET),
         ("lora_te1_", FIRST),

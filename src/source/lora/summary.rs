@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::super::Component;
+use super::NETWORKS;
 use super::family::Family;
 use super::file::LoraFile;
 use super::form::Form;
@@ -103,8 +104,7 @@ fn range<T: std::fmt::Display + PartialEq>(sorted: &[T]) -> Option<String> {
 /// The network of a layer, by its name.
 fn network(spelled: &str) -> &'static str {
     let counted = spelled.split_once(':').map(|(network, _)| network);
-    let all = [Component::Unet, Component::TextEncoder, Component::TextEncoder2];
-    if let Some(component) = all.into_iter().find(|component| counted == Some(component.folder())) {
+    if let Some(component) = NETWORKS.into_iter().find(|component| counted == Some(component.folder())) {
         return component.title();
     }
     match networks(spelled) {
