@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use common::copy_folder;
 use common::runs::pictures;
 use serde_json::Value;
 
@@ -184,7 +185,7 @@ fn measurements_are_kept_and_only_used_where_they_belong() {
 
     // Other pictures, another size, another model: all is measured.
     let other = work.path("other");
-    copy(Path::new(&work.model), &other);
+    copy_folder(Path::new(&work.model), &other);
     let weights = other.join("unet/diffusion_pytorch_model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
     let last = bytes.len() - 4;
@@ -246,7 +247,8 @@ fn what_cannot_be_is_refused_before_any_work() {
     refused(&["-o", "x.toml"], "--target-bits");
     refused(&with(&["--target-megabytes", "3"]), "cannot be used with");
     refused(&["-o", "x.toml", "--target-bits", "0.9"], "the smallest palettes take 1.");
-    refused(&["-o", "x.toml", "--target-bits", "NaN"], "--target-bits NaN");
+    refused(&["-o", "x.toml", "--target-bits", "NaN"], "is not a valid number");
+    refused(&with(&["--keep", "conv_in.weight=5"]), "a palette has 1, 2, 3, 4, 6 or 8 bits (16: fp16)");
     refused(&["-o", "x.toml", "--target-megabytes", "0.001"], "the UNet takes 0.0");
     refused(&["-o", "x.json", "--target-bits", "3"], "x.json should end in .toml");
     refused(&["-o", "tiny.toml", "--target-bits", "3"], "tiny.toml exists already");
@@ -349,17 +351,4 @@ fn palettize_calibrates_on_the_pictures_of_a_config() {
     let arguments = ["palettize", &work.model, "-o", "x.palettes.safetensors", "--bits", "2"];
     let error = work.fail(&[&arguments[..], &grouped, &calibrate].concat(), 2);
     assert!(error.contains("not with palettes for groups of channels"), "{error}");
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).unwrap();
-        }
-    }
 }

@@ -16,6 +16,8 @@ fn survive(target: &str, bytes: &[u8]) {
         "packages" => inputs::packages(bytes),
         "captions" => inputs::captions(bytes),
         "pictures" => inputs::pictures(bytes),
+        "loras" => inputs::loras(bytes),
+        "palettes" => inputs::palettes(bytes),
         other => panic!("there is no target {other}"),
     }
 }
@@ -23,7 +25,7 @@ fn survive(target: &str, bytes: &[u8]) {
 #[test]
 fn seeds_are_survived() {
     let seeds = seeds::all().unwrap();
-    for target in ["safetensors", "configs", "packages", "captions", "pictures"] {
+    for target in ["safetensors", "configs", "packages", "captions", "pictures", "loras", "palettes"] {
         assert!(seeds.iter().any(|seed| seed.target == target), "{target}");
     }
     for seed in seeds {

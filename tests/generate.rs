@@ -1,6 +1,9 @@
 //! Text to image against diffusers' `StableDiffusionPipeline` on a tiny random model (`tests/oracle/pipeline.py`), and
 //! the command.
 
+mod common;
+
+use common::copy_folder;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -272,6 +275,7 @@ fn bad_input_gets_one_line_and_writes_nothing() {
         (&["--latents", &path("missing.safetensors")], "missing.safetensors"),
         (&["--latents", &path("cut.safetensors")], "cut.safetensors"),
         (&["--latents", &path("other.safetensors")], "it has: noise"),
+        (&["--latents", &format!("{model}/unet/diffusion_pytorch_model.safetensors")], " more"),
         (&["--latents", &path("flat.safetensors")], "[4, 8, 6]"),
         (&["--latents", &path("nan.safetensors")], "not all finite"),
         (&["--latents", &path("good.safetensors"), "--num-images", "3"], "latents for 2"),
@@ -313,7 +317,7 @@ fn scheduler_files_with_infinities_are_read() {
 fn draw_with(scheduler: Value, arguments: &[&str]) -> (i32, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let model = folder.path().join("model");
-    copy(&fixture("model"), &model);
+    copy_folder(&fixture("model"), &model);
     set_scheduler(&model, &scheduler);
     let output = Command::new(env!("CARGO_BIN_EXE_palettist"))
         .args(["generate", "model", "--prompt", "a fox", "-o", "out.png", "--steps", "3", "--device", "cpu"])
@@ -323,18 +327,6 @@ fn draw_with(scheduler: Value, arguments: &[&str]) -> (i32, String) {
         .output()
         .expect("the program");
     (output.status.code().expect("a code"), String::from_utf8(output.stderr).expect("text"))
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a folder");
-    for entry in std::fs::read_dir(from).expect("a folder").flatten() {
-        let (path, to) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() {
-            copy(&path, &to);
-        } else {
-            let _bytes = std::fs::copy(&path, &to).expect("a file");
-        }
-    }
 }
 
 /// Gives a model another scheduler, in its index too.
@@ -351,7 +343,7 @@ fn set_scheduler(model: &Path, scheduler: &Value) {
 fn the_scheduler_is_the_one_that_the_index_names() {
     let folder = tempfile::tempdir().expect("a folder");
     let model = folder.path().join("model");
-    copy(&fixture("model"), &model);
+    copy_folder(&fixture("model"), &model);
     let other = scheduler("DDIMScheduler", json!({}));
     std::fs::write(model.join("scheduler/scheduler_config.json"), other.to_string()).expect("a file");
     let opened = Model::open(&model.display().to_string()).expect("a model");
@@ -378,6 +370,10 @@ fn a_picture_that_is_not_finite_is_not_written() {
     let request = Request { steps: 1, ..request(None) };
     let error = pipeline.generate(&request, &mut |_, _| Ok(())).map(drop).expect_err("an error").to_string();
     assert!(error.contains("the picture is not finite: the autoencoder's `decoder.conv_in.bias` holds"), "{error}");
+    let bias = pipeline.unet.get_mut("mid_block.resnets.0.conv1.bias").expect("a bias");
+    let _ = bias.get(0).fill_(f64::NAN);
+    let error = pipeline.generate(&request, &mut |_, _| Ok(())).map(drop).expect_err("an error").to_string();
+    assert!(error.contains("the latents are not finite: the UNet's `mid_block.resnets.0.conv1.bias` holds"), "{error}");
 }
 
 fn scheduler(class: &str, added: Value) -> Value {
@@ -416,7 +412,7 @@ fn schedulers_that_are_there_draw_and_others_are_named() {
 fn check_names_the_sampler_that_a_runs_pictures_get() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
-    copy(&fixture("model"), &path("model"));
+    copy_folder(&fixture("model"), &path("model"));
     set_scheduler(&path("model"), &scheduler("TCDScheduler", json!({})));
     std::fs::create_dir(path("pictures")).expect("a folder");
     image::RgbImage::new(64, 64).save(path("pictures/a.png")).expect("a picture");

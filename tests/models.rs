@@ -3,6 +3,8 @@
 
 mod common;
 
+use common::copy_folder;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,7 +25,7 @@ struct Work {
 impl Work {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        copy(Path::new(MODEL), &folder.path().join("model"));
+        copy_folder(Path::new(MODEL), &folder.path().join("model"));
         for (shade, name) in ["pictures/a", "pictures/b", "others/a", "others/b"].iter().enumerate() {
             let path = folder.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -89,15 +91,6 @@ impl Work {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &target) } else { fs::copy(&path, &target).map(drop).unwrap() }
-    }
-}
-
 fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
@@ -139,6 +132,18 @@ fn networks_that_do_not_fit_are_refused_by_all_commands() {
     work.says(&["export", "model", "-o", "folder", "--format", "diffusers"], &words);
     work.says(&["verify", "a.mlpackage", "--against", "model"], &words);
     assert!(!work.path("out").exists() && !work.path("folder").exists());
+}
+
+#[test]
+fn a_configuration_that_is_not_supported_is_named_once_by_all_commands() {
+    let work = Work::new();
+    work.set("vae/config.json", "latents_mean", json!([0.1, 0.1, 0.1, 0.1]));
+    let words = "model/vae/config.json: AutoencoderKL: config.json has `latents_mean`";
+    work.all_say(&[words]);
+    for arguments in [&["export", "model", "-o", "e"][..], &["verify", "e", "--against", "model"]] {
+        let (code, _, error) = work.run(arguments);
+        assert!(code == 1 && error.starts_with(&format!("error: {words}")), "{arguments:?}: {error}");
+    }
 }
 
 #[test]

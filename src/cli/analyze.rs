@@ -54,10 +54,10 @@ pub struct Args {
     #[arg(short, long, value_name = "RECIPE")]
     output: PathBuf,
     /// The budget: bits per palettized weight on average, palettes included
-    #[arg(long, value_name = "B", group = "target")]
+    #[arg(long, value_name = "B", group = "target", value_parser = finite)]
     target_bits: Option<f64>,
     /// The budget: megabytes (10^6 bytes) of all weights of the UNet, those in fp16 included
-    #[arg(long, value_name = "M", group = "target")]
+    #[arg(long, value_name = "M", group = "target", value_parser = finite)]
     target_megabytes: Option<f64>,
     /// Candidate bit widths; default: all that the config's export.min_deployment_target holds
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = |text: &str| text.trim().parse::<u32>())]
@@ -156,6 +156,12 @@ fn candidates(asked: &[u32], config: &Config) -> Result<Vec<u32>> {
     Ok(bits)
 }
 
+/// A number of the command line that is one, and not infinite.
+fn finite(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+    number.ok_or_else(|| "is not a valid number".to_owned())
+}
+
 /// Whether the package that the config writes could hold palettes of so many bits.
 fn check_bits(bits: u32, config: &Config) -> Result<(), String> {
     if !BITS.contains(&bits) {
@@ -174,6 +180,7 @@ fn pin(text: &str, config: &Config) -> Result<(String, Option<u32>)> {
     let (pattern, bits) = text.rsplit_once('=').ok_or_else(|| wrong("is not of the form PATTERN=BITS".into()))?;
     match bits.trim().parse() {
         Ok(16) => Ok((pattern.to_owned(), None)),
+        Ok(n) if !BITS.contains(&n) => Err(wrong("a palette has 1, 2, 3, 4, 6 or 8 bits (16: fp16)".into()).into()),
         Ok(n) => check_bits(n, config).map(|()| (pattern.to_owned(), Some(n))).map_err(|m| wrong(m).into()),
         Err(_) => Err(wrong(format!("{bits} is not a valid number of bits")).into()),
     }
@@ -281,7 +288,7 @@ impl Plan {
                 let floor = (least as f64 * 8.0 / elements * 1000.0).ceil() / 1000.0;
                 (
                     bits * elements / 8.0,
-                    format!("--target-bits {bits}: the smallest palettes take {floor} bits a weight"),
+                    format!("--target-bits {bits}: the smallest palettes take {floor} bits per weight"),
                 )
             }
             (None, megabytes) => {
@@ -295,7 +302,6 @@ impl Plan {
                 (megabytes * 1e6 - self.dense_bytes as f64, message)
             }
         };
-        // Written so that a target that is not a number is refused too.
         if budget >= least as f64 { Ok(budget as u64) } else { Err(Usage(message).into()) }
     }
 

@@ -8,13 +8,14 @@ use tch::{Device, Kind};
 use super::model::{ModelArgs, Opened, about_autoencoder, about_loras, about_noise};
 use super::{Usage, check_output, must_be_new, print};
 use crate::config::LONGEST_NAME;
-use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle, of_another_model};
+use crate::coreml::bundle::{Bundle, InTheWay, holds_bundle};
 use crate::coreml::components::Part;
 use crate::coreml::components::cost::Cost;
 use crate::coreml::components::unet::{LARGEST_LATENTS, UnetOptions, takes_latents};
 use crate::coreml::exporting::plan::{OwnPalettes, TooOld};
 use crate::coreml::exporting::{Asked, Nbits, Plan};
 use crate::coreml::format::place::Occupied;
+use crate::coreml::strangers::of_another_model;
 use crate::coreml::{AttentionImplementation, DeploymentTarget, PackageMetadata};
 use crate::pipeline::drawing::{check_shapes, unet_weights};
 use crate::pipeline::text_to_image;
@@ -174,6 +175,7 @@ fn diffusers(args: &Args, opened: &Opened) -> Result<()> {
         return Err(Usage(format!("{option}: for Core ML packages, not for --format diffusers")).into());
     }
     must_be_new(&args.output)?;
+    check_not_the_models(&args.output, model)?;
     check_output(&args.output)?;
     model.check_small_files()?;
     let checkpoint = opened.checkpoint()?;
@@ -315,13 +317,19 @@ impl Args {
     }
 }
 
+/// Refuses a folder that is the model's, or lies in it.
+fn check_not_the_models(folder: &Path, model: &Model) -> Result<()> {
+    let message = "is the model's own folder: choose another one";
+    if is_the_models(folder, model.path()) {
+        return Err(Usage(format!("{} {message}", folder.display())).into());
+    }
+    Ok(())
+}
+
 /// Looks at the folder and at what is in it, before the work, not after an hour of it.
 fn check_places(plan: &Plan) -> Result<()> {
     let (model, folder) = (plan.model, &plan.folder);
-    if is_the_models(folder, model.path()) {
-        let message = "is the model's own folder: choose another one";
-        return Err(Usage(format!("{} {message}", folder.display())).into());
-    }
+    check_not_the_models(folder, model)?;
     if let Some(other) = of_another_model(folder, &plan.metadata, &Part::of(model)).filter(|_| plan.bundle().is_some())
     {
         let message = "is of another model, and Resources holds one: choose another folder";
@@ -357,6 +365,10 @@ fn write_bundle(bundle: &Bundle, model: &Model) -> Result<()> {
 
 /// Whether a folder is a model's own, or that of one of its networks.
 fn is_the_models(folder: &Path, model: &Path) -> bool {
-    let (Ok(folder), Ok(model)) = (folder.canonicalize(), model.canonicalize()) else { return false };
-    folder == model || (folder.starts_with(&model) && folder.join("config.json").is_file())
+    // A folder that is yet to be made lies in the nearest one that is there.
+    let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(folder);
+    let (Ok(folder), Ok(model), made) = (there.canonicalize(), model.canonicalize(), there == folder) else {
+        return false;
+    };
+    (made && folder == model) || (folder.starts_with(&model) && folder.join("config.json").is_file())
 }

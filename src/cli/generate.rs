@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::drawing::{DrawingArgs, device};
@@ -84,13 +84,16 @@ fn numbered(output: &Path, index: usize, count: usize) -> PathBuf {
 }
 
 fn read_latents(path: &Path) -> Result<Tensor> {
+    /// As many tensors are named of a file that is another's.
+    const NAMED: usize = 5;
     let file = TensorFile::open(path)?;
-    ensure!(
-        file.names().iter().any(|name| name == "latents"),
-        "{} has no tensor `latents`; it has: {}",
-        path.display(),
-        file.names().join(", ")
-    );
+    let names = file.names();
+    if !names.iter().any(|name| name == "latents") {
+        let more = names.len().saturating_sub(NAMED);
+        let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let some = names[..names.len() - more].join(", ");
+        bail!("{} has no tensor `latents`; it has: {some}{rest}", path.display());
+    }
     let latents = file.tensor("latents")?.to_kind(Kind::Float);
     ensure!(latents.isfinite().all().int64_value(&[]) != 0, "{}: `latents` are not all finite", path.display());
     Ok(latents)

@@ -157,11 +157,13 @@ fn one(
     print(format!("{report}").trim_end())?;
     let (single, half) = (report.least(Precision::Float32), report.least(Precision::Float16));
     let mut faults = Vec::new();
-    if single.min(half).is_nan() || single.min(half) < args.min_psnr {
-        faults.push(format!("{:.1} dB, less than {}", single.min(half), args.min_psnr));
-    }
+    let least = single.min(half);
     if half == f64::NEG_INFINITY && single.is_finite() {
-        faults.push("values pass what fp16 holds, 65504; --layers shows where".to_owned());
+        faults.push("in fp16, values pass what it holds, 65504, and become infinite; --layers shows where".to_owned());
+    } else if !least.is_finite() && least != f64::INFINITY {
+        faults.push("its outputs are not finite: they cannot be compared; --layers shows where".to_owned());
+    } else if least < args.min_psnr {
+        faults.push(format!("{least:.1} dB, less than {}", args.min_psnr));
     }
     faults.extend(report.parameters.filter(|found| !found.others.is_empty()).map(|found| found.to_string()));
     Ok(faults)

@@ -107,7 +107,15 @@ impl Default for Optimizer {
 
 impl Default for AutoencoderLoss {
     fn default() -> Self {
-        Self { kl_weight: 1e-6, crop: None, loss_type: LossType::L1, gradient_weight: 0.0, scales: 1 }
+        Self {
+            kl_weight: 1e-6,
+            crop: None,
+            loss_type: LossType::L1,
+            gradient_weight: 0.0,
+            scales: 1,
+            decoder_only: false,
+            latent_noise: 0.0,
+        }
     }
 }
 

@@ -65,6 +65,13 @@ pub(super) fn autoencoder(config: &Config) -> Option<Idle> {
     if is_autoencoder(config) { None } else { Idle::new(Forgotten("train.component"), why) }
 }
 
+/// What holds for an encoder that learns.
+pub(super) fn encoder(config: &Config) -> Option<Idle> {
+    let why = "the encoder does not learn (train.autoencoder.decoder_only = true)";
+    let fixed = config.train.autoencoder.decoder_only;
+    autoencoder(config).or_else(|| if fixed { Idle::new(Warned, why) } else { None })
+}
+
 pub(super) fn crop(config: &Config) -> Option<Idle> {
     autoencoder(config).or_else(|| match config.train.autoencoder.crop {
         Some(crop) if crop == config.data.resolution => {
@@ -86,6 +93,12 @@ pub(super) fn captions(config: &Config) -> Option<Idle> {
     let why =
         "train.mode = \"dreambooth\" reads no captions: every picture has the instance_prompt or the class_prompt";
     if unread { Idle::new(Refused, why) } else { None }
+}
+
+/// `data.missing_caption`.
+pub(super) fn missing_caption(config: &Config) -> Option<Idle> {
+    let why = "with train.component = \"autoencoder\" pictures need no captions";
+    captions(config).or_else(|| if is_autoencoder(config) { Idle::new(Warned, why) } else { None })
 }
 
 /// `data.caption_dropout_rate`.
@@ -369,6 +382,22 @@ pub(super) fn each_sampler(config: &Config) -> Option<Idle> {
     each(config, |prompt| prompt.sampler.is_some())
 }
 
+/// Both intervals of `[checkpoint]`.
+pub(super) fn unsaved(config: &Config) -> Option<Idle> {
+    let checkpoint = &config.checkpoint;
+    let never = checkpoint.checkpointing_steps == 0 && checkpoint.checkpoint_every_n_minutes == 0;
+    let why =
+        "are both 0: nothing is saved before the run ends, and a run that is killed starts again from its first step";
+    if never { Idle::new(Odd, why) } else { None }
+}
+
+/// `checkpoint.checkpointing_steps`.
+pub(super) fn saved(config: &Config) -> Option<Idle> {
+    let (every, steps) = (config.checkpoint.checkpointing_steps, config.train.max_train_steps);
+    let why = || format!("the run ends before, after train.max_train_steps = {steps}, and is saved then");
+    unsaved(config).or_else(|| if every > steps { Idle::new(Passing, why()) } else { None })
+}
+
 pub(super) fn logs(config: &Config) -> Option<Idle> {
     let (every, steps) = (config.logging.log_every, config.train.max_train_steps);
     if config.logging.report_to.is_empty() {
@@ -383,6 +412,13 @@ pub(super) fn validation(config: &Config) -> Option<Idle> {
     if config.data.validation_data_dir.is_none() { Idle::new(Warned, why) } else { None }
 }
 
+/// `validation.every_n_steps`.
+pub(super) fn validated(config: &Config) -> Option<Idle> {
+    let (every, steps) = (config.validation.every_n_steps, config.train.max_train_steps);
+    let why = || format!("the run ends before, after train.max_train_steps = {steps}, and the loss is measured then");
+    validation(config).or_else(|| if every > steps { Idle::new(Passing, why()) } else { None })
+}
+
 /// What holds for a loss on noised pictures.
 pub(super) fn noised_validation(config: &Config) -> Option<Idle> {
     validation(config).or_else(|| unet(config))
@@ -391,6 +427,16 @@ pub(super) fn noised_validation(config: &Config) -> Option<Idle> {
 pub(super) fn package(config: &Config) -> Option<Idle> {
     let why = "no Core ML package is written (export.coreml = false)";
     if config.export.coreml { None } else { Idle::new(Forgotten("export.coreml"), why) }
+}
+
+/// `export.components`.
+pub(super) fn components(config: &Config) -> Option<Idle> {
+    let why = "leaves out the UNet, which this run trains: no package of it is written";
+    let export = &config.export;
+    // A bundle may have the UNet's package already.
+    let leaves_out = !export.components.contains(&Part::Unet) && !export.bundle_resources_for_swift_cli;
+    let leaves_out = leaves_out && !is_autoencoder(config);
+    package(config).or_else(|| if leaves_out { Idle::new(Odd, why) } else { None })
 }
 
 /// What only the UNet's package shows.

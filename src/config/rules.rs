@@ -245,6 +245,13 @@ fn train(config: &Config, rules: &mut Rules) {
         );
     }
     rules.not_negative(train.autoencoder.gradient_weight, "train.autoencoder.gradient_weight");
+    rules.not_negative(train.autoencoder.latent_noise, "train.autoencoder.latent_noise");
+    let new = train.autoencoder.decoder_only && config.model.train_from_scratch;
+    rules.must(
+        !new,
+        "train.autoencoder.decoder_only",
+        "is true, but with model.train_from_scratch = true there is no encoder yet: set one of them to false",
+    );
     let (scales, side) = (train.autoencoder.scales, train.autoencoder.crop.unwrap_or(config.data.resolution));
     rules.must(
         (1..=4).contains(&scales) && side >> (scales - 1) >= 2,

@@ -300,6 +300,11 @@ pub struct AutoencoderLoss {
     pub gradient_weight: f64,
     /// How many scales the loss is the mean of: the picture, the picture at half its side, at a quarter and so on.
     pub scales: u32,
+    /// Trains the decoder alone, as sd-vae-ft-mse was: latents stay as they are, so that every UNet of the model fits still.
+    pub decoder_only: bool,
+    /// The largest standard deviation of noise on the latents that the decoder is given, in units of scaled latents, drawn
+    /// uniformly for each picture: the decoder learns to clear what a UNet leaves. 0 adds none.
+    pub latent_noise: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

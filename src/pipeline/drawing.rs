@@ -162,6 +162,17 @@ fn is_finite(tensor: &Tensor) -> bool {
     tensor.isfinite().all().int64_value(&[]) != 0
 }
 
+/// The first weight by name that holds values that are not finite.
+fn damaged(weights: &Weights) -> Option<&str> {
+    weights.iter().filter(|(_, weight)| !is_finite(weight)).map(|(name, _)| name.as_str()).min()
+}
+
+fn damage(network: &str, name: &str) -> String {
+    format!(
+        "the {network}'s `{name}` holds values that are not (NaN or infinite): the model is damaged; fetch it again, or take another"
+    )
+}
+
 /// Guidance beyond which what it multiplies is the first to be suspected of an overflow.
 const FAR_GUIDANCE: f64 = 100.0;
 
@@ -266,13 +277,27 @@ impl Pipeline {
 
     /// Why the autoencoder's output is not finite though the latents are, where it computes in `kind`.
     fn fault_of_autoencoder(&self, kind: Kind) -> String {
-        match self.autoencoder.iter().find(|(_, tensor)| !is_finite(tensor)) {
-            Some((name, _)) => format!("the autoencoder's `{name}` holds values that are not, the model is damaged"),
+        match damaged(&self.autoencoder) {
+            Some(name) => damage("autoencoder", name),
             None if kind == Kind::Half => {
                 "the autoencoder overflows in fp16, as Stable Diffusion XL's does: use --precision bf16 or fp32"
                     .to_owned()
             }
             None => "the autoencoder overflows".to_owned(),
+        }
+    }
+
+    /// Why latents are not finite that were drawn with this guidance scale, where there was guidance.
+    fn fault_of_unet(&self, guidance_scale: Option<f64>) -> String {
+        match (damaged(&self.unet), guidance_scale) {
+            (Some(name), _) => damage("UNet", name),
+            (None, Some(scale)) if scale > FAR_GUIDANCE => {
+                format!("the guidance scale {scale} is too large; models draw with 1 to 20")
+            }
+            (None, _) if self.kind == Kind::Half => {
+                "the UNet overflows in fp16: use --precision bf16 or fp32".to_owned()
+            }
+            (None, _) => "the UNet overflows".to_owned(),
         }
     }
 
@@ -367,14 +392,7 @@ impl Pipeline {
                 progress(done, total)
             })?;
             if !is_finite(&drawn) {
-                let scale = request.guidance_scale;
-                let cause = match guidance {
-                    Some(_) if scale > FAR_GUIDANCE => {
-                        format!("the guidance scale {scale} is too large; models draw with 1 to 20")
-                    }
-                    _ => format!("the weights are damaged, or the networks overflow in {:?}", self.kind),
-                };
-                bail!("the latents are not finite: {cause}");
+                bail!("the latents are not finite: {}", self.fault_of_unet(guidance.map(|(_, scale)| scale)));
             }
             finished(Output { images: self.decode(&drawn)?, latents: drawn.to_device(Device::Cpu) })?;
         }

@@ -48,28 +48,25 @@ impl TextToImage {
 /// # Errors
 /// One line that names the two that do not fit, or a schedule that is not supported.
 pub fn fit(model: &Model) -> Result<()> {
-    let check = || {
-        schedule(model)?;
-        if !model.has(Component::Unet) {
-            return Ok(());
+    // What is wrong with one network's configuration names its own file.
+    let place = || model.path().display().to_string();
+    schedule(model)?;
+    if !model.has(Component::Unet) {
+        return Ok(());
+    }
+    let unet = model.unet_config()?;
+    if model.text_encoders().all(|component| model.has(component)) {
+        let configs = model.text_encoders().map(|component| model.text_encoder_config_of(component));
+        check_texts(&unet, configs.collect::<Result<Vec<_>>>()?.iter()).with_context(place)?;
+    }
+    if model.has(Component::Autoencoder) {
+        let autoencoder = model.autoencoder_config()?;
+        check_latents(&unet, &autoencoder).with_context(place)?;
+        if let Some(own) = model.own_autoencoder_config() {
+            check_scaling(&own?, &autoencoder).with_context(place)?;
         }
-        let unet = model.unet_config()?;
-        if model.text_encoders().all(|component| model.has(component)) {
-            let configs = model.text_encoders().map(|component| model.text_encoder_config_of(component));
-            check_texts(&unet, configs.collect::<Result<Vec<_>>>()?.iter())?;
-        }
-        if model.has(Component::Autoencoder) {
-            let latents = model.autoencoder_config()?.latent_channels;
-            ensure!(
-                unet.out_channels == latents,
-                "the UNet gives {} channels and the autoencoder's latents have {latents}; they should agree",
-                unet.out_channels
-            );
-            check_scaling(model)?;
-        }
-        Ok(())
-    };
-    check().with_context(|| model.path().display().to_string())
+    }
+    Ok(())
 }
 
 /// The noise schedule of a model.
@@ -120,10 +117,19 @@ fn check_texts<'c>(unet: &UnetConfig, encoders: impl Iterator<Item = &'c TextEnc
     }
 }
 
-/// An autoencoder that was given in place of the model's own must scale latents as that does.
-fn check_scaling(model: &Model) -> Result<()> {
-    let Some(own) = model.own_autoencoder_config() else { return Ok(()) };
-    let (own, given) = (own?.scaling_factor, model.autoencoder_config()?.scaling_factor);
+/// Checks that the UNet gives latents as the autoencoder takes them.
+fn check_latents(unet: &UnetConfig, autoencoder: &AutoencoderConfig) -> Result<()> {
+    let (given, latents) = (unet.out_channels, autoencoder.latent_channels);
+    ensure!(
+        given == latents,
+        "the UNet gives {given} channels and the autoencoder's latents have {latents}; they should agree"
+    );
+    Ok(())
+}
+
+/// An autoencoder that was given in place of the model's `own` must scale latents as that does.
+fn check_scaling(own: &AutoencoderConfig, given: &AutoencoderConfig) -> Result<()> {
+    let (own, given) = (own.scaling_factor, given.scaling_factor);
     ensure!(
         (own - given).abs() <= 1e-4 * own.abs(),
         "the autoencoder that was given has `scaling_factor`: {given}, and that of the model is {own}: it is of another \

@@ -9,7 +9,9 @@ use palettist::coreml::reading::{Package, Precision, evaluate};
 use palettist::data::picture::decode_picture;
 use palettist::data::{CaptionOptions, Crop, Filter, Missing, Transform, read_folder};
 use palettist::files::TensorFile;
-use palettist::source::{Component, Model};
+use palettist::palette::{PalettizedCheckpoint, PalettizedFile};
+use palettist::source::lora::LoraChoice;
+use palettist::source::{Component, Model, ModelOptions};
 use tch::{Device, Kind, Tensor};
 
 /// The manifest around every fuzzed package.
@@ -57,6 +59,42 @@ pub fn safetensors(bytes: &[u8]) {
         }
         let _ = model.scheduler_config();
     }
+}
+
+/// A LoRA, merged into a small model.
+pub fn loras(bytes: &[u8]) {
+    let folder = folder();
+    let path = folder.path().join("lora.safetensors");
+    fs::write(&path, bytes).expect("written");
+    // This file lies in tests/fuzz, wherever it is compiled from.
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|root| root.join("tests/fuzz").is_dir());
+    let model = model.expect("the checkout").join("tests/fixtures/pipeline/model").display().to_string();
+    let lora = LoraChoice { path: path.display().to_string(), weight: 0.7, te_weight: None };
+    let Ok(model) = Model::open_with(&model, &ModelOptions { loras: vec![lora], ..ModelOptions::default() }) else {
+        return;
+    };
+    for component in [Component::Unet, Component::TextEncoder] {
+        if let Ok(weights) = model.weights(component, Kind::Float, Device::Cpu) {
+            assert!(weights.values().all(|weight| weight.kind() == Kind::Float));
+        }
+    }
+}
+
+/// A palettized checkpoint: every parameter read, its weights made, and taken for a subject of itself.
+pub fn palettes(bytes: &[u8]) {
+    let folder = folder();
+    let path = folder.path().join("unet.palettes.safetensors");
+    fs::write(&path, bytes).expect("written");
+    let Ok(file) = PalettizedFile::open(&path) else { return };
+    for name in file.names() {
+        let _ = file.read(name);
+    }
+    if let Ok(checkpoint) = PalettizedCheckpoint::of(&file)
+        && let Ok(weights) = checkpoint.weights(Kind::Float, Device::Cpu)
+    {
+        assert_eq!(weights.len(), file.names().count());
+    }
+    let _ = file.with_subject(&path);
 }
 
 /// A config, then, between null bytes, a recipe that it names (unless empty), and `key=value` changes.

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
 use palettist::config;
 use palettist::files::write_safetensors;
+use palettist::palette::post_training::palettize;
+use palettist::palette::{Form, LutDtype};
 use tch::{Device, Kind, Tensor};
 
 use crate::inputs::join_package;
@@ -37,6 +39,8 @@ pub fn all() -> Result<Vec<Seed>, Error> {
     packages(root, &mut put)?;
     captions(&mut put)?;
     pictures(root, &mut put)?;
+    loras(root, &mut put)?;
+    palettes(&mut put)?;
     Ok(seeds)
 }
 
@@ -95,7 +99,7 @@ fn configs(root: &Path, put: Put) -> Result<(), Error> {
     let every =
         config::parse("", "seed", &[]).map_or_else(|error| error.to_string(), |read| read.config.resolved_toml());
     put("configs", "every_key", every.as_bytes())?;
-    let recipe = fs::read_to_string(root.join("configs/recipes/demo-mixed.toml"))?;
+    let recipe = fs::read_to_string(root.join("configs/recipes/study-mixed.toml"))?;
     let small = "[model]\nname = \"m\"\n[data]\ntrain_data_dir = \"d\"\n[palettize]\nmode = \"dkm\"\n";
     put("configs", "recipe", format!("{small}\0{recipe}\0train.seed=3\0palettize.n_bits=2").as_bytes())?;
     let over = "[[palettize.overrides]]\nlayers = \"*attn*\"\nn_bits = 4\n";
@@ -170,6 +174,42 @@ fn pictures(root: &Path, put: Put) -> Result<(), Error> {
                 put("pictures", &path.file_name().unwrap_or_default().to_string_lossy(), &fs::read(&path)?)?;
             }
         }
+    }
+    Ok(())
+}
+
+fn loras(root: &Path, put: Put) -> Result<(), Error> {
+    for entry in fs::read_dir(root.join("tests/fixtures/lora"))? {
+        let path = entry?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        // What is expected of the others is large, and no LoRA.
+        if path.extension() == Some("safetensors".as_ref()) && name != "expected" {
+            put("loras", &name, &fs::read(&path)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn palettes(put: Put) -> Result<(), Error> {
+    let plain = Form::per_tensor(2);
+    let forms = [
+        plain,
+        Form { bits: 4, group_size: Some(4), ..plain },
+        Form { bits: 6, per_channel_scale: true, ..plain },
+        Form { bits: 8, lut_dtype: LutDtype::I8, ..plain },
+        Form { bits: 4, cluster_dim: 2, axis: 1, ..plain },
+    ];
+    let folder = tempfile::tempdir()?;
+    for (place, form) in forms.into_iter().enumerate() {
+        let weight = Tensor::linspace(-1.0, 1.0, 8 * 4 * 9, (Kind::Float, Device::Cpu)).view([8, 4, 3, 3]);
+        let bias = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+        let weights = [("weight", weight), ("bias", bias)].map(|(name, tensor)| Ok((name.to_owned(), tensor)));
+        let chosen = BTreeMap::from([("weight".to_owned(), form)]);
+        let checkpoint = palettize(weights.into_iter(), &chosen, Default::default(), BTreeMap::new(), &|_| ())
+            .map_err(|e| e.to_string())?;
+        let path = folder.path().join(place.to_string());
+        checkpoint.write(&path)?;
+        put("palettes", &format!("form{place}"), &fs::read(&path)?)?;
     }
     Ok(())
 }

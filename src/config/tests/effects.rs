@@ -122,6 +122,21 @@ fn a_key_without_effect_is_refused_or_warned_of() {
             vec![],
             "`train.ema_decay` is 0: the average is the last weights",
         ),
+        (
+            "[checkpoint]\ncheckpointing_steps = 900",
+            vec![],
+            "`checkpoint.checkpointing_steps` has no effect: the run ends before, after train.max_train_steps = 800",
+        ),
+        (
+            "[checkpoint]\ncheckpointing_steps = 0\ncheckpoint_every_n_minutes = 0",
+            vec![],
+            "`checkpoint.checkpointing_steps`, `checkpoint.checkpoint_every_n_minutes` are both 0: nothing is saved",
+        ),
+        (
+            "[export]\ncomponents = [\"text_encoder\"]",
+            vec![],
+            "`export.components` leaves out the UNet, which this run trains",
+        ),
         ("[palettize]\npalette_learning_rate = 0", vec![], "`palettize.palette_learning_rate` is 0: palettes stay"),
     ] {
         let (_, found) = loaded(&format!("{SMALL}{lines}\n"), &overrides);

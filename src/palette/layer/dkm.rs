@@ -51,24 +51,22 @@ impl DkmLayer {
     /// # Errors
     /// When a weight is not finite or beyond the range of f16, or `form` is not one for it; names the layer.
     pub fn new(name: &str, form: Form, weight: &Tensor) -> Result<Self> {
-        let make = || {
-            let _guard = tch::no_grad_guard();
-            let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
-            if !form.per_channel_scale {
-                return Self::start(name, form, &weight, &[]);
-            }
-            // They are kept: what training moves is the table.
-            let mut tried = Vec::new();
-            for scales in scales_to_try(&weight, form)? {
-                let layer = Self::start(name, form, &weight, &scales)?;
-                let dense = layer.hard(&weight)?.tensor(Kind::Float, weight.device())?;
-                let error = dense.f_sub(&weight)?.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
-                tried.push((error, layer));
-            }
-            let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
-            Ok(best.context("there are no scales to try")?.1)
-        };
-        make().with_context(|| format!("parameter {name}"))
+        let named = || format!("parameter {name}");
+        let _guard = tch::no_grad_guard();
+        let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
+        if !form.per_channel_scale {
+            return Self::start(name, form, &weight, &[]).with_context(named);
+        }
+        // They are kept: what training moves is the table.
+        let mut tried = Vec::new();
+        for scales in scales_to_try(&weight, form).with_context(named)? {
+            let layer = Self::start(name, form, &weight, &scales).with_context(named)?;
+            let dense = layer.hard(&weight)?.tensor(Kind::Float, weight.device())?;
+            let error = dense.f_sub(&weight)?.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
+            tried.push((error, layer));
+        }
+        let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(best.context("there are no scales to try")?.1)
     }
 
     /// At the best palette of the rows that these scales make.

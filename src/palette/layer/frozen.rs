@@ -5,7 +5,7 @@ use half::f16;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::rounding::Rounding;
+use super::rounding::{Rounding, scale_within};
 use super::rows::Rows;
 use super::saved::saved;
 use crate::ops::Weights;
@@ -96,8 +96,12 @@ impl Frozen {
         let _guard = tch::no_grad_guard();
         let entries = self.entries()?;
         // Where channels have scales, what is stored meets them after the look-up.
-        let scales = if self.form.per_channel_scale { self.scales()? } else { Vec::new() };
-        let values = if scales.is_empty() { self.rounding.values(&entries) } else { self.rounding.rounded(&entries) };
+        let (scales, values) = if self.form.per_channel_scale {
+            let rounded = self.rounding.rounded(&entries);
+            (self.scales(&rounded)?, rounded)
+        } else {
+            (Vec::new(), self.rounding.values(&entries))
+        };
         let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
         let looked_up = if dense.device() != Device::Cpu {
             Tensor::f_from_slice(&values)?.f_to_device(dense.device())?.f_index_select(0, &self.places()?)?
@@ -120,15 +124,20 @@ impl Frozen {
         Ok(())
     }
 
-    /// The scales that are stored: none, one a table, or one a channel.
-    fn scales(&self) -> Result<Vec<f16>> {
+    /// The scales that are stored beside `entries` as they are stored: none, one per table, or one per channel.
+    fn scales(&self, entries: &[f64]) -> Result<Vec<f16>> {
         let of_channels = self.rows.scales()?;
         let units = &self.rounding.units;
         if of_channels.is_empty() {
             return Ok(units.iter().map(|&unit| f16::from_f64(unit)).collect());
         }
-        let unit = |channel: usize| units.get(channel * units.len() / of_channels.len()).unwrap_or(&1.0);
-        Ok(of_channels.iter().enumerate().map(|(c, scale)| f16::from_f64(scale * unit(c))).collect())
+        let largest = |table: &[f64]| table.iter().fold(0f64, |largest, entry| largest.max(entry.abs()));
+        let largest: Vec<f64> = entries.chunks(self.form.table()).map(largest).collect();
+        let scale = |(channel, scale): (usize, &f64)| {
+            let group = channel * largest.len() / of_channels.len();
+            scale_within(scale * units.get(group).unwrap_or(&1.0), largest[group])
+        };
+        Ok(of_channels.iter().enumerate().map(scale).collect())
     }
 
     fn look_up(&self, values: &[f32], to: &mut Tensor) -> Result<()> {
@@ -204,10 +213,12 @@ impl Frozen {
     /// When an entry is not finite in f16; names the layer.
     pub fn palette(&self) -> Result<Palette> {
         let make = || {
-            let entries = self.rounding.rounded(&self.entries()?).into_iter().map(f16::from_f64).collect();
+            let rounded = self.rounding.rounded(&self.entries()?);
+            let scales = self.scales(&rounded)?;
+            let entries = rounded.into_iter().map(f16::from_f64).collect();
             let indices = self.rows.indices_in_shape(&self.indices)?;
             let indices = Vec::<u8>::try_from(indices.f_view(-1)?.f_to_device(Device::Cpu)?)?;
-            Palette::with_form(self.form, self.rows.shape().to_vec(), indices, entries, self.scales()?)
+            Palette::with_form(self.form, self.rows.shape().to_vec(), indices, entries, scales)
         };
         make().with_context(|| format!("parameter {}", self.name))
     }
@@ -295,6 +306,40 @@ mod tests {
     use super::*;
     use crate::palette::DkmLayer;
     use crate::torch::random::{Purpose, generator, normal};
+
+    /// Weights up to the largest number of fp16 have palettes, though codes and k-means round beyond it; what is far beyond
+    /// has diverged, and is told.
+    #[test]
+    fn weights_at_the_edge_of_fp16_have_palettes() {
+        let edge = half::f16::MAX.to_f64();
+        let signs = normal(&mut generator(4, Purpose::Initial, 1), &[16, 24, 3, 3]).sign();
+        let near = Tensor::linspace(edge * 0.999, edge, 16 * 24 * 9, (Kind::Float, Device::Cpu)).view_as(&signs);
+        let plain = Form::per_tensor(2);
+        for form in [
+            plain,
+            Form::per_tensor(8),
+            Form { group_size: Some(4), bits: 4, ..plain },
+            Form { per_channel_scale: true, ..plain },
+            Form { per_channel_scale: true, bits: 8, ..plain },
+            Form { per_channel_scale: true, lut_dtype: LutDtype::I8, ..plain },
+            Form { lut_dtype: LutDtype::I8, ..plain },
+            Form { cluster_dim: 2, bits: 4, ..plain },
+        ] {
+            for weight in [&signs * edge, &signs * &near] {
+                let frozen = DkmLayer::new("layer", form, &weight).unwrap().freeze(&weight).unwrap();
+                let palette = frozen.palette().unwrap_or_else(|error| panic!("{form:?}: {error:#}"));
+                let mut dense = weight.empty_like();
+                frozen.dense(&mut dense).unwrap();
+                assert!(dense.equal(&palette.tensor(Kind::Float, Device::Cpu).unwrap()), "{form:?}");
+                let off = ((&dense - &weight).abs().max() / edge).double_value(&[]);
+                assert!(off < 0.01, "{form:?}: {off}");
+                if form.lut_dtype == LutDtype::F16 {
+                    let _ = frozen.entries.get(0).fill_(-1.1 * edge);
+                    frozen.palette().unwrap_err();
+                }
+            }
+        }
+    }
 
     /// Whatever its form, a palette is at first what it was; and its entries are of the size of the weights, or of 1.
     #[test]

@@ -32,7 +32,7 @@ impl Rounding {
     fn round(&self, group: usize, entry: f64) -> f16 {
         match self.units.get(group) {
             Some(unit) => f16::from_f64((entry / unit).round().clamp(-127.0, 127.0)),
-            None => f16::from_f64(entry),
+            None => saturated(entry),
         }
     }
 
@@ -51,6 +51,27 @@ impl Rounding {
         };
         entries.iter().enumerate().map(value).collect()
     }
+}
+
+/// How far beyond the largest number of f16 a value may lie, as a fraction of it, and still be meant to be that number: as
+/// far as the 16-bit codes and k-means round. What lies farther has diverged.
+const MARGIN: f64 = 1.0 / 512.0;
+
+/// `value` in f16: the largest number of f16 where it is beyond by no more than rounding.
+fn saturated(value: f64) -> f16 {
+    let largest = f16::MAX.to_f64();
+    f16::from_f64(if value.abs() <= largest * (1.0 + MARGIN) { value.clamp(-largest, largest) } else { value })
+}
+
+/// A channel's scale in f16, so that its product with the `largest` of its entries is finite there wherever rounding alone
+/// would make it infinite.
+pub fn scale_within(scale: f64, largest: f64) -> f16 {
+    let mut stored = saturated(scale);
+    let reach = f16::MAX.to_f64() * (1.0 + MARGIN);
+    while scale * largest <= reach && f16::from_f64(stored.to_f64() * largest).is_infinite() {
+        stored = f16::from_bits(stored.to_bits() - 1);
+    }
+    stored
 }
 
 /// What the integers of a table are multiplied by, so that times each of `scales` it is a number of f16, or nearly so.
@@ -78,6 +99,7 @@ fn unit(table: &[f64], scales: &[f64]) -> f64 {
     ascending.sort_by(f64::total_cmp);
     let exact = |unit: f64| f16::from_f64(unit * ascending[median]).to_f64() / ascending[median];
     let steps = (0..=14).map(|step| least * (f64::from(step) / 2.0).exp2());
-    let tried = steps.flat_map(|unit| [unit, exact(unit)]).filter(|&unit| unit >= least);
+    // A unit with which f16 overflows is infinite, and what it loses is not a number.
+    let tried = steps.flat_map(|unit| [unit, exact(unit)]).filter(|&unit| unit >= least && unit.is_finite());
     tried.min_by(|a, b| lost(*a).total_cmp(&lost(*b))).unwrap_or(least)
 }
