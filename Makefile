@@ -43,6 +43,9 @@ base: build
 	cp runs/base-autoencoder/model/vae/* examples/base-256/vae/
 	$(BINARY) train configs/base-autoencoder-whole.toml
 	cp runs/base-autoencoder-whole/model/vae/* examples/base-256/vae/
+	mkdir -p runs/drawn && cp -r runs/free/train runs/drawn/free && cp -r runs/scenes/train runs/drawn/scenes
+	$(BINARY) train configs/base-decoder.toml
+	cp runs/base-decoder/model/vae/* examples/base-256/vae/
 	$(BINARY) train configs/base.toml
 	cp runs/base/model/unet/* examples/base-256/unet/
 	cp runs/base/model/text_encoder/* examples/base-256/text_encoder/

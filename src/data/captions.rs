@@ -7,6 +7,8 @@ pub enum Missing {
     Error,
     /// Trained on with this caption: the empty one, or class words.
     Fill(String),
+    /// As it should be: nothing learns captions.
+    Unneeded,
 }
 
 /// Where captions are.

@@ -74,6 +74,7 @@ pub fn read_folder(folder: &Path, options: &CaptionOptions) -> Result<Contents, 
                 filled.push(file.name.clone());
                 text.clone()
             }
+            (Caption::None(_), None, Missing::Unneeded) => String::new(),
             (Caption::None(why), None, Missing::Error) => {
                 lacking.push(why);
                 continue;

@@ -13,7 +13,7 @@ use super::listing::{Listing, few, listed};
 use super::look::{Look, Looked, animated, look_at, shared, small, twice};
 use super::place::Place;
 use super::{CaptionOptions, Contents, Missing, Problems, Sample, near_miss, read_folder, sidecars};
-use crate::config::{Config, Dreambooth, Mode};
+use crate::config::{Config, Dreambooth, Mode, TrainedComponent};
 use crate::files::check_writable;
 
 /// What a run learns from.
@@ -177,7 +177,7 @@ impl DataSet {
 pub fn training(config: &Config) -> Result<Contents, Problems> {
     match (&config.data.dreambooth, &config.data.train_data_dir) {
         (Some(settings), _) if config.train.mode == Mode::Dreambooth => instance(settings),
-        (_, Some(folder)) => read_folder(folder, &CaptionOptions::from(&config.data)),
+        (_, Some(folder)) => read_folder(folder, &captions(config)),
         (_, None) => Err(Problems(vec!["data.train_data_dir is not set".into()])),
     }
 }
@@ -186,11 +186,20 @@ pub fn training(config: &Config) -> Result<Contents, Problems> {
 /// no caption of their own.
 pub fn validation(config: &Config) -> Option<Result<Contents, Problems>> {
     let folder = config.data.validation_data_dir.as_ref()?;
-    let mut options = CaptionOptions::from(&config.data);
+    let mut options = captions(config);
     if let Some(settings) = config.data.dreambooth.as_ref().filter(|_| config.train.mode == Mode::Dreambooth) {
         options.missing = Missing::Fill(settings.instance_prompt.clone());
     }
     Some(read_folder(folder, &options))
+}
+
+/// Where captions are. An autoencoder learns none.
+fn captions(config: &Config) -> CaptionOptions {
+    let options = CaptionOptions::from(&config.data);
+    match config.train.component {
+        TrainedComponent::Autoencoder => CaptionOptions { missing: Missing::Unneeded, ..options },
+        TrainedComponent::Unet => options,
+    }
 }
 
 /// DreamBooth's pictures of the subject: every one has the prompt, caption files are not read.

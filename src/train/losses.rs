@@ -87,8 +87,15 @@ fn of_autoencoder(config: &Config) -> Vec<String> {
     if settings.scales > 1 {
         how += &format!(", the mean over {} scales", settings.scales);
     }
-    vec![
-        format!("reconstruction compares what comes out with what went in ({how}), on all pictures; weight 1.0"),
-        format!("kl compares latents with a unit normal, on all pictures; weight {:?}", settings.kl_weight),
-    ]
+    if settings.latent_noise > 0.0 {
+        how += &format!("; latents get noise of up to {:?} of their deviation", settings.latent_noise);
+    }
+    let mut lines =
+        vec![format!("reconstruction compares what comes out with what went in ({how}), on all pictures; weight 1.0")];
+    if settings.decoder_only {
+        lines.push("the decoder alone learns: latents stay as they are".to_owned());
+    } else {
+        lines.push(format!("kl compares latents with a unit normal, on all pictures; weight {:?}", settings.kl_weight));
+    }
+    lines
 }

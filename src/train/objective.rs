@@ -12,6 +12,14 @@ pub struct Loss {
     pub parts: Vec<(&'static str, Tensor)>,
 }
 
+/// How the latents of an autoencoder are spread over the data.
+pub struct Latents {
+    /// Of each channel, `[C]`, fp32 on the CPU.
+    pub mean: Tensor,
+    /// The standard deviation of all of them about the means of their channels.
+    pub deviation: f64,
+}
+
 /// One kind of training.
 pub trait Objective {
     /// The loss of micro-step `index` (step · accumulation + place), a function of the seed and that number alone.
@@ -19,6 +27,11 @@ pub trait Objective {
     /// # Errors
     /// The data of this batch can't be read.
     fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss>;
+
+    /// Whether the parameter of this name learns. One that does not is never given to the optimizer.
+    fn learns(&self, _parameter: &str) -> bool {
+        true
+    }
 
     /// The loss on pictures that are never trained on, with noise and timesteps that never change; `None` without any.
     ///
@@ -32,11 +45,11 @@ pub trait Objective {
     /// A prompt can't be drawn.
     fn pictures(&mut self, networks: &Networks) -> Result<Vec<Tensor>>;
 
-    /// The standard deviation of the autoencoder's latents over the data, when that is what learns.
+    /// The autoencoder's latents over the data, when its encoder is what learns.
     ///
     /// # Errors
     /// As [`Objective::loss`].
-    fn latent_deviation(&mut self, _networks: &Networks) -> Result<Option<f64>> {
+    fn latents(&mut self, _networks: &Networks) -> Result<Option<Latents>> {
         Ok(None)
     }
 }

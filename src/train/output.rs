@@ -7,16 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tch::Kind;
 
+use super::finished::{Finished, all_files, file_of, mark, marks};
 use super::identity::Identity;
 use super::objective::Objective;
 use super::palettes::file_of_palettes;
 use super::plan::{Action, Plan as RunPlan, Resume, Resumed, plan};
+use super::reconstruct::move_latents;
 use super::refused::refused;
 use super::reporter::Reporter;
-use super::run_folder::{
-    self, CHECKPOINTS, CONFIG, FINISHED, Finished, LOGS, METRICS, MODEL, PACKAGES, REPORT, RunFolder, all_files, mark,
-    marks,
-};
+use super::run_folder::{self, CHECKPOINTS, CONFIG, FINISHED, LOGS, METRICS, MODEL, PACKAGES, REPORT, RunFolder};
 use super::state;
 use super::trained::{Networks, Trained};
 use crate::config::{Config, TrainedComponent};
@@ -330,15 +329,17 @@ impl Ending<'_> {
 
     /// The files that were written.
     fn autoencoder(&self, objective: &mut dyn Objective, networks: &Networks) -> Result<Vec<String>> {
-        let mut json = self.model.config_json(Component::Autoencoder)?;
-        if let Some(deviation) = objective.latent_deviation(networks)? {
-            // So that the UNet meets latents of about unit variance (Rombach et al. 2022, appendix G).
-            json["scaling_factor"] = serde_json::json!((1e5 / deviation).round() / 1e5);
-        }
         let part = Component::Autoencoder;
-        let (folder, files) = self.replace_model(|folder| {
-            write_component(&folder.join(part.folder()), part, &json, &networks[&part], Kind::Half)
-        })?;
+        let mut json = self.model.config_json(part)?;
+        let mut weights: Weights = networks[&part].iter().map(|(name, w)| (name.clone(), w.shallow_clone())).collect();
+        if let Some(latents) = objective.latents(networks)? {
+            // So that the UNet meets latents of about zero mean and unit variance (Rombach et al. 2022, appendix G). What
+            // remains of a mean is seen through the last step's noise, where sampling has none: colours come out wrong.
+            json["scaling_factor"] = serde_json::json!((1e5 / latents.deviation).round() / 1e5);
+            move_latents(&mut weights, &latents.mean)?;
+        }
+        let (folder, files) = self
+            .replace_model(|folder| write_component(&folder.join(part.folder()), part, &json, &weights, Kind::Half))?;
         self.reporter.wrote("the autoencoder", &folder.join(part.folder()));
         Ok(files)
     }
@@ -357,7 +358,7 @@ impl Ending<'_> {
                 _ if path.is_dir() => all_files(&path),
                 _ => vec![String::new()],
             };
-            let marked = files.into_iter().map(|file| Ok((file.clone(), mark(&run_folder::file_of(&path, &file))?)));
+            let marked = files.into_iter().map(|file| Ok((file.clone(), mark(&file_of(&path, &file))?)));
             results.insert(result, marked.collect::<Result<BTreeMap<_, _>>>()?);
         }
         let finished = Finished {

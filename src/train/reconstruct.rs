@@ -5,13 +5,13 @@ use anyhow::Result;
 use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
-use super::objective::{Loss, Objective};
+use super::objective::{Latents, Loss, Objective};
 use super::trained::Networks;
 use crate::config::{AutoencoderLoss, LossType};
 use crate::networks::autoencoder::{AutoencoderConfig, decode, encode};
-use crate::ops::Tensors;
+use crate::ops::{Tensors, Weights};
 use crate::source::Component;
-use crate::torch::random::{Purpose, generator, normal};
+use crate::torch::random::{Purpose, generator, normal, uniform};
 
 /// Trains on pictures held as bytes.
 pub struct Reconstruct {
@@ -41,6 +41,16 @@ impl Reconstruct {
         Tensors::new(&networks[&Component::Autoencoder]).computing_in(self.kind)
     }
 
+    /// What is added to the latents of micro-step `index`, `[B, C, h, w]`: for each picture noise of a deviation drawn uniformly
+    /// from 0 to `latent_noise`, in units of scaled latents.
+    fn latent_noise(&self, index: u64, size: &[i64]) -> Tensor {
+        let mut random = generator(self.seed, Purpose::Noise, index);
+        let most = self.settings.latent_noise / self.config.scaling_factor;
+        let deviations: Vec<f32> = (0..size[0]).map(|_| (most * uniform(&mut random)) as f32).collect();
+        let noise = normal(&mut random, size) * Tensor::from_slice(&deviations).view([-1, 1, 1, 1]);
+        noise.to_device(self.device)
+    }
+
     /// The batch of micro-step `index`: pictures, mirrored and cropped at random.
     fn batch(&self, index: u64) -> Tensor {
         let chosen = crate::data::order::batch_indices(self.seed, index, self.batch, self.epoch.len());
@@ -65,6 +75,11 @@ impl Reconstruct {
             .collect();
         self.picture(&Tensor::stack(&pictures, 0))
     }
+}
+
+/// Whether a parameter of an autoencoder works on latents, not on pictures.
+fn is_of_decoder(parameter: &str) -> bool {
+    parameter.starts_with("decoder.") || parameter.starts_with("post_quant_conv.")
 }
 
 /// How far `got` is from `picture`, both `[B, C, H, W]`: the mean over `settings.scales` scales of
@@ -94,7 +109,31 @@ pub fn reconstruction_loss(settings: &AutoencoderLoss, picture: &Tensor, got: &T
 
 const NONE: Option<&Tensor> = None;
 
+/// Takes `mean` (`[C]`) from the latents that an autoencoder of these weights makes, and gives it back before it decodes: what
+/// comes out stays the same. Without the two 1 × 1 convolutions around latents there is no place for that, and nothing changes.
+///
+/// # Errors
+/// libtorch's (shapes of another autoencoder).
+pub fn move_latents(weights: &mut Weights, mean: &Tensor) -> Result<()> {
+    const PLACES: [&str; 3] = ["quant_conv.bias", "post_quant_conv.weight", "post_quant_conv.bias"];
+    let _guard = tch::no_grad_guard();
+    let [Some(given), Some(taken), Some(bias)] = PLACES.map(|name| weights.get(name)) else { return Ok(()) };
+    let (mean, kind) = (mean.f_to_device(given.device())?.f_to_kind(Kind::Float)?, given.kind());
+    // Log-variances, behind the means, stay.
+    let moved = Tensor::f_cat(&[&mean, &mean.zeros_like()], 0)?;
+    let given = given.f_to_kind(Kind::Float)?.f_sub(&moved)?.f_to_kind(kind)?;
+    let back = taken.f_to_kind(Kind::Float)?.f_squeeze()?.f_mv(&mean)?;
+    let bias = bias.f_to_kind(Kind::Float)?.f_add(&back)?.f_to_kind(kind)?;
+    weights.insert(PLACES[0].to_owned(), given);
+    weights.insert(PLACES[2].to_owned(), bias);
+    Ok(())
+}
+
 impl Objective for Reconstruct {
+    fn learns(&self, parameter: &str) -> bool {
+        !self.settings.decoder_only || is_of_decoder(parameter)
+    }
+
     fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
         let picture = self.batch(index);
         let ops = &mut self.ops(networks).recomputing(self.recomputes);
@@ -102,9 +141,16 @@ impl Objective for Reconstruct {
         let halves = moments.chunk(2, 1);
         let (mean, log_variance) = (&halves[0], halves[1].clamp(-30.0, 20.0));
         let noise = normal(&mut generator(self.seed, Purpose::Posterior, index), &mean.size()).to_device(self.device);
-        let latents = mean + (&log_variance * 0.5).exp() * noise;
+        let mut latents = mean + (&log_variance * 0.5).exp() * noise;
+        if self.settings.latent_noise > 0.0 {
+            latents += self.latent_noise(index, &mean.size());
+        }
         let got = decode(ops, &self.config, &latents.to_kind(self.kind));
         let reconstruction = reconstruction_loss(&self.settings, &picture, &got);
+        if self.settings.decoder_only {
+            let parts = vec![("reconstruction", reconstruction.shallow_clone())];
+            return Ok(Loss { total: reconstruction, parts });
+        }
         // KL(N(mean, σ²) ‖ N(0, 1)) per latent value.
         let divergence = (mean.square() + log_variance.exp() - 1.0 - &log_variance).mean(Kind::Float) * 0.5;
         let parts = vec![("reconstruction", reconstruction.shallow_clone()), ("kl", divergence.shallow_clone())];
@@ -140,7 +186,10 @@ impl Objective for Reconstruct {
         Ok((0..2 * count).map(|i| both.get(i)).collect())
     }
 
-    fn latent_deviation(&mut self, networks: &Networks) -> Result<Option<f64>> {
+    fn latents(&mut self, networks: &Networks) -> Result<Option<Latents>> {
+        if self.settings.decoder_only {
+            return Ok(None);
+        }
         let _guard = tch::no_grad_guard();
         let ops = &mut self.ops(networks);
         let mut latents = Vec::new();
@@ -148,13 +197,13 @@ impl Objective for Reconstruct {
         for start in (0..self.pictures.size()[0].min(256)).step_by(8) {
             let count = (self.pictures.size()[0] - start).min(8);
             let picture = self.picture(&self.pictures.narrow(0, start, count));
-            latents.push(encode(ops, &self.config, &picture.to_kind(self.kind)).narrow(
-                1,
-                0,
-                self.config.latent_channels,
-            ));
+            let moments = encode(ops, &self.config, &picture.to_kind(self.kind)).to_kind(Kind::Float);
+            latents.push(moments.narrow(1, 0, self.config.latent_channels).to_device(Device::Cpu));
         }
-        Ok(Some(Tensor::cat(&latents, 0).std(true).double_value(&[])))
+        let latents = Tensor::cat(&latents, 0);
+        let mean = latents.mean_dim([0, 2, 3].as_slice(), false, Kind::Float);
+        let deviation = (latents - mean.view([1, -1, 1, 1])).std(true).double_value(&[]);
+        Ok(Some(Latents { mean, deviation }))
     }
 }
 
@@ -188,6 +237,29 @@ mod tests {
             total += settings.gradient_weight * (mean(across) + mean(down.collect())) / 2.0;
         }
         total / f64::from(settings.scales)
+    }
+
+    /// An autoencoder of two channels: its latents lose their mean, and its pictures stay.
+    #[test]
+    fn latents_that_are_moved_decode_to_the_same_pictures() {
+        let json = serde_json::json!({
+            "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 2,
+            "block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 16,
+            "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
+        });
+        let config = AutoencoderConfig::from_json(&json).unwrap();
+        let mut weights = crate::train::initialise::initialise(&config.parameters(), 5);
+        let picture = normal(&mut generator(2, Purpose::Initial, 9), &[4, 3, 16, 16]);
+        let latents = |weights: &Weights| encode(&mut Tensors::new(weights), &config, &picture).narrow(1, 0, 2);
+        let pictures = |weights: &Weights| decode(&mut Tensors::new(weights), &config, &latents(weights));
+        let (before, drawn) = (latents(&weights), pictures(&weights));
+        let mean = before.mean_dim([0, 2, 3].as_slice(), false, Kind::Float);
+        assert!(mean.abs().min().double_value(&[]) > 1e-3, "{mean:?}");
+        move_latents(&mut weights, &mean).unwrap();
+        let largest = |tensor: Tensor| tensor.abs().max().double_value(&[]);
+        assert!(largest(latents(&weights) - (before - mean.view([1, 2, 1, 1]))) < 1e-6);
+        assert!(largest(pictures(&weights) - drawn) < 1e-5);
     }
 
     #[test]
