@@ -1,10 +1,10 @@
 """coremltools' DKMPalettizer, trained in PyTorch on the same model with the same pictures, steps and loss as
-`palettist train configs/demo-2bit.toml`: distillation of the output, AdamW, cosine.
+`palettist train configs/study-2bit.toml`: distillation of the output, AdamW, cosine.
 
     python benches/peers/dkm_train.py MODEL PICTURES OUT [--bits 2] [--steps 200] [--learning-rate 3e-4] [--tau 1e-4]
 
 MODEL is a diffusers folder, PICTURES one with metadata.jsonl; OUT gets the model with the palettized weights, which
-`palettist evaluate OUT --config configs/demo-2bit.toml` measures. Prints the seconds of processor time of the
+`palettist evaluate OUT --config configs/study-2bit.toml` measures. Prints the seconds of processor time of the
 initialisation and of each step. Needs torch, diffusers, transformers, coremltools, Pillow.
 """
 

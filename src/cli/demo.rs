@@ -1,5 +1,7 @@
-//! `palettist demo`: the whole path on the small base, what `make demo` runs.
+//! `palettist demo`: the whole path on the small base, what `make demo` runs: a subject learnt at two bits, exported, verified,
+//! and drawn where it never was.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -11,16 +13,18 @@ use crate::config::Config;
 use crate::coreml::exporting::Nbits;
 use crate::coreml::reading::Precision;
 use crate::diffusion::Noise;
+use crate::judge::{Choices, Clip, JudgedPrompt, Metric, Scores, read_labels, read_prompts, right};
 use crate::ops::Weights;
 use crate::palette::checkpoint::SOURCE_MODEL;
 use crate::palette::{PalettizedCheckpoint, post_training};
 use crate::pipeline::{Pipeline, Request};
 use crate::report::{Progress, pictures};
 use crate::source::{Component, Model};
+use crate::terminal::tell;
 use crate::train::evaluate::Evaluation;
 use crate::train::{Ended, Resume, go_on};
 
-/// The whole path on the small base: trains palettes of 2, of mixed and of 4 bits, exports, verifies, compares
+/// The whole path on the small base: learns a subject, at two bits, exports, verifies, and draws it beside float's
 #[derive(clap::Args)]
 pub struct Args {
     /// The folder with the project's configs/, datasets/ and examples/
@@ -28,77 +32,111 @@ pub struct Args {
     project: PathBuf,
 }
 
-/// What the picture shows, a column each. All six combinations are among those that the base was trained on.
-const PROMPTS: [&str; 6] = [
-    "a red mushroom on the grass",
-    "a blue boat at sea",
-    "a yellow house in the snow",
-    "a purple umbrella at the beach",
-    "a green cactus in the desert",
-    "an orange cat at night",
-];
+/// What is trained, in two stages: the subject in float, then palettes.
+const CONFIG: &str = "configs/demo.toml";
+/// A small CLIP that knows the drawn world (`make judge`).
+const JUDGE: &str = "examples/judge";
+/// What the judge chooses among.
+const LABELS: &str = "examples/judge/labels.json";
+/// What is drawn, with labels of what it is to show.
+const PROMPTS: &str = "configs/demo-prompts.jsonl";
+/// Pictures of each prompt that are judged; the first is shown.
+const IMAGES: usize = 4;
+/// How many prompts, the first ones, are shown.
+const SHOWN: usize = 6;
+const GUIDANCE: f64 = 4.0;
+const PICTURE: &str = "runs/demo.png";
 
-/// The configs that are trained, and what their rows are called.
-const TRAINED: [(&str, &str); 3] =
-    [("demo-2bit", "2 bits"), ("demo-mixed", "2.1 bits, mixed"), ("demo-4bit", "4.1 bits, mixed")];
-
-/// One row of the table and of the picture.
+/// A row of the table and of the picture.
 struct Row {
-    name: String,
-    weights: Weights,
+    name: &'static str,
+    pipeline: Pipeline,
     loss: f64,
+    /// Of each kind of prompts.
+    scores: BTreeMap<Asked, Scores>,
+    shown: Vec<RgbImage>,
+}
+
+/// What a prompt asks for, by its labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Asked {
+    /// The subject, at a place where it was never drawn.
+    Subject,
+    /// Another of its class.
+    Class,
+    /// Something else.
+    Other,
+}
+
+impl Asked {
+    /// In a table's head.
+    const TITLES: [(Self, &'static str); 3] =
+        [(Self::Subject, "subject"), (Self::Class, "class"), (Self::Other, "others")];
+
+    fn of(prompt: &JudgedPrompt, subject: &str) -> Self {
+        match prompt.labels.get("subject") {
+            Some(named) if subject.ends_with(named.as_str()) && named.contains(' ') => Self::Subject,
+            Some(_) => Self::Class,
+            None => Self::Other,
+        }
+    }
 }
 
 pub fn run(args: Args) -> Result<()> {
     std::env::set_current_dir(&args.project)
         .map_err(|error| Usage(format!("--project {}: cannot go there: {error}", args.project.display())))?;
+    if let Some(missing) = [CONFIG, JUDGE, PROMPTS].into_iter().find(|path| !Path::new(path).exists()) {
+        let message = format!("{missing} is not here: run the demo in the project's folder, or pass --project");
+        return Err(Usage(message).into());
+    }
     train::stop_on_interrupt(train::SAVING)?;
-    let mut trained = Vec::new();
-    for (name, bits) in TRAINED {
-        let path = PathBuf::from(format!("configs/{name}.toml"));
-        if !path.is_file() {
-            let message =
-                format!("{} is not here: run the demo in the project's folder, or pass --project", path.display());
-            return Err(Usage(message).into());
-        }
-        let config = load_config(&path, &[])?;
-        crate::terminal::tell(format_args!("\n{bits}: training into {}", config.output_dir.display()));
-        if crate::train::run(&config, &Resume::Auto)? == Ended::Stopped {
-            return Err(Interrupted("stopped after saving; run the same command to resume".into()).into());
-        }
-        let palettes = config.output_dir.join(format!("{}.palettes.safetensors", config.name));
-        trained.push((bits, PalettizedCheckpoint::read(&palettes)?, config));
+    let config = load_config(Path::new(CONFIG), &[])?;
+    if crate::train::run(&config, &Resume::Auto)? == Ended::Stopped {
+        return Err(Interrupted("stopped after saving; run the same command to resume".into()).into());
     }
-    let (_, _, config) = trained.last().context("no configs")?;
-    let model = Model::open_with(&config.model.pretrained_model_name_or_path, &config.model.options())?;
 
-    crate::terminal::tell(format_args!("\nmeasuring"));
-    let evaluation = Evaluation::open(config, &model, None, Device::Cpu)?;
-    let float = model.weights(Component::Unet, Kind::Float, Device::Cpu)?;
-    let mut rows = vec![row("float".into(), float, &evaluation)?];
-    for (bits, checkpoint, _) in &trained {
-        let plain = post_training(&model, checkpoint)?;
-        rows.push(row(format!("post-training, {bits}"), plain.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
-        rows.push(row(format!("trained, {bits}"), checkpoint.weights(Kind::Float, Device::Cpu)?, &evaluation)?);
-    }
-    table(&rows, evaluation.examples())?;
-    for (_, checkpoint, config) in &trained {
-        package(config, &model, checkpoint)?;
-    }
-    let picture = Path::new("runs/demo.png");
-    let names: Vec<String> = rows.iter().map(|row| row.name.clone()).collect();
-    draw(&model, rows, picture)?;
+    tell(format_args!("\nmeasuring"));
+    let mut rows = rows(&config)?;
+    judge(&config, &mut rows)?;
+    table(&config, &rows)?;
+    package(&config)?;
+    let prompts = read_prompts(Path::new(PROMPTS))?;
+    let sheet: Vec<Vec<RgbImage>> = rows.iter().map(|row| row.shown.clone()).collect();
+    pictures::write_png(Path::new(PICTURE), &pictures::sheet(&sheet, 4))?;
     print(format_args!(
-        "\n{}: rows are {};\ncolumns are {}",
-        picture.display(),
-        names.join("; "),
-        PROMPTS.map(|prompt| format!("\"{prompt}\"")).join(", ")
+        "\n{PICTURE}: rows are {};\ncolumns are {}",
+        rows.iter().map(|row| row.name).collect::<Vec<_>>().join("; "),
+        prompts.iter().take(SHOWN).map(|prompt| format!("\"{}\"", prompt.drawn.prompt)).collect::<Vec<_>>().join(", ")
     ))
 }
 
-fn row(name: String, weights: Weights, evaluation: &Evaluation) -> Result<Row> {
-    let loss = evaluation.measure(&weights)?.loss;
-    Ok(Row { name, weights, loss })
+/// The base, the float model that learned the subject, that one with palettes without training, and with trained ones.
+fn rows(config: &Config) -> Result<Vec<Row>> {
+    let personalized = config.first_stage().context("a config of two stages")?.output_dir.join("model");
+    let open = |path: &str| Model::open_with(path, &config.model.options());
+    let base = open(&config.model.pretrained_model_name_or_path)?;
+    let float = open(&personalized.display().to_string())?;
+    let trained = open(&config.output_dir.join("model").display().to_string())?;
+    let checkpoint = palettes(config)?;
+    let plain = post_training(&float, &checkpoint)?;
+    [
+        ("base", &base, None),
+        ("float", &float, None),
+        ("post-training, 2.1 bits", &float, Some(&plain)),
+        ("trained, 2.1 bits", &trained, Some(&checkpoint)),
+    ]
+    .into_iter()
+    .map(|(name, model, palettes)| {
+        let pipeline = Pipeline::load(model, palettes, Kind::Float, Device::Cpu)?;
+        let loss = Evaluation::open(config, model, None, Device::Cpu)?.measure(&pipeline.unet)?.loss;
+        Ok(Row { name, pipeline, loss, scores: BTreeMap::new(), shown: Vec::new() })
+    })
+    .collect()
+}
+
+/// Those that the run learned.
+fn palettes(config: &Config) -> Result<PalettizedCheckpoint> {
+    PalettizedCheckpoint::read(&config.output_dir.join(format!("{}.palettes.safetensors", config.name)))
 }
 
 /// The best palettes without training, of the same form in each layer as those of `trained`.
@@ -109,29 +147,85 @@ fn post_training(model: &Model, trained: &PalettizedCheckpoint) -> Result<Palett
     post_training::palettize(weights.into_iter().map(Ok), &chosen, Weights::new(), metadata, &|_| {})
 }
 
-/// Losses, and how much of what post-training lost came back.
-fn table(rows: &[Row], examples: usize) -> Result<()> {
-    let float = rows[0].loss;
-    print(format_args!(
-        "\nvalidation denoising loss, {examples} noised pictures, the same noise and timesteps for all"
-    ))?;
+/// Draws every prompt with every model, from the same noise, and asks the judge what the pictures show.
+fn judge(config: &Config, rows: &mut [Row]) -> Result<()> {
+    let prompts = read_prompts(Path::new(PROMPTS))?;
+    let clip = Clip::open(JUDGE, Device::Cpu)?;
+    let choices = Choices::new(&clip, &prompts, &read_labels(Path::new(LABELS))?)?;
+    let subject = instance_prompt(config);
+    let total = rows.len() * prompts.len() * IMAGES;
+    let mut bar = Progress::new("drawing", 0, total as u64).counting("picture");
+    let mut drawn = 0;
     for row in rows {
-        print(format_args!("  {:31} {:.6}  {:+8.2} %", row.name, row.loss, 100.0 * (row.loss / float - 1.0)))?;
+        for (index, prompt) in prompts.iter().enumerate() {
+            let seeds = (index * IMAGES..(index + 1) * IMAGES).map(|seed| seed as u64).collect();
+            let request = Request {
+                prompt: prompt.drawn.prompt.clone(),
+                guidance_scale: GUIDANCE,
+                noise: Noise::Seeds(seeds),
+                images: IMAGES,
+                ..Request::default()
+            };
+            let output = row.pipeline.generate(&request, &mut |_, _| go_on())?;
+            let images: Vec<RgbImage> =
+                output.images.unbind(0).iter().map(pictures::from_tensor).collect::<Result<_>>()?;
+            let shown = choices.shown(&clip.pictures(&images.iter().collect::<Vec<_>>())?);
+            let scores: Vec<_> = shown.iter().map(|shown| right(shown, &prompt.labels)).collect();
+            row.scores.entry(Asked::of(prompt, subject)).or_default().push(&scores);
+            if index < SHOWN {
+                row.shown.extend(images.into_iter().next());
+            }
+            drawn += IMAGES as u64;
+            bar.update(drawn, &[]);
+        }
     }
-    for pair in rows[1..].chunks(2) {
-        let recovered = (pair[0].loss - pair[1].loss) / (pair[0].loss - float);
-        print(format_args!("  {} recovers {:.1} % of what {} lost", pair[1].name, 100.0 * recovered, pair[0].name))?;
+    bar.finish();
+    Ok(())
+}
+
+fn instance_prompt(config: &Config) -> &str {
+    config.data.dreambooth.as_ref().map_or("", |dreambooth| dreambooth.instance_prompt.as_str())
+}
+
+/// How many pictures show all that was asked for, and the loss.
+fn table(config: &Config, rows: &[Row]) -> Result<()> {
+    let counts: Vec<String> = {
+        let prompts = read_prompts(Path::new(PROMPTS))?;
+        let subject = instance_prompt(config);
+        let of = |asked: Asked| prompts.iter().filter(|prompt| Asked::of(prompt, subject) == asked).count() * IMAGES;
+        Asked::TITLES.iter().map(|(asked, title)| format!("{} of \"{title}\"", of(*asked))).collect()
+    };
+    print(format_args!(
+        "\npictures that show all that their prompt asks for, %, by the judge in {JUDGE} ({}), from the same noise;\n\
+         loss: the denoising loss on pictures that were not trained on, none of the subject",
+        counts.join(", ")
+    ))?;
+    let heads: String = Asked::TITLES.iter().map(|(_, title)| format!("{title:>9}")).collect();
+    print(format_args!("  {:26}{heads}{:>11}", "", "loss"))?;
+    for row in rows {
+        let share = |asked: Asked| row.scores.get(&asked).and_then(|scores| scores.mean(&Metric::AllRight, 0));
+        let cells: String = Asked::TITLES
+            .iter()
+            .map(|(asked, _)| {
+                share(*asked).map_or_else(|| format!("{:>9}", "–"), |share| format!("{:>9.0}", share.mean))
+            })
+            .collect();
+        print(format_args!("  {:26}{cells}{:>11.6}", row.name, row.loss))?;
     }
     Ok(())
 }
 
-/// Reads the exported package back and compares it with the trained network.
-fn package(config: &Config, model: &Model, checkpoint: &PalettizedCheckpoint) -> Result<()> {
+/// Reads the exported packages back and compares them with the networks that were trained.
+fn package(config: &Config) -> Result<()> {
+    let model = Model::open_with(&config.output_dir.join("model").display().to_string(), &config.model.options())?;
+    let checkpoint = palettes(config)?;
     let folder = config.output_dir.join("coreml");
-    for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
+    let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    paths.sort();
+    for path in paths {
         if path.extension().is_some_and(|extension| extension == "mlpackage") {
-            let report = verify::against(&path, model, Some(checkpoint), &Nbits::default(), false)?;
+            let report = verify::against(&path, &model, Some(&checkpoint), &Nbits::default(), false)?;
             print(format_args!("\n{}\n{}", path.display(), format!("{report}").trim_end()))?;
             let least = report.least(Precision::Float32).min(report.least(Precision::Float16));
             if least.is_nan() || least < 35.0 {
@@ -140,29 +234,4 @@ fn package(config: &Config, model: &Model, checkpoint: &PalettizedCheckpoint) ->
         }
     }
     Ok(())
-}
-
-fn draw(model: &Model, rows: Vec<Row>, path: &Path) -> Result<()> {
-    let mut pipeline = Pipeline::load(model, None, Kind::Float, Device::Cpu)?;
-    let total = rows.len() * PROMPTS.len();
-    let mut bar = Progress::new("drawing", 0, total as u64).counting("picture");
-    let mut sheet: Vec<Vec<RgbImage>> = Vec::new();
-    for row in rows {
-        pipeline.unet = row.weights;
-        let mut line = Vec::new();
-        for (seed, prompt) in PROMPTS.iter().enumerate() {
-            let request = Request {
-                prompt: (*prompt).to_owned(),
-                guidance_scale: 4.0,
-                noise: Noise::Seed(seed as u64),
-                ..Request::default()
-            };
-            let output = pipeline.generate(&request, &mut |_, _| go_on())?;
-            line.push(pictures::from_tensor(&output.images.get(0))?);
-            bar.update((sheet.len() * PROMPTS.len() + line.len()) as u64, &[]);
-        }
-        sheet.push(line);
-    }
-    bar.finish();
-    pictures::write_png(path, &pictures::sheet(&sheet, 4))
 }
