@@ -397,7 +397,7 @@ fn a_bundle_without_a_tokenizer_is_refused_before_anything_is_written() {
 fn verify_of_a_checkpoint_names_inspect() {
     let file = Path::new(MODEL).join("unet/diffusion_pytorch_model.safetensors");
     let error = fails(Path::new("."), &["verify", file.to_str().unwrap()], 2);
-    assert!(error.contains("is not a .mlpackage folder; `palettist inspect` tells what"), "{error}");
+    assert!(error.contains("is not a .mlpackage or .mlmodelc folder; `palettist inspect` tells what"), "{error}");
 }
 
 /// A package that coremltools wrote.

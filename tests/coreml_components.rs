@@ -388,6 +388,21 @@ fn a_bundle_holds_the_tokenizer_as_swift_reads_it() {
     let command = format!("sh '{}'", output.join("compile.sh").display());
     assert!(said.contains(&command) && !said.contains("missing"), "{said}");
     let resources = output.join("Resources");
+    // All of it, compiled: what an app takes as it is.
+    let mut names: Vec<_> =
+        std::fs::read_dir(&resources).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let compiled = ["TextEncoder", "Unet", "VAEDecoder", "VAEEncoder"].map(|name| format!("{name}.mlmodelc"));
+    for name in &compiled {
+        assert!(names.contains(name), "{names:?}");
+        Package::open(&resources.join(name)).unwrap().check_values().unwrap();
+        assert!(said.contains(&resources.join(name).display().to_string()), "{said}");
+    }
+    assert!(said.contains("no device has loaded one of these yet"), "{said}");
+    let paths = compiled.map(|name| resources.join(name).display().to_string());
+    let arguments: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let verified = palettist(&[&["verify"], &arguments[..], &["--against", MODEL]].concat());
+    assert!(verified.contains("4 of 4 packages agree with the model"), "{verified}");
     let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
     let own = Path::new(MODEL).join("tokenizer");
     let tokens = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();

@@ -19,7 +19,7 @@ use crate::coreml::strangers::of_another_model;
 use crate::coreml::{AttentionImplementation, DeploymentTarget, PackageMetadata};
 use crate::pipeline::drawing::{check_shapes, unet_weights};
 use crate::pipeline::text_to_image;
-use crate::report::Progress;
+use crate::report::{Copying, Progress};
 use crate::source::{Component, Model, copy_model};
 use crate::terminal::{tell, warn};
 use crate::torch::give_back_large_memory;
@@ -50,8 +50,8 @@ pub struct Args {
     /// with commas between, as in unet=4,text_encoder=6. Embeddings stay fp16
     #[arg(long, value_name = "N")]
     quantize_nbits: Option<Nbits>,
-    /// Also makes the folder Resources that Apple's Swift package reads, Mochi Diffusion too; all networks if none are
-    /// named. Compiling takes a Mac: elsewhere a script to run there is written
+    /// Also makes the folder Resources that Apple's Swift package reads, Mochi Diffusion too, of packages that are compiled
+    /// here; all networks if none are named. The script compile.sh compiles them with Apple's compiler, on a Mac
     #[arg(long)]
     bundle_resources_for_swift_cli: bool,
     /// How the UNet's attention is computed: ORIGINAL for the GPU (the default), SPLIT_EINSUM or SPLIT_EINSUM_V2 (512 queries
@@ -244,7 +244,7 @@ fn packages(args: &Args, opened: &Opened, parts: Option<Vec<Part>>, nbits: Nbits
         Some(bundle) => write_bundle(&bundle, model)?,
         None if holds_bundle(&args.output) => warn(format_args!(
             "compile.sh and Resources in {} are of what was there before; --bundle-resources-for-swift-cli writes \
-             them for the packages that are there now",
+             them for the packages that are there now, with --overwrite those too that are compiled already",
             args.output.display()
         )),
         None => {}
@@ -355,12 +355,16 @@ fn check_places(plan: &Plan) -> Result<()> {
 
 /// Makes the bundle around the packages that are there now, and says what it lacks.
 fn write_bundle(bundle: &Bundle, model: &Model) -> Result<()> {
-    let made = bundle.write().map_err(|error| match error.downcast_ref::<InTheWay>() {
-        Some(occupied) => Usage(occupied.to_string()).into(),
-        None => error,
+    let mut copying = Copying::default();
+    let made = bundle.write(&mut |done, total| copying.hear(done, total)).map_err(|error| {
+        match error.downcast_ref::<InTheWay>() {
+            Some(occupied) => Usage(occupied.to_string()).into(),
+            None => error,
+        }
     })?;
+    made.compiled.iter().try_for_each(|(place, _)| print(place.display()))?;
     print(made.resources.display())?;
-    bundle.missing(model).iter().chain(&made.to_compile()).try_for_each(print)
+    bundle.missing(model).iter().chain(&made.notes()).try_for_each(print)
 }
 
 /// Whether a folder is a model's own, or that of one of its networks.

@@ -10,6 +10,7 @@ use tch::Kind;
 
 use super::{Mistakes, grouped, print, size};
 use crate::coreml::components::cost::Cost;
+use crate::coreml::reading::compiled::is_compiled;
 use crate::coreml::reading::{Package, Palettes};
 use crate::files::TensorFile;
 use crate::palette::{LutDtype, PalettizedCheckpoint};
@@ -19,7 +20,7 @@ use crate::terminal::{printable_line, tell};
 /// Tells what a checkpoint or package holds: tensors, bits per weight with palettes counted, sizes
 #[derive(clap::Args)]
 pub struct Args {
-    /// `.safetensors` files, palettized or not, `.mlpackage` folders, and folders of models and runs
+    /// `.safetensors` files, palettized or not, `.mlpackage` and `.mlmodelc` folders, and folders of models and runs
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// One JSON object a file, one a line
@@ -116,7 +117,12 @@ impl Contents {
     /// Reads all files and packages in a folder: a model's, a network's, or a run's without its checkpoints.
     fn folder(path: &Path) -> Result<Self> {
         let mut all = Self::new("folder", Vec::new(), Vec::new(), 0);
-        for file in weight_files(path, DEEPEST)? {
+        let mut files = weight_files(path, DEEPEST)?;
+        // What is compiled of packages that are there holds their weights once more.
+        if files.iter().any(|file| !is_compiled(file)) {
+            files.retain(|file| !is_compiled(file));
+        }
+        for file in files {
             let within = file.strip_prefix(path).unwrap_or(&file).to_owned();
             let contents = Self::read(&file)?;
             all.files.push((within.clone(), contents.entries.len()));
@@ -209,7 +215,9 @@ impl Contents {
         ];
         metadata.extend(known.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_string(), v.clone())));
         metadata.extend(about.user_defined.clone());
-        Ok(Self::new("Core ML package", entries, metadata, package.file_bytes()))
+        metadata.extend(package.compiler().map(|compiler| ("compiled by".to_owned(), compiler.to_owned())));
+        let what = if package.is_compiled() { "compiled Core ML model" } else { "Core ML package" };
+        Ok(Self::new(what, entries, metadata, package.file_bytes()))
     }
 
     /// (weights, bits) of the entries that `keep` accepts.
@@ -309,10 +317,12 @@ fn palette_kind(bits: u32, groups: u64, vector: u64) -> String {
     format!("{bits}-bit palette{groups}{vector}")
 }
 
-/// Whether a folder is a package or what is left of one, which may lack its manifest.
+/// Whether a folder is a package, compiled or not, or what is left of one, which may lack its manifest.
 fn is_package(folder: &Path) -> bool {
     let named = folder.extension().is_some_and(|extension| extension == "mlpackage");
-    named || ["Manifest.json", "Data/com.apple.CoreML"].iter().any(|part| folder.join(part).exists())
+    named
+        || is_compiled(folder)
+        || ["Manifest.json", "Data/com.apple.CoreML"].iter().any(|part| folder.join(part).exists())
 }
 
 /// How deep in a folder files are looked for: in a run, `model/unet/` is two folders down.

@@ -3,12 +3,13 @@
 //! Results go to standard output, progress and errors to standard error. Exit codes are in `EXIT_CODES`: 2 is for
 //! `Usage`, [`crate::config::Error`], [`crate::train::Refused`] and [`crate::source::Misused`], 130 for `Interrupted` and
 //! [`crate::train::Stopped`]. Whatever is written takes
-//! a new name or says that the old one is there: nothing is overwritten, but for packages with `export --overwrite`, and
-//! what `generate` draws, which replaces files as a compiler's `-o` does.
+//! a new name or says that the old one is there: nothing is overwritten, but for packages with `export --overwrite`,
+//! compiled ones with `compile --overwrite`, and what `generate` draws, which replaces files as a compiler's `-o` does.
 
 mod analyze;
 mod check;
 mod clean;
+mod compile;
 mod demo;
 mod doctor;
 mod drawing;
@@ -63,6 +64,7 @@ enum Command {
     Palettize(palettize::Args),
     Generate(Box<generate::Args>),
     Export(export::Args),
+    Compile(compile::Args),
     Verify(verify::Args),
     Evaluate(evaluate::Args),
     Inspect(inspect::Args),
@@ -88,6 +90,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Palettize(args) => palettize::run(args),
         Command::Generate(args) => generate::run(*args),
         Command::Export(args) => export::run(args),
+        Command::Compile(args) => compile::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Inspect(args) => inspect::run(args),

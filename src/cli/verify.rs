@@ -13,7 +13,7 @@ use crate::coreml::components::{Attended, Part};
 use crate::coreml::exporting::nbits::{Nbits, forms};
 use crate::coreml::format::metadata::{PALETTES, VERSION};
 use crate::coreml::prompt::Prompt;
-use crate::coreml::reading::{Chain, Precision};
+use crate::coreml::reading::{Chain, Chunk, Precision};
 use crate::coreml::verifying::layers::Recording;
 use crate::coreml::verifying::parameters::{self, Held};
 use crate::coreml::verifying::{
@@ -30,10 +30,10 @@ use crate::pipeline::drawing::unet_weights;
 use crate::pipeline::text_to_image;
 use crate::source::{Model, ModelOptions};
 
-/// Reads packages back from disk, checks them, runs them, and compares them with the network
+/// Reads packages back from disk, compiled or not, checks them, runs them, and compares them with the network
 #[derive(clap::Args)]
 pub struct Args {
-    /// .mlpackage folders; of a UNet in chunks the first, which takes the others along
+    /// .mlpackage and .mlmodelc folders; of a UNet in chunks the first, which takes the other along
     #[arg(required = true, value_name = "PACKAGE")]
     packages: Vec<PathBuf>,
     /// The model that the packages were made of, a diffusers folder, a single file or a run; without it they are only checked
@@ -125,7 +125,7 @@ fn one(
     args: &Args,
 ) -> Result<Vec<String>> {
     if path.is_file() && path.extension() == Some("safetensors".as_ref()) {
-        let message = "is not a .mlpackage folder; `palettist inspect` tells what a checkpoint holds";
+        let message = "is not a .mlpackage or .mlmodelc folder; `palettist inspect` tells what a checkpoint holds";
         return Err(Usage(format!("{} {message}", path.display())).into());
     }
     print(path.display())?;
@@ -365,7 +365,7 @@ fn takes(config: &UnetConfig, given: &UnetInputs) -> Result<()> {
     Ok(())
 }
 
-/// A path that is, by its name, that of one of a UNet's two chunks.
+/// One of a UNet's two chunks.
 struct Half {
     second: bool,
     /// Where the other one is, if it is anywhere.
@@ -374,10 +374,7 @@ struct Half {
 
 impl Half {
     fn of(path: &Path) -> Option<Self> {
-        const ENDINGS: [&str; 2] = ["_chunk1.mlpackage", "_chunk2.mlpackage"];
-        let name = path.file_name()?.to_str()?;
-        let second = name.ends_with(ENDINGS[1]);
-        let stem = name.strip_suffix(ENDINGS[usize::from(second)])?;
-        Some(Self { second, other: path.with_file_name(format!("{stem}{}", ENDINGS[usize::from(!second)])) })
+        let chunk = Chunk::of(path)?;
+        Some(Self { second: chunk.number == 2, other: chunk.path(3 - chunk.number) })
     }
 }

@@ -527,7 +527,7 @@ pub struct Export {
     /// Palettes without training for networks that have none: bits for all, or `"text_encoder=6,vae_decoder=8"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize_nbits: Option<Nbits>,
-    /// Also makes the folder `Resources` that Apple's Swift package reads.
+    /// Also makes the folder `Resources` that Apple's Swift package reads, of packages that are compiled.
     pub bundle_resources_for_swift_cli: bool,
 }
 

@@ -7,14 +7,16 @@
 //! | [`prompt`] | how texts reach a text encoder |
 //! | [`writing`] | programs, and networks as programs |
 //! | [`components`] | what the package of each network is |
+//! | [`reading`] | reading a package back, compiled or not, and running it |
+//! | [`compiling`] | packages as the folders that apps load |
 //! | [`bundle`] | what apps need beside packages |
 //! | [`strangers`] | packages in a folder that do not go with those to be written |
 //! | [`exporting`] | what is asked for as one plan, and doing it |
-//! | [`reading`] | reading a package back and running it |
 //! | [`verifying`] | a package against the network that it was made from |
 
 pub mod bundle;
 mod choices;
+pub mod compiling;
 pub mod components;
 pub mod exporting;
 pub mod format;

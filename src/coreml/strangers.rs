@@ -26,8 +26,14 @@ pub fn of_another_model(folder: &Path, metadata: &PackageMetadata, parts: &[Part
 }
 
 /// A package in `folder`, or a compiled one of its bundle, that was made beside other weights than those of the model that
-/// `metadata` is of, though it has the model's name; those at `replaced` aside. What does not say is not told.
-pub fn of_other_weights(folder: &Path, metadata: &PackageMetadata, replaced: &[PathBuf]) -> Option<PathBuf> {
+/// `metadata` is of, though it has the model's name; those at `replaced` aside. What does not say is not told. With
+/// `overwrite`, compiled ones whose package is there are made anew of it, and are not asked.
+pub fn of_other_weights(
+    folder: &Path,
+    metadata: &PackageMetadata,
+    replaced: &[PathBuf],
+    overwrite: bool,
+) -> Option<PathBuf> {
     let place = |component: &str| folder.join(metadata.package_name(component));
     // The halves of an autoencoder must be one's; a model may be given another autoencoder than its own.
     let writes_half = replaced.iter().any(|path| {
@@ -44,8 +50,9 @@ pub fn of_other_weights(folder: &Path, metadata: &PackageMetadata, replaced: &[P
             return None;
         }
         let compiled = folder.join("Resources").join(format!("{compiled}.mlmodelc"));
+        let is_replaced = overwrite && package.is_dir();
         let of_package = is_other(component, Ids::of(&package)).then_some(package);
-        of_package.or_else(|| is_other(component, Ids::of_compiled(&compiled)).then_some(compiled))
+        of_package.or_else(|| (!is_replaced && is_other(component, Ids::of_compiled(&compiled))).then_some(compiled))
     })
 }
 
@@ -67,7 +74,7 @@ impl Ids {
         read().unwrap_or_default()
     }
 
-    /// Of a compiled one: Apple's compiler writes what packages say into a file of its own.
+    /// Of a compiled one: what packages say is in a file of its own there.
     fn of_compiled(compiled: &Path) -> Self {
         let read = || {
             let json: serde_json::Value =

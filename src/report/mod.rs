@@ -8,5 +8,5 @@ mod tensorboard;
 
 pub use html::write_report;
 pub use metrics::Metrics;
-pub use progress::{Progress, duration};
+pub use progress::{Copying, Progress, duration};
 pub use tensorboard::{TensorBoard, is_caught};

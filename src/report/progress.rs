@@ -197,6 +197,22 @@ fn number(value: f64) -> String {
     if value == 0.0 || (1e-3..1e4).contains(&size) { format!("{value:.4}") } else { format!("{value:.2e}") }
 }
 
+/// A bar for bytes that are copied, which is there only while some are.
+#[derive(Default)]
+pub struct Copying(Option<Progress>);
+
+impl Copying {
+    /// `done` bytes of `total` are copied.
+    pub fn hear(&mut self, done: u64, total: u64) {
+        const MEGABYTE: u64 = 1_000_000;
+        let begin = || Progress::new("copying weights", 0, total / MEGABYTE).counting("MB");
+        self.0.get_or_insert_with(begin).update(done / MEGABYTE, &[]);
+        if let Some(bar) = self.0.take_if(|_| done >= total) {
+            bar.finish();
+        }
+    }
+}
+
 /// `45 s`, `17 min`, `3 h 05 min`.
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;

@@ -28,7 +28,7 @@ use crate::files::{self, beside};
 use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::{Palette, PalettizedCheckpoint, subject};
-use crate::report::{Progress, write_report};
+use crate::report::{Copying, Progress, write_report};
 use crate::source::lora::LORAS;
 use crate::source::{Component, Model, autoencoder_id, fill_model, goes_with, model_id, write_component};
 use crate::terminal::{note, shell_word};
@@ -319,10 +319,11 @@ impl Ending<'_> {
             written.iter().for_each(|path| reporter.wrote("the Core ML package", path));
         }
         if let Some(bundle) = plan.bundle().filter(|_| !parts.is_empty()) {
-            let made = bundle.write()?;
+            let mut copying = Copying::default();
+            let made = bundle.write(&mut |done, total| copying.hear(done, total))?;
             reporter.wrote("what Apple's Swift package reads", &made.resources);
             bundle.missing(model).iter().for_each(|line| reporter.say(&format!("note: {line}")));
-            made.to_compile().iter().for_each(|line| reporter.say(line));
+            made.notes().iter().for_each(|line| reporter.say(&format!("note: {line}")));
         }
         Ok(())
     }

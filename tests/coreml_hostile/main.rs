@@ -1,4 +1,4 @@
-//! Packages that somebody broke, by accident or on purpose: refused with a message, never a panic.
+//! Packages that somebody broke, compiled or not, by accident or on purpose: refused with a message, never a panic.
 //!
 //! Some mutants of each package are tried with the other tests. Ten thousand, a minute or two of one core, with the
 //! address space of the process limited:
@@ -9,6 +9,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod compiled;
 mod mutants;
 mod mutate;
 

@@ -25,20 +25,22 @@ use crate::mutate::{Files, mutant};
 use crate::{MODEL, WEIGHTS};
 
 /// What a mutant may take.
-const LONGEST: Duration = Duration::from_secs(10);
-const MOST_MEMORY: u64 = 1 << 30;
+pub const LONGEST: Duration = Duration::from_secs(10);
+pub const MOST_MEMORY: u64 = 1 << 30;
 
 /// A sound package, and what it runs on.
-struct Sound {
-    name: String,
-    files: Files,
-    program: proto::Model,
-    inputs: BTreeMap<String, Tensor>,
+pub struct Sound {
+    pub name: String,
+    /// Where it lies.
+    pub path: PathBuf,
+    pub files: Files,
+    pub program: proto::Model,
+    pub inputs: BTreeMap<String, Tensor>,
 }
 
 /// Small UNets of every form: fp16, palettes, the tables of iOS 18, for ControlNets, in chunks; the other networks; and
 /// one of coremltools in which sizes are computed.
-fn originals(folder: &Path) -> Vec<Sound> {
+pub fn originals(folder: &Path) -> Vec<Sound> {
     let config = small_unet(4, [8, 16], json!(2), false);
     let floats = weights(&config);
     let palettes = palettized(&config, &floats);
@@ -90,19 +92,19 @@ fn original(name: String, path: &Path) -> Sound {
         let ids = Tensor::full(&feature.kind.shape, 3, (Kind::Float, Device::Cpu));
         (feature.name.clone(), if feature.name == "input_ids" { ids } else { values })
     });
-    Sound { name, program, inputs: drawn.collect(), files }
+    Sound { name, path: path.to_owned(), program, inputs: drawn.collect(), files }
 }
 
 /// How many mutants were refused, were opened, and ran in both precisions.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    refused: usize,
-    opened: usize,
-    ran: usize,
+pub struct Counts {
+    pub refused: usize,
+    pub opened: usize,
+    pub ran: usize,
 }
 
 /// What `inspect` and `verify` do with the package at `path`.
-fn survive(path: &Path, inputs: &BTreeMap<String, Tensor>, counts: &mut Counts) {
+pub fn survive(path: &Path, inputs: &BTreeMap<String, Tensor>, counts: &mut Counts) {
     match Chain::open(path) {
         Err(error) => {
             assert!(!format!("{error:#}").is_empty());
@@ -121,13 +123,13 @@ fn survive(path: &Path, inputs: &BTreeMap<String, Tensor>, counts: &mut Counts) 
 }
 
 /// Peak memory of this process since the last [`forget_peak`], in bytes; 0 where the system does not tell.
-fn peak() -> u64 {
+pub fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
-fn forget_peak() {
+pub fn forget_peak() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
@@ -167,7 +169,7 @@ fn a_hundred_and_fifty_mutants() {
 }
 
 /// What an allocation too large would do shows only where address space is limited.
-fn limit_address_space(more: u64) {
+pub fn limit_address_space(more: u64) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
     let now = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10;

@@ -160,7 +160,7 @@ impl<'a> Plan<'a> {
     /// is not written again.
     pub fn of_other_weights(&self) -> Option<String> {
         let replaced: Vec<PathBuf> = self.parts.iter().flat_map(|&part| self.places(part)).collect();
-        let other = of_other_weights(&self.folder, &self.metadata, &replaced)?;
+        let other = of_other_weights(&self.folder, &self.metadata, &replaced, self.options.overwrite)?;
         let model = self.model.path().display();
         Some(format!("{} is of another model of this name: its weights are not those of {model}", other.display()))
     }

@@ -28,7 +28,7 @@ impl From<Package> for Chain {
 }
 
 impl Chain {
-    /// Opens the package at `path`; where that is `…_chunk1.mlpackage`, the chunks behind it too.
+    /// Opens the package at `path`, compiled or not; where that is the first chunk by its name, the second too.
     ///
     /// # Errors
     /// When a package is not sound, or takes something as another type than it is given.
@@ -155,9 +155,58 @@ impl Chain {
 /// The package at `path` and, where its name says that it is the first chunk, those behind it that are there.
 fn chunks(path: &Path) -> Vec<PathBuf> {
     let mut paths = vec![path.to_path_buf()];
-    if let Some(stem) = path.file_name().and_then(|name| name.to_str()?.strip_suffix("_chunk1.mlpackage")) {
-        let behind = (2..).map(|number| path.with_file_name(format!("{stem}_chunk{number}.mlpackage")));
-        paths.extend(behind.take_while(|path| path.exists()));
+    if let Some(first) = Chunk::of(path).filter(|chunk| chunk.number == 1) {
+        paths.extend((2..).map(|number| first.path(number)).take_while(|path| path.exists()));
     }
     paths
+}
+
+/// What is before and after the number in the names of chunks: those of packages, and those that Apple's programs look for.
+const CHUNKS: [(&str, &str); 3] = [("_chunk", ".mlpackage"), ("_chunk", ".mlmodelc"), ("Chunk", ".mlmodelc")];
+
+/// A path that is, by its name, that of one of a UNet's two chunks.
+pub struct Chunk {
+    /// 1 or 2.
+    pub number: u32,
+    folder: PathBuf,
+    before: String,
+    after: &'static str,
+}
+
+impl Chunk {
+    pub fn of(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        CHUNKS.into_iter().find_map(|(before, after)| {
+            let whole = name.strip_suffix(after)?;
+            let number = [1, 2].into_iter().find(|number| whole.ends_with(&format!("{before}{number}")))?;
+            let before = whole[..whole.len() - 1].to_owned();
+            Some(Self { number, folder: path.with_file_name(""), before, after })
+        })
+    }
+
+    /// Where the chunk of this number is, if it is anywhere.
+    pub fn path(&self, number: u32) -> PathBuf {
+        self.folder.join(format!("{}{number}{}", self.before, self.after))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_known_by_their_names() {
+        let cases = [
+            ("a/x_unet_chunk1.mlpackage", 1, "a/x_unet_chunk2.mlpackage"),
+            ("x_unet_chunk2.mlmodelc", 2, "x_unet_chunk1.mlmodelc"),
+            ("a/ControlledUnetChunk2.mlmodelc", 2, "a/ControlledUnetChunk1.mlmodelc"),
+        ];
+        for (path, number, other) in cases {
+            let chunk = Chunk::of(Path::new(path)).unwrap();
+            assert_eq!((chunk.number, chunk.path(3 - number)), (number, PathBuf::from(other)));
+        }
+        for path in ["x_unet.mlpackage", "x_chunk3.mlpackage", "UnetChunk1.mlpackage", "Unet.mlmodelc", "_chunk1"] {
+            assert!(Chunk::of(Path::new(path)).is_none(), "{path}");
+        }
+    }
 }

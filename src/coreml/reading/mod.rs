@@ -8,6 +8,8 @@
 //! | file | what |
 //! |---|---|
 //! | [`package`](Package) | the folder, its manifest and its description |
+//! | `compiled` | the same of a compiled model, from the text of its program |
+//! | `file` | a file that is no link and not too long |
 //! | `blob` | `weight.bin` |
 //! | `types`, `constant`, `program` | the protobuf messages in the reader's own, checked terms |
 //! | `signature`, `check` | the rules of a program |
@@ -23,9 +25,11 @@ mod blocks;
 mod call;
 mod chain;
 mod check;
+pub mod compiled;
 mod constant;
 mod constexpr;
 mod evaluate;
+mod file;
 mod ops;
 mod package;
 mod program;
@@ -34,7 +38,7 @@ mod summary;
 mod types;
 mod values;
 
-pub use chain::Chain;
+pub use chain::{Chain, Chunk};
 pub use evaluate::{Precision, evaluate, evaluate_watched, parameter_of, psnr};
 pub use package::{Feature, Package};
 pub use summary::{Palettes, WeightSummary};

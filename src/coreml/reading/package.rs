@@ -1,4 +1,5 @@
-//! The `.mlpackage` folder: its manifest, its model, its weights, and what it declares to callers.
+//! The `.mlpackage` folder: its manifest, its model, its weights, and what it declares to callers. A compiled model,
+//! `.mlmodelc`, is read as the package that it was made of.
 //!
 //! Everything is checked when a package is opened, so that what has been opened can be run. Nothing in it is trusted:
 //! sizes are compared with the files before they are used, names cannot lead out of the folder.
@@ -6,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -15,8 +15,10 @@ use serde_json::Value;
 
 use super::blob::BlobFile;
 use super::check::{Checked, check};
+use super::compiled;
 use super::constant::Blobs;
 use super::constexpr::Constants;
+use super::file::read_file;
 use super::program::Program;
 use super::types::{DataType, TensorType};
 use crate::coreml::format::proto::{self, FeatureKind};
@@ -30,6 +32,8 @@ const WEIGHTS: &str = "weights";
 #[derive(Debug)]
 pub struct Package {
     path: PathBuf,
+    is_compiled: bool,
+    compiler: Option<String>,
     specification_version: i32,
     metadata: proto::Metadata,
     inputs: Vec<Feature>,
@@ -49,49 +53,40 @@ pub struct Feature {
 }
 
 impl Package {
-    /// Reads a package folder.
+    /// Reads a package folder, or a compiled one.
     ///
     /// # Errors
     /// Names the package, the file or the operation, and the rule that is broken.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::read(path).with_context(|| format!("{} is not a sound Core ML package", path.display()))
+        let what = if compiled::is_compiled(path) { "compiled Core ML model" } else { "Core ML package" };
+        Self::read(path).with_context(|| format!("{} is not a sound {what}", path.display()))
     }
 
     fn read(path: &Path) -> Result<Self> {
         ensure!(path.exists(), "there is no such folder");
         ensure!(path.is_dir(), "it is a file; a package is a folder, NAME.mlpackage");
-        let files = [MANIFEST.to_owned(), format!("Data/{AUTHOR}/{MODEL}")];
-        if let Some(missing) = files.iter().find(|file| fs::symlink_metadata(path.join(file)).is_err()) {
-            bail!("{missing} is missing: export it again, or copy all of the folder");
-        }
-        let manifest = read_file(&path.join(MANIFEST), 1 << 20)?;
-        ensure!(!manifest.is_empty(), damaged(MANIFEST, "it is empty"));
-        let items: Value = serde_json::from_slice(&manifest).map_err(|error| {
-            damaged(MANIFEST, format_args!("it is not JSON at line {}, column {}", error.line(), error.column()))
-        })?;
-        let has_weights = check_manifest(path, &items).context(MANIFEST)?;
-        let folder = path.join("Data").join(AUTHOR);
-        let bytes = read_file(&folder.join(MODEL), (1 << 31) - 1)?;
-        let mut file_bytes = (manifest.len() + bytes.len()) as u64;
-        ensure!(!bytes.is_empty(), damaged(MODEL, "it is empty"));
-        let model = proto::Model::decode(&bytes[..]).map_err(|error| damaged(MODEL, undecoded(&error)))?;
-        drop(bytes);
-        let version = model.specification_version;
-        let blobs = if has_weights { open_blobs(&folder.join(WEIGHTS), version)? } else { Blobs::new() };
-        file_bytes += blobs.values().map(BlobFile::length).sum::<u64>();
-        let program = model.ml_program.context("the model is not an ML program")?;
-        ensure!(!model.is_updatable, "ML programs cannot be updatable");
-        let program = Program::from_proto(program, version, &blobs).context(MODEL)?;
+        let is_compiled = compiled::is_compiled(path);
+        let Parts { version, compiler, program, description, blobs, file_bytes } =
+            if is_compiled { Parts::of_compiled(path)? } else { Parts::of_package(path)? };
+        let file = if is_compiled { "model.mil" } else { MODEL };
+        let program = Program::from_proto(program, version, &blobs).context(file)?;
         let checked = {
             let constants = Constants::new(&program, &blobs, version, file_bytes);
-            check(&program, &blobs, version, &constants).context(MODEL)?
+            check(&program, &blobs, version, &constants).context(file)?
         };
-        let description = model.description.context("the model has no description")?;
         let names = |named: &[super::program::Named]| named.iter().map(|n| n.name.clone()).collect::<Vec<_>>();
-        let inputs = features(description.input, &names(&program.inputs), &checked, version).context("model inputs")?;
+        let mut given = names(&program.inputs);
+        if is_compiled {
+            // Its text has them sorted; callers see them in the order of the description.
+            let place = |name: &String| description.input.iter().position(|feature| feature.name == *name);
+            given.sort_by_key(place);
+        }
+        let inputs = features(description.input, &given, &checked, version).context("model inputs")?;
         let outputs = features(description.output, &program.outputs, &checked, version).context("model outputs")?;
         Ok(Self {
             path: path.to_path_buf(),
+            is_compiled,
+            compiler,
             specification_version: version,
             metadata: description.metadata.unwrap_or_default(),
             inputs,
@@ -103,9 +98,19 @@ impl Package {
         })
     }
 
+    /// Whether it is a compiled one.
+    pub fn is_compiled(&self) -> bool {
+        self.is_compiled
+    }
+
     /// Where it was read from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Who compiled it, `coremlc 3500.32.1`, where it is compiled and says so.
+    pub fn compiler(&self) -> Option<&str> {
+        self.compiler.as_deref()
     }
 
     /// Inputs in the order of the description.
@@ -152,17 +157,58 @@ impl Package {
     }
 }
 
-/// A file of at most `limit` bytes that is no link.
-fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let read = || -> Result<Vec<u8>> {
-        ensure!(fs::symlink_metadata(path)?.is_file(), "it is not a regular file");
-        let file = fs::File::open(path)?;
-        ensure!(file.metadata()?.len() <= limit, "it has more than {limit} bytes");
-        let mut bytes = Vec::new();
-        file.take(limit).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    read().with_context(|| format!("cannot read {}", path.display()))
+/// What is read of either kind of folder, before it is checked.
+struct Parts {
+    version: i32,
+    compiler: Option<String>,
+    program: proto::Program,
+    description: proto::ModelDescription,
+    blobs: Blobs,
+    file_bytes: u64,
+}
+
+impl Parts {
+    fn of_package(path: &Path) -> Result<Self> {
+        let files = [MANIFEST.to_owned(), format!("Data/{AUTHOR}/{MODEL}")];
+        if let Some(missing) = files.iter().find(|file| fs::symlink_metadata(path.join(file)).is_err()) {
+            bail!("{missing} is missing: export it again, or copy all of the folder");
+        }
+        let manifest = read_file(&path.join(MANIFEST), 1 << 20)?;
+        ensure!(!manifest.is_empty(), damaged(MANIFEST, "it is empty"));
+        let items: Value = serde_json::from_slice(&manifest).map_err(|error| {
+            damaged(MANIFEST, format_args!("it is not JSON at line {}, column {}", error.line(), error.column()))
+        })?;
+        let has_weights = check_manifest(path, &items).context(MANIFEST)?;
+        let folder = path.join("Data").join(AUTHOR);
+        let bytes = read_file(&folder.join(MODEL), (1 << 31) - 1)?;
+        let mut file_bytes = (manifest.len() + bytes.len()) as u64;
+        ensure!(!bytes.is_empty(), damaged(MODEL, "it is empty"));
+        let model = proto::Model::decode(&bytes[..]).map_err(|error| damaged(MODEL, undecoded(&error)))?;
+        drop(bytes);
+        let version = model.specification_version;
+        let blobs = if has_weights { open_blobs(&folder.join(WEIGHTS), version)? } else { Blobs::new() };
+        file_bytes += blobs.values().map(BlobFile::length).sum::<u64>();
+        let program = model.ml_program.context("the model is not an ML program")?;
+        ensure!(!model.is_updatable, "ML programs cannot be updatable");
+        let description = model.description.context("the model has no description")?;
+        Ok(Self { version, compiler: None, program, description, blobs, file_bytes })
+    }
+
+    fn of_compiled(path: &Path) -> Result<Self> {
+        let read = compiled::read(path)?;
+        let version = read.specification_version;
+        let weights = path.join(WEIGHTS);
+        let blobs = match fs::symlink_metadata(&weights) {
+            Ok(found) => {
+                ensure!(found.is_dir(), "{WEIGHTS} is not a folder");
+                open_blobs(&weights, version)?
+            }
+            Err(_) => Blobs::new(),
+        };
+        let file_bytes = read.bytes + blobs.values().map(BlobFile::length).sum::<u64>();
+        let description = proto::ModelDescription::decode(&read.description[..]).context("its description")?;
+        Ok(Self { version, compiler: read.compiler(), program: read.program, description, blobs, file_bytes })
+    }
 }
 
 /// Of a file whose bytes are not those that were written.
