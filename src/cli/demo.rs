@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::coreml::exporting::Nbits;
 use crate::coreml::reading::Precision;
 use crate::diffusion::Noise;
-use crate::judge::{Choices, Clip, JudgedPrompt, Metric, Scores, read_labels, read_prompts, right};
+use crate::judge::{Choices, Clip, JudgedPrompt, Metric, read_labels, read_prompts, right};
 use crate::ops::Weights;
 use crate::palette::checkpoint::SOURCE_MODEL;
 use crate::palette::{PalettizedCheckpoint, post_training};
@@ -52,8 +52,8 @@ struct Row {
     name: &'static str,
     pipeline: Pipeline,
     loss: f64,
-    /// Of each kind of prompts.
-    scores: BTreeMap<Asked, Scores>,
+    /// What each picture has right, by what its prompt asks for.
+    scores: Vec<(Asked, BTreeMap<Metric, f64>)>,
     shown: Vec<RgbImage>,
 }
 
@@ -69,16 +69,35 @@ enum Asked {
 }
 
 impl Asked {
-    /// In a table's head.
-    const TITLES: [(Self, &'static str); 3] =
-        [(Self::Subject, "subject"), (Self::Class, "class"), (Self::Other, "others")];
-
     fn of(prompt: &JudgedPrompt, subject: &str) -> Self {
         match prompt.labels.get("subject") {
             Some(named) if subject.ends_with(named.as_str()) && named.contains(' ') => Self::Subject,
             Some(_) => Self::Class,
             None => Self::Other,
         }
+    }
+}
+
+/// A column of the table: how often a label is right, in pictures of which kind (all where there is none).
+struct Column {
+    title: &'static str,
+    label: &'static str,
+    of: Option<Asked>,
+}
+
+const COLUMNS: [Column; 5] = [
+    Column { title: "subject", label: "subject", of: Some(Asked::Subject) },
+    Column { title: "class", label: "subject", of: Some(Asked::Class) },
+    Column { title: "thing", label: "thing", of: Some(Asked::Other) },
+    Column { title: "color", label: "color", of: Some(Asked::Other) },
+    Column { title: "place", label: "place", of: None },
+];
+
+impl Column {
+    /// What the pictures of a row have of it, 0 or 100 each.
+    fn values(&self, row: &Row) -> Vec<f64> {
+        let of = row.scores.iter().filter(|(asked, _)| self.of.is_none_or(|of| of == *asked));
+        of.filter_map(|(_, right)| right.get(&Metric::Right(self.label.to_owned()))).copied().collect()
     }
 }
 
@@ -98,7 +117,7 @@ pub fn run(args: Args) -> Result<()> {
     tell(format_args!("\nmeasuring"));
     let mut rows = rows(&config)?;
     judge(&config, &mut rows)?;
-    table(&config, &rows)?;
+    table(&rows)?;
     package(&config)?;
     let prompts = read_prompts(Path::new(PROMPTS))?;
     let sheet: Vec<Vec<RgbImage>> = rows.iter().map(|row| row.shown.clone()).collect();
@@ -129,7 +148,7 @@ fn rows(config: &Config) -> Result<Vec<Row>> {
     .map(|(name, model, palettes)| {
         let pipeline = Pipeline::load(model, palettes, Kind::Float, Device::Cpu)?;
         let loss = Evaluation::open(config, model, None, Device::Cpu)?.measure(&pipeline.unet)?.loss;
-        Ok(Row { name, pipeline, loss, scores: BTreeMap::new(), shown: Vec::new() })
+        Ok(Row { name, pipeline, loss, scores: Vec::new(), shown: Vec::new() })
     })
     .collect()
 }
@@ -170,8 +189,8 @@ fn judge(config: &Config, rows: &mut [Row]) -> Result<()> {
             let images: Vec<RgbImage> =
                 output.images.unbind(0).iter().map(pictures::from_tensor).collect::<Result<_>>()?;
             let shown = choices.shown(&clip.pictures(&images.iter().collect::<Vec<_>>())?);
-            let scores: Vec<_> = shown.iter().map(|shown| right(shown, &prompt.labels)).collect();
-            row.scores.entry(Asked::of(prompt, subject)).or_default().push(&scores);
+            let asked = Asked::of(prompt, subject);
+            row.scores.extend(shown.iter().map(|shown| (asked, right(shown, &prompt.labels))));
             if index < SHOWN {
                 row.shown.extend(images.into_iter().next());
             }
@@ -187,29 +206,19 @@ fn instance_prompt(config: &Config) -> &str {
     config.data.dreambooth.as_ref().map_or("", |dreambooth| dreambooth.instance_prompt.as_str())
 }
 
-/// How many pictures show all that was asked for, and the loss.
-fn table(config: &Config, rows: &[Row]) -> Result<()> {
-    let counts: Vec<String> = {
-        let prompts = read_prompts(Path::new(PROMPTS))?;
-        let subject = instance_prompt(config);
-        let of = |asked: Asked| prompts.iter().filter(|prompt| Asked::of(prompt, subject) == asked).count() * IMAGES;
-        Asked::TITLES.iter().map(|(asked, title)| format!("{} of \"{title}\"", of(*asked))).collect()
-    };
+/// How often the pictures show what was asked for, and the loss.
+fn table(rows: &[Row]) -> Result<()> {
+    let counts = |row: &Row| COLUMNS.map(|column| format!("{} of \"{}\"", column.values(row).len(), column.title));
+    let counts = rows.first().map(counts).unwrap_or_default().join(", ");
     print(format_args!(
-        "\npictures that show all that their prompt asks for, %, by the judge in {JUDGE} ({}), from the same noise;\n\
-         loss: the denoising loss on pictures that were not trained on, none of the subject",
-        counts.join(", ")
+        "\nhow many of the pictures are right, %, by the judge in {JUDGE}, from the same noise ({counts});\n\
+         loss: the denoising loss on pictures that were not trained on, none of the subject"
     ))?;
-    let heads: String = Asked::TITLES.iter().map(|(_, title)| format!("{title:>9}")).collect();
+    let heads: String = COLUMNS.iter().map(|column| format!("{:>9}", column.title)).collect();
     print(format_args!("  {:26}{heads}{:>11}", "", "loss"))?;
     for row in rows {
-        let share = |asked: Asked| row.scores.get(&asked).and_then(|scores| scores.mean(&Metric::AllRight, 0));
-        let cells: String = Asked::TITLES
-            .iter()
-            .map(|(asked, _)| {
-                share(*asked).map_or_else(|| format!("{:>9}", "–"), |share| format!("{:>9.0}", share.mean))
-            })
-            .collect();
+        let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
+        let cells: String = COLUMNS.iter().map(|column| format!("{:>9.0}", mean(column.values(row)))).collect();
         print(format_args!("  {:26}{cells}{:>11.6}", row.name, row.loss))?;
     }
     Ok(())

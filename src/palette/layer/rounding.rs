@@ -84,7 +84,8 @@ fn unit(table: &[f64], scales: &[f64]) -> f64 {
         let near = f16::from_f64(least);
         // Among the small ones, which are few, the one above is taken: the one below would cut off the largest entries.
         let above = if near.is_normal() || near.to_f64() >= least { near } else { f16::from_bits(near.to_bits() + 1) };
-        return above.to_f64().max(SMALLEST);
+        // The largest integer times it is finite too.
+        return scale_within(above.to_f64().max(SMALLEST), 127.0).to_f64();
     }
     // What is lost by integers of this unit, and by the scales in it.
     let power = table.iter().map(|entry| entry * entry).sum::<f64>() / table.len() as f64;
