@@ -207,11 +207,11 @@ fn storage_precision(source: &Source) -> Result<Option<String>> {
                 _ => None,
             })
         });
-        // Before iOS 18, bytes stand for indices and masks of fewer bits; the next words tell of those.
-        let is_old = |name: &str| operation.attributes.contains_key(name);
         for (name, value) in attributes.chain(inputs) {
             let kind = tensor_type(value.r#type.as_ref())?;
-            if matches!(name, "indices" | "mask") && operation.r#type.starts_with("constexpr_") && is_old(name) {
+            // As attributes, before iOS 18, bytes stand for indices and masks of fewer bits, of which the next words tell.
+            let is_packed = matches!(name, "indices" | "mask") && operation.attributes.contains_key(name);
+            if is_packed && operation.r#type.starts_with("constexpr_") {
                 continue;
             }
             if matches!(value.kind, Some(ValueKind::BlobFile(_))) {

@@ -4,6 +4,7 @@
 //! run as a package is. Nothing here is shared with what prints that text, and nothing is trusted.
 
 mod data;
+mod elements;
 mod metadata;
 mod number;
 mod program;
