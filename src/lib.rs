@@ -18,6 +18,7 @@
 //! | [`diffusion`] | noise schedules, samplers, losses |
 //! | [`palette`] | k-means, differentiable k-means, packing, the palettized checkpoint |
 //! | [`ops`] | the vocabulary of operations and its tensor interpreter |
+//! | [`cuda`] | kernels of our own on CUDA devices, compiled when they are first used |
 //! | [`files`] | files that are whole or not there; safetensors and JSON, read without trust |
 //! | [`torch`] | the shim over libtorch |
 //! | [`terminal`] | what is printed, made safe |
@@ -25,6 +26,7 @@
 pub mod cli;
 pub mod config;
 pub mod coreml;
+pub mod cuda;
 pub mod data;
 pub mod diffusion;
 pub mod files;

@@ -381,7 +381,7 @@ fn layers_are_saved_and_restored_exactly() {
     let weight = Tensor::randn([50, 50], FLOAT);
     let mut layer = DkmLayer::new("a.weight", Form::per_tensor(4), &weight).unwrap();
     drop(step(&mut layer, &weight, 0.7, None));
-    let saved: Weights = layer.tensors().into_iter().collect();
+    let saved: Weights = layer.tensors().unwrap().into_iter().collect();
     let mut restored = DkmLayer::restore("a.weight", Form::per_tensor(4), &[50, 50], &saved, Device::Cpu).unwrap();
     assert_eq!(restored, layer);
     let (one, _) = step(&mut layer, &weight, 0.5, None);
@@ -453,7 +453,7 @@ fn groups_and_scales_have_autograds_gradients() {
         };
         let start = layer.centroids.clone();
         let scales: Option<Tensor> =
-            layer.tensors().into_iter().find(|(name, _)| name == "layer.scales").map(|(_, t)| t);
+            layer.tensors().unwrap().into_iter().find(|(name, _)| name == "layer.scales").map(|(_, t)| t);
         let wide = weight.to_kind(Kind::Double).set_requires_grad(true);
         let scaled = match &scales {
             Some(scales) => &wide / scales.view(along_channels(shape).as_slice()),
@@ -485,7 +485,7 @@ fn groups_and_scales_have_autograds_gradients() {
         assert!(distance(&new, &Tensor::cat(&centroids, 0)) < near, "{form:?}");
 
         // Saved and restored exactly, soft and frozen; what the network sees frozen is what is stored.
-        let saved: Weights = layer.tensors().into_iter().collect();
+        let saved: Weights = layer.tensors().unwrap().into_iter().collect();
         assert_eq!(DkmLayer::restore("layer", form, shape, &saved, Device::Cpu).unwrap(), layer);
         let mut frozen = layer.freeze(&weight).unwrap();
         let palette = frozen.palette().unwrap();
@@ -562,7 +562,7 @@ fn every_level_gives_the_same_bytes() {
                     }
                     all.extend([weight.copy(), moments[0].copy(), moments[1].copy()]);
                 }
-                all.extend(layer.tensors().into_iter().map(|(_, tensor)| tensor));
+                all.extend(layer.tensors().unwrap().into_iter().map(|(_, tensor)| tensor));
                 (all, layer.hard(&weight).unwrap())
             };
             let (expected, palette) = run(Level::Plain);

@@ -148,7 +148,7 @@ fn gradients_are_autograds_for_every_form_and_temperature() {
         assert!(error < 1e-5, "{case}: gradient {error:e} of {largest:e}");
         eprintln!("{case}: gradient {error:.1e}");
 
-        let saved: Weights = layer.tensors().into_iter().collect();
+        let saved: Weights = layer.tensors().unwrap().into_iter().collect();
         assert_eq!(DkmLayer::restore("layer", form, shape, &saved, Device::Cpu).unwrap(), layer);
     }
 }

@@ -20,8 +20,23 @@ fn metrics(run: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// Launches of our own kernels by the last program in `folder`, and how often they were compiled.
+fn launches(folder: &Path) -> (i64, i64) {
+    let report = report(folder);
+    let by_name = report["by_name"].as_object().unwrap();
+    let kernels = by_name.iter().filter(|(name, _)| name.starts_with("kernel::"));
+    let number = |count: &Value| count["number"].as_i64().unwrap();
+    (kernels.map(|(_, count)| number(count)).sum(), by_name.get("compiled").map_or(0, number))
+}
+
 /// Trains on the CPU and on the device: every number of the log and every weight of the result agree.
 fn trains_alike(changes: &[&str], tolerance: f64) {
+    trains_alike_in(changes, tolerance, &[]);
+}
+
+/// [`trains_alike`] in an environment; gives what the run on the device said, and its [`launches`].
+fn trains_alike_in(changes: &[&str], tolerance: f64, variables: &[(&str, &str)]) -> (String, (i64, i64)) {
+    let mut said = (String::new(), (0, 0));
     let folder = tempfile::tempdir().unwrap();
     let path = config(folder.path());
     let path = path.to_str().unwrap();
@@ -31,7 +46,9 @@ fn trains_alike(changes: &[&str], tolerance: f64) {
         let own = own.iter().map(String::as_str);
         let arguments: Vec<&str> =
             ["train", path].into_iter().chain(own).chain(common).chain(changes.iter().copied()).collect();
-        succeed(on_stand_in(folder.path(), &arguments).output().unwrap());
+        let output = on_stand_in(folder.path(), &arguments).envs(variables.iter().copied()).output().unwrap();
+        said = (text(&output.stderr), launches(folder.path()));
+        succeed(output);
         let used = report(folder.path())["operators"]["number"].as_i64().unwrap();
         assert_eq!(used > 0, device == "cuda", "{used} operators on the device");
     }
@@ -56,13 +73,51 @@ fn trains_alike(changes: &[&str], tolerance: f64) {
             assert!(distance <= 10.0 * tolerance * size + 1e-6, "{changes:?}: {name} is {distance} off, of {size}");
         }
     }
+    said
 }
 
 #[test]
 fn palettes_of_numbers_are_trained_alike() {
-    trains_alike(&[], 1e-4);
+    let (said, (launched, _)) = trains_alike_in(&[], 1e-4, &[]);
+    assert!(launched > 0 && !said.contains("operators"), "{launched} launches: {said}");
     trains_alike(&["palettize.granularity=per_grouped_channel", "palettize.group_size=8", "palettize.n_bits=4"], 1e-4);
     trains_alike(&["palettize.lut_dtype=i8", "palettize.enable_per_channel_scale=true"], 1e-4);
+}
+
+/// Where kernels of our own cannot be had, or are wrong on the card, libtorch's operators do the same, and a line says why.
+#[test]
+fn operators_stand_in_for_kernels() {
+    for (variable, why) in [
+        ("STAND_IN_NO_KERNELS", "NVRTC cannot compile kernels.cu: kernels.cu(1): error: not today (stand-in)"),
+        ("STAND_IN_WRONG_KERNELS", "the kernels are wrong on this card: step 1: the soft weight is off by"),
+    ] {
+        let (said, _) = trains_alike_in(&["palettize.n_bits=4"], 1e-4, &[(variable, "1")]);
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains("libtorch's operators")).collect();
+        assert!(lines.len() == 1 && lines[0].contains(why), "{said}");
+    }
+}
+
+/// What was compiled is kept for the next run; what is damaged there is compiled again.
+#[test]
+fn kernels_are_compiled_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path());
+    let few = ["train.max_train_steps=1", "sample.sample_every_n_steps=0", "validation.every_n_steps=0"];
+    let arguments = [&["train", path.to_str().unwrap(), "train.device=cuda"][..], &few].concat();
+    let trained = |output: &str| {
+        let output = format!("output_dir={output}");
+        let arguments = [&arguments[..], &[&output]].concat();
+        succeed(on_stand_in(folder.path(), &arguments).output().unwrap());
+        let (launched, compiled) = launches(folder.path());
+        assert!(launched > 0);
+        compiled
+    };
+    assert_eq!([trained("first"), trained("second")], [1, 0]);
+    let kept = fs::read_dir(folder.path().join("cache/palettist/kernels")).unwrap();
+    for file in kept.map(|entry| entry.unwrap().path()) {
+        fs::write(file, "half of").unwrap();
+    }
+    assert_eq!([trained("third"), trained("fourth")], [1, 0]);
 }
 
 #[test]

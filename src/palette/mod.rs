@@ -10,9 +10,11 @@
 //! | `vector` | differentiable k-means of vectors of 2 or 4 weights, sorted into cells |
 //! | [`post_training`] | palettes without training: exact 1-d k-means, scales, vectors; and how many bits each layer gets |
 //! | [`layer`] | the palette of one layer while it is trained: soft, then with fixed assignments |
+//! | [`batch`] | the palettes of numbers of all layers at once, on a CUDA device |
 //!
-//! Imports run down to up in this table: a layer uses all of the others.
+//! Imports run down to up in this table: a layer uses all of those above it.
 
+pub mod batch;
 pub mod file;
 pub mod forms;
 pub mod layer;
@@ -22,6 +24,7 @@ pub mod reference;
 pub mod scalar;
 mod vector;
 
+pub use batch::Batch;
 pub use file::{PalettizedCheckpoint, PalettizedFile, checkpoint, packing, subject};
 pub use forms::{BITS, CLUSTER_DIMS, Form, LutDtype, Palette};
 pub use layer::{DkmLayer, Frozen, Gradient, SoftenRows};

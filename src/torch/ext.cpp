@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -167,13 +168,31 @@ char* palettist_gradients(const at::Tensor* value, const at::Tensor* upstream, a
 // The version of the libtorch that this was compiled against. Static: not freed.
 const char* palettist_torch_version() { return TORCH_VERSION; }
 
+// The folder of the libtorch_cpu.so in use, for the caller to free; null where it is not known.
+char* palettist_library_folder() {
+  Dl_info info;
+  if (!dladdr(reinterpret_cast<void*>(&at::globalContext), &info) || !info.dli_fname) return nullptr;
+  const std::string path(info.dli_fname);
+  const auto slash = path.rfind('/');
+  return slash == std::string::npos ? nullptr : strdup(path.substr(0, slash).c_str());
+}
+
 // Loads libtorch_cuda.so from the folder of the libtorch_cpu.so in use, if it lies there.
 int palettist_load_cuda() {
-  Dl_info info;
-  if (!dladdr(reinterpret_cast<void*>(&at::globalContext), &info) || !info.dli_fname) return 0;
-  std::string path(info.dli_fname);
-  path = path.substr(0, path.rfind('/') + 1) + "libtorch_cuda.so";
+  char* folder = palettist_library_folder();
+  if (!folder) return 0;
+  const std::string path = std::string(folder) + "/libtorch_cuda.so";
+  free(folder);
   return dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr;
+}
+
+// The stream on which libtorch queues work for CUDA device `index` now, as CUDA's own handle (CUstream).
+char* palettist_cuda_stream(int64_t index, void** stream) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+    *stream = guard.getStreamNativeHandle(guard.getStream(device));
+  });
 }
 
 }  // extern "C"

@@ -7,7 +7,9 @@ pub mod random;
 pub mod rounding;
 pub mod slices;
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, OsStr, c_char, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 use tch::Tensor;
@@ -53,6 +55,8 @@ unsafe extern "C" {
         written: *mut usize,
     ) -> *mut c_char;
     fn palettist_load_cuda() -> i32;
+    fn palettist_library_folder() -> *mut c_char;
+    fn palettist_cuda_stream(index: i64, stream: *mut *mut c_void) -> *mut c_char;
     fn palettist_torch_version() -> *const c_char;
     fn free(pointer: *mut c_void);
 }
@@ -144,6 +148,29 @@ fn told(message: *mut c_char) -> Result<(), String> {
 pub fn load_cuda() -> bool {
     // SAFETY: only loads a library of the same libtorch that this program is linked to.
     unsafe { palettist_load_cuda() != 0 }
+}
+
+/// The folder of the libtorch that this program runs with.
+pub fn library_folder() -> Option<PathBuf> {
+    // SAFETY: null, or a C string from strdup, ours to free.
+    unsafe {
+        let folder = palettist_library_folder();
+        let path = (!folder.is_null()).then(|| PathBuf::from(OsStr::from_bytes(CStr::from_ptr(folder).to_bytes())));
+        free(folder as *mut c_void);
+        path
+    }
+}
+
+/// The stream on which libtorch queues work for CUDA device `index` now, as CUDA's own handle.
+///
+/// # Errors
+/// libtorch's message: it has no CUDA.
+pub fn cuda_stream(index: usize) -> Result<*mut c_void> {
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: the pointer outlives the call.
+    let message = unsafe { palettist_cuda_stream(index as i64, &mut stream) };
+    told(message).map_err(|text| anyhow!("libtorch, for its stream: {text}"))?;
+    Ok(stream)
 }
 
 /// The version of libtorch, `2.11.0`.

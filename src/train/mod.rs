@@ -33,6 +33,7 @@ mod stages;
 pub mod state;
 mod stop;
 pub mod teacher;
+mod together;
 pub mod trained;
 mod validate;
 

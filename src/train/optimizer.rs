@@ -94,10 +94,13 @@ impl AdamW {
             return Ok(());
         }
         let _guard = tch::no_grad_guard();
-        let steps: Vec<&Tensor> = moments.iter().map(|m| &m.step).collect();
-        for step in &steps {
-            let _ = step.shallow_clone().g_add_scalar_(1.0);
+        for moments in moments {
+            let _ = moments.step.shallow_clone().g_add_scalar_(1.0);
         }
+        // Those of a batch of palettes are the host's.
+        let device = parameters[0].device();
+        let steps: Vec<Tensor> = moments.iter().map(|m| m.step.f_to_device(device)).collect::<Result<_, _>>()?;
+        let steps: Vec<&Tensor> = steps.iter().collect();
         let exp_avgs: Vec<&Tensor> = moments.iter().map(|m| &m.exp_avg).collect();
         let exp_avg_sqs: Vec<&Tensor> = moments.iter().map(|m| &m.exp_avg_sq).collect();
         call(

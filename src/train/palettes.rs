@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
 use crate::ops::Weights;
+use crate::palette::batch::{Found, Member};
 use crate::palette::{AdamWStep, DkmLayer, Form, Frozen, Gradient, Palette, PalettizedFile, SoftenRows};
 
 /// The palettes whose assignments stay, where a run learns on some.
@@ -57,12 +58,14 @@ pub struct Seen {
     /// Of the master's type; its gradient is asked for.
     pub leaf: Tensor,
     soften: Option<SoftenRows>,
+    /// Whether a batch made it, which takes its gradient.
+    pub of_batch: bool,
 }
 
 impl Seen {
     /// A parameter without palette: itself.
     pub fn plain(value: &Tensor) -> Self {
-        Self { leaf: value.detach(), soften: None }
+        Self { leaf: value.detach(), soften: None, of_batch: false }
     }
 }
 
@@ -93,7 +96,26 @@ impl LayerPalette {
                 None
             }
         };
-        Ok(Seen { leaf: self.network.detach(), soften })
+        Ok(Seen { leaf: self.network.detach(), soften, of_batch: false })
+    }
+
+    /// What a [batch](crate::palette::batch) works on, where one can take the layer.
+    pub fn member<'a>(&'a mut self, value: &'a Tensor, moments: [&'a Tensor; 2]) -> Option<Member<'a>> {
+        let Phase::Soft(layer) = &mut self.phase else { return None };
+        let member = Member { layer, weight: value, soft: &self.network, moments };
+        member.fits().then_some(member)
+    }
+
+    /// What the network sees where a batch has written it.
+    pub fn seen_of_batch(&self) -> Seen {
+        Seen { leaf: self.network.detach(), soften: None, of_batch: true }
+    }
+
+    /// Takes note of what a batch found.
+    pub fn note(&mut self, found: Found) {
+        if let Phase::Soft(layer) = &self.phase {
+            self.relative_error = found.hard_error / layer.power.max(f64::MIN_POSITIVE);
+        }
     }
 
     /// From the gradient of what the network saw, which is used up, to that of what the optimizer moves.
@@ -125,7 +147,8 @@ impl LayerPalette {
     /// # Errors
     /// The master weight is not finite.
     pub fn freeze(&mut self, value: &Tensor) -> Result<Option<Tensor>> {
-        let Phase::Soft(layer) = &self.phase else { return Ok(None) };
+        let Phase::Soft(layer) = &mut self.phase else { return Ok(None) };
+        layer.take_back()?;
         let frozen = layer.freeze(value)?;
         let entries = frozen.entries.shallow_clone();
         let _guard = tch::no_grad_guard();
@@ -170,14 +193,17 @@ impl LayerPalette {
     }
 
     /// The state beside the slot's own value.
-    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+    ///
+    /// # Errors
+    /// An error of the device that has it.
+    pub fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let (name, mut tensors) = match &self.phase {
-            Phase::Soft(layer) => (&layer.name, layer.tensors()),
+            Phase::Soft(layer) => (&layer.name, layer.tensors()?),
             Phase::Frozen(frozen, thaw) => {
                 let mut tensors = frozen.tensors();
                 if let Some(Thaw { layer, residual }) = thaw {
                     // Scales are the same in both.
-                    let soft = layer.tensors().into_iter();
+                    let soft = layer.tensors()?.into_iter();
                     let scales = format!("{}.scales", layer.name);
                     tensors.extend(soft.filter(|(name, _)| *name != scales));
                     tensors.push((format!("{}.residual", layer.name), residual.shallow_clone()));
@@ -186,7 +212,7 @@ impl LayerPalette {
             }
         };
         tensors.push((format!("{name}.error"), Tensor::from_slice(&[self.relative_error])));
-        tensors
+        Ok(tensors)
     }
 
     /// The palette of which [`LayerPalette::tensors`] gave what is `saved`, with whether its assignments were fixed: of a

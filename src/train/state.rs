@@ -53,7 +53,7 @@ impl Facts {
 /// The disk is full or not writable; older checkpoints are untouched then.
 pub fn save(folder: &Path, facts: &Facts, trained: &Trained, limit: usize) -> Result<PathBuf> {
     let target = place(folder, facts.step);
-    let state = trained.state();
+    let state = trained.state()?;
     files::replace_folder(&target, |part| {
         let tensors = state.iter().map(|(name, tensor)| (name.as_str(), tensor));
         let sum = files::write_safetensors(&part.join(TENSORS), tensors, None, &Default::default())?;

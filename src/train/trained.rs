@@ -10,10 +10,11 @@ use tch::{Device, Kind, Tensor};
 
 use super::optimizer::{AdamW, Moments, clip_factor, norm};
 use super::palettes::{self, LayerPalette, Seen};
+use super::together::Together;
 use crate::config::{Palettize, Train};
 use crate::files::TensorFile;
 use crate::ops::{Parameter, Weights};
-use crate::palette::{Form, Gradient, Palette};
+use crate::palette::{AdamWStep, Form, Gradient, Palette};
 use crate::source::Component;
 
 /// What the numbers of a run have become, before advice is added.
@@ -60,6 +61,7 @@ pub struct Trained {
     /// Of k-means in each step.
     iterations: usize,
     device: Device,
+    together: Together,
 }
 
 /// What one optimizer step works on: the weights that the networks see, leaves that gradients are taken from, each of the
@@ -123,7 +125,43 @@ impl Trained {
         }
         let copy = |slot: &Slot| slot.value.f_to_dtype(Kind::Float, false, true);
         let average = if train.use_ema { Some(slots.iter().map(copy).collect::<Result<_, _>>()?) } else { None };
-        Ok(Self { slots, average, iterations, device })
+        Ok(Self { slots, average, iterations, device, together: Together::Untried })
+    }
+
+    /// Lets a batch soften the palettes that it can take; says of each slot whether it did.
+    fn begin_together(&mut self, temperature: f64) -> Result<Vec<bool>> {
+        let mut taken = vec![false; self.slots.len()];
+        let (mut places, mut members) = (Vec::new(), Vec::new());
+        for (place, slot) in self.slots.iter_mut().enumerate() {
+            let Moments { exp_avg, exp_avg_sq, .. } = &slot.moments;
+            let palette = slot.palette.as_mut();
+            if let Some(member) = palette.and_then(|palette| palette.member(&slot.value, [exp_avg, exp_avg_sq])) {
+                places.push(place);
+                members.push(member);
+            }
+        }
+        let of_members = self.together.begin(&mut members, temperature, self.iterations)?;
+        places.into_iter().zip(of_members).for_each(|(place, one)| taken[place] = one);
+        Ok(taken)
+    }
+
+    /// Lets the batch step its layers, of which only some have `moved`; the numbers of a step are those of `count`.
+    fn step_together(
+        &mut self,
+        of_batch: &[usize],
+        moved: &[bool],
+        count: impl Fn(&Slot, usize) -> Result<AdamWStep>,
+        keys: &[u32],
+    ) -> Result<()> {
+        let mut steps = Vec::with_capacity(of_batch.len());
+        for &place in of_batch {
+            let slot = &mut self.slots[place];
+            // Counted on the host, which so need not wait for the device.
+            slot.moments.step = slot.moments.step.f_to_device(Device::Cpu)?;
+            let step = if moved[place] { count(slot, place)? } else { AdamWStep::NONE };
+            steps.push((step, keys[place]));
+        }
+        self.together.step(&steps)
     }
 
     /// The weights of this step. `temperature` is ρ (see [`LayerPalette`]). Parameters for which `learns` is false take no
@@ -132,11 +170,14 @@ impl Trained {
     /// # Errors
     /// Clustering failed, because weights are not finite.
     pub fn begin(&mut self, temperature: f64, learns: impl Fn(&Slot) -> bool) -> Result<Step> {
+        let taken = self.begin_together(temperature)?;
         // Layers side by side: most of a network's layers are too small to be worth threads of their own.
         let clustered: Vec<Result<Seen>> = self
             .slots
             .par_iter_mut()
-            .map(|slot| match &mut slot.palette {
+            .zip(taken)
+            .map(|(slot, taken)| match &mut slot.palette {
+                Some(palette) if taken => Ok(palette.seen_of_batch()),
                 Some(palette) => palette.seen(&slot.value, temperature),
                 None => Ok(Seen::plain(&slot.value)),
             })
@@ -169,11 +210,21 @@ impl Trained {
         let Step { networks, seen } = step;
         // So that each leaf goes as soon as its gradient is taken.
         drop(networks);
+        let of_batch: Vec<usize> = (0..seen.len()).filter(|&place| seen[place].of_batch).collect();
+        let upstream = of_batch.iter().map(|&place| {
+            let gradient = seen[place].leaf.grad();
+            gradient.defined().then(|| gradient.f_contiguous()).transpose()
+        });
+        let upstream: Vec<Option<Tensor>> = upstream.collect::<Result<_, _>>()?;
+        let learns: Vec<bool> = upstream.iter().map(Option::is_some).collect();
         let gradients: Vec<Option<Gradient>> = self
             .slots
             .par_iter_mut()
             .zip(seen)
             .map(|(slot, seen)| {
+                if seen.of_batch {
+                    return Ok(None);
+                }
                 let gradient = seen.leaf.grad();
                 let mapped = gradient.defined().then(|| match &mut slot.palette {
                     Some(palette) => palette.gradient(seen, gradient),
@@ -189,6 +240,12 @@ impl Trained {
                 Gradient::Own { square: of_layer } => square += of_layer,
             }
         }
+        for (&place, found) in of_batch.iter().zip(self.together.gradient(upstream)?) {
+            square += found.square;
+            if let Some(palette) = &mut self.slots[place].palette {
+                palette.note(found);
+            }
+        }
         let norm = norm(&whole).hypot(square.sqrt());
         if !norm.is_finite() {
             return Err(Diverged(format!("the gradient is not finite (its norm is {norm})")).into());
@@ -196,7 +253,16 @@ impl Trained {
         let factor = clip_factor(norm, max_norm);
         let rates: Vec<f64> = self.slots.iter().map(rate).collect();
         let own: Vec<bool> = gradients.iter().map(|gradient| matches!(gradient, Some(Gradient::Own { .. }))).collect();
-        self.step_whole(gradients, adamw, &rates, factor, random)?;
+        let mut moved: Vec<bool> = gradients.iter().map(Option::is_some).collect();
+        of_batch.iter().zip(learns).for_each(|(&place, learns)| moved[place] = learns);
+        // In the order of the slots, whoever steps them.
+        let mut key = |(slot, moved): (&Slot, &bool)| match *moved && slot.value.kind() == Kind::BFloat16 {
+            true => random.next_u32(),
+            false => 0,
+        };
+        let keys: Vec<u32> = self.slots.iter().zip(&moved).map(&mut key).collect();
+        self.step_whole(gradients, adamw, &rates, factor, &keys)?;
+        self.step_together(&of_batch, &moved, |slot, place| adamw.count(&slot.moments, rates[place], factor), &keys)?;
         let together = self.slots.par_iter_mut().zip(rates).zip(own);
         together.try_for_each(|((slot, rate), own)| match &mut slot.palette {
             Some(palette) if own => {
@@ -215,16 +281,16 @@ impl Trained {
         adamw: &AdamW,
         rates: &[f64],
         factor: f64,
-        random: &mut impl Rng,
+        keys: &[u32],
     ) -> Result<()> {
         let mut groups: Vec<(f64, Vec<(&Slot, Tensor)>)> = Vec::new();
-        for ((slot, gradient), &rate) in self.slots.iter().zip(gradients).zip(rates) {
+        for (((slot, gradient), &rate), &key) in self.slots.iter().zip(gradients).zip(rates).zip(keys) {
             let Some(Gradient::Whole(mut gradient)) = gradient else { continue };
             if factor < 1.0 {
                 let _ = gradient.f_mul_scalar_(factor)?;
             }
             if slot.value.kind() == Kind::BFloat16 {
-                adamw.step_bf16(&slot.value, &gradient, &slot.moments, rate, random.next_u32())?;
+                adamw.step_bf16(&slot.value, &gradient, &slot.moments, rate, key)?;
                 continue;
             }
             match groups.iter_mut().find(|(of_group, _)| *of_group == rate) {
@@ -256,6 +322,7 @@ impl Trained {
     /// # Errors
     /// Weights that are not finite.
     pub fn freeze_palettes(&mut self) -> Result<()> {
+        self.together.forget();
         for slot in &mut self.slots {
             if let Some(palette) = &mut slot.palette
                 && let Some(entries) = palette.freeze(&slot.value)?
@@ -272,6 +339,7 @@ impl Trained {
     /// # Errors
     /// The state is of a version that kept nothing to do that with.
     pub fn thaw_palettes(&mut self) -> Result<()> {
+        self.together.forget();
         for slot in &mut self.slots {
             if let Some(palette) = &mut slot.palette
                 && let Some(value) = palette.thaw()?
@@ -339,7 +407,10 @@ impl Trained {
     }
 
     /// Everything that a resumed run needs, as tensors by name.
-    pub fn state(&self) -> BTreeMap<String, Tensor> {
+    ///
+    /// # Errors
+    /// An error of the device that has it.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut tensors = BTreeMap::new();
         for (index, slot) in self.slots.iter().enumerate() {
             let key = slot.key();
@@ -350,11 +421,12 @@ impl Trained {
             if let Some(average) = &self.average {
                 tensors.insert(format!("average/{key}"), average[index].shallow_clone());
             }
-            for (name, tensor) in slot.palette.iter().flat_map(LayerPalette::tensors) {
-                tensors.insert(format!("palette/{name}"), tensor);
+            if let Some(palette) = &slot.palette {
+                let named = palette.tensors()?.into_iter();
+                tensors.extend(named.map(|(name, tensor)| (format!("palette/{name}"), tensor)));
             }
         }
-        tensors
+        Ok(tensors)
     }
 
     /// Puts back what [`Trained::state`] gave, a tensor at a time. `frozen` says whether assignments were fixed by then.
@@ -362,6 +434,7 @@ impl Trained {
     /// # Errors
     /// A tensor is missing or has another shape: the state is another run's. A damaged file.
     pub fn restore(&mut self, file: &TensorFile, frozen: bool) -> Result<()> {
+        self.together.forget();
         let device = self.device;
         let names = file.names();
         for (index, slot) in self.slots.iter_mut().enumerate() {

@@ -20,7 +20,10 @@ const Options& options() {
     };
     const char* limit = std::getenv("STAND_IN_LIMIT");
     const char* report = std::getenv("STAND_IN_REPORT");
+    const char* multiprocessors = std::getenv("STAND_IN_MULTIPROCESSORS");
     return Options{flag("STAND_IN_FENCE"), flag("STAND_IN_NO_F64"), flag("STAND_IN_SHAPES"),
+                   flag("STAND_IN_NO_KERNELS"), flag("STAND_IN_WRONG_KERNELS"),
+                   multiprocessors ? std::atoi(multiprocessors) : 4,
                    limit ? std::atoll(limit) : std::numeric_limits<int64_t>::max(), report ? report : ""};
   }();
   return read;
@@ -55,6 +58,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
   bool queryStream(const c10::Stream&) const override { return true; }
   void synchronizeStream(const c10::Stream&) const override {}
+  void* getStreamNativeHandle(const c10::Stream) const override { return nullptr; }
   void synchronizeEvent(void*) const override {}
   void synchronizeDevice(const c10::DeviceIndex) const override {}
 };

@@ -15,6 +15,9 @@
 //   STAND_IN_NO_F64=1      refuses tensors of f64, as Apple's GPUs do
 //   STAND_IN_SHAPES=1      large operators give results of the right shapes and of no particular values: networks of any
 //                          size in little memory and time, for counts and peaks
+//   STAND_IN_MULTIPROCESSORS=N   so many, 4 without; a launch has a multiple of them in blocks
+//   STAND_IN_NO_KERNELS=1    NVRTC fails: the program's own kernels cannot be had
+//   STAND_IN_WRONG_KERNELS=1 one of them gives a wrong number
 #pragma once
 
 #include <ATen/ATen.h>
@@ -34,7 +37,8 @@ using torch::jit::Stack;
 inline const c10::Device DEVICE(c10::DeviceType::CUDA, 0);
 
 struct Options {
-  bool fence, no_f64, shapes_only;
+  bool fence, no_f64, shapes_only, no_kernels, wrong_kernels;
+  int multiprocessors;
   int64_t limit;
   std::string report;
 };
@@ -75,6 +79,12 @@ int64_t bytes_of(const Tensor& tensor);
 // The address of the tensor's storage, without libtorch's checks.
 char* storage_of(const Tensor& tensor);
 void refuse_f64(const std::string& where, at::ScalarType type);
+
+// ---- kernels.cpp
+
+// Of the program's own, by their names.
+bool is_kernel(const std::string& name);
+void launch(const std::string& name, unsigned grid, unsigned lanes, const void* argument);
 
 // ---- shapes.cpp
 

@@ -21,6 +21,20 @@ use crate::palette::{AdamWStep, Code, Form, Histogram, Palette, kmeans};
 /// entries moves both by many times what it moves itself, and that once more in each iteration: 10⁵ times and more.
 const FEW_POINTS: f64 = 5.0;
 
+/// Weights for each entry from which on there may be as many steps of a code as weights.
+const MANY: f64 = 16.0;
+
+/// Entries of a layer among those of its [batch](crate::palette::batch), f64 `[G · K]`, each table ascending.
+#[derive(Debug)]
+struct Moved(Tensor);
+
+impl Clone for Moved {
+    /// Others, which no batch moves.
+    fn clone(&self) -> Self {
+        Self(self.0.copy())
+    }
+}
+
 /// The palette of one layer while it is learnt. K = 2^bits entries of d weights for each of its G groups of channels.
 #[derive(Clone, Debug)]
 pub struct DkmLayer {
@@ -28,8 +42,11 @@ pub struct DkmLayer {
     pub name: String,
     pub form: Form,
     rows: Rows,
-    /// `[G, K, d]`; each step starts from those that the last one left.
+    /// `[G, K, d]`; each step starts from those that the last one left. Of a layer in a batch those with which it came in:
+    /// [`Self::entries`] has them as they are now.
     pub centroids: Vec<f64>,
+    /// Where a batch moves them.
+    moved: Option<Moved>,
     /// Mean squared error, a weight, of the best table of each group's weights as training began: the unit of temperature.
     pub kmeans_mse: Vec<f64>,
     /// For each group, a 32nd of the median squared distance between neighbouring entries then: what the error of the
@@ -108,7 +125,8 @@ impl DkmLayer {
             || centroids.chunks(form.table()).map(|table| spacing_of(table, form.cluster_dim) / 32.0).collect();
         let spacing = spacing.unwrap_or_else(of_tables);
         let (coarser, counted) = (vec![false; rows.groups()], vec![None; rows.groups()]);
-        Self { name: name.to_string(), form, rows, centroids, kmeans_mse, spacing, power, coarser, counted, own: None }
+        let (name, moved, own) = (name.to_string(), None, None);
+        Self { name, form, rows, centroids, moved, kmeans_mse, spacing, power, coarser, counted, own }
     }
 
     /// The code through which the weights of a group are seen at ρ = `rho`: its step is at most an eighth of ρ · √MSE of the
@@ -119,8 +137,6 @@ impl DkmLayer {
     /// and otherwise f16, which has a bin for each weight (steps as large as that distance would make gradients that are
     /// 10⁵ times too large). Where f16 has only its coarse smallest numbers, bins are more.
     pub fn code(&self, group: usize, rho: f64) -> Code {
-        /// Weights for each entry from which on steps may be as many as weights.
-        const MANY: f64 = 16.0;
         /// The least normal number of f16.
         const LEAST: f64 = 6.103_515_625e-5;
         let weights = self.rows.shape().iter().product::<i64>() as f64 / self.rows.groups().max(1) as f64;
@@ -159,6 +175,58 @@ impl DkmLayer {
         mean / self.power.max(f64::MIN_POSITIVE)
     }
 
+    /// Groups of channels with a table each.
+    pub fn groups(&self) -> usize {
+        self.rows.groups()
+    }
+
+    /// Whether its form and size are for a [batch](crate::palette::batch): numbers, weights in the order of the tensor, and so
+    /// many of them that [`Self::code`] is fixed point at every ρ.
+    pub(in crate::palette) fn is_for_batches(&self) -> bool {
+        self.form.cluster_dim == 1 && self.rows.are_plain() && self.points_per_entry() >= MANY.max(FEW_POINTS)
+    }
+
+    /// The entries as they are now.
+    ///
+    /// # Errors
+    /// An error of the device where a batch has them.
+    pub fn entries(&self) -> Result<Vec<f64>> {
+        match &self.moved {
+            Some(Moved(entries)) => Ok(Vec::try_from(entries.f_to_device(Device::Cpu)?)?),
+            None => Ok(self.centroids.clone()),
+        }
+    }
+
+    /// [`Self::entries`], ascending in each table.
+    ///
+    /// # Errors
+    /// As [`Self::entries`].
+    pub(in crate::palette) fn ascending_entries(&self) -> Result<Vec<f64>> {
+        let mut entries = self.entries()?;
+        entries.chunks_mut(self.form.table()).for_each(|table| table.sort_by(f64::total_cmp));
+        Ok(entries)
+    }
+
+    /// From here on a batch moves the entries, in this memory.
+    pub(in crate::palette) fn moved_to(&mut self, entries: Tensor) {
+        self.moved = Some(Moved(entries));
+    }
+
+    /// Whether a batch moves the entries.
+    pub(in crate::palette) fn has_moved(&self) -> bool {
+        self.moved.is_some()
+    }
+
+    /// Takes the entries back from the batch that moves them, if one does.
+    ///
+    /// # Errors
+    /// As [`Self::entries`].
+    pub fn take_back(&mut self) -> Result<()> {
+        self.centroids = self.entries()?;
+        self.moved = None;
+        Ok(())
+    }
+
     /// [`soften`](fn@crate::palette::soften) at ρ = `rho` into `soft`; keeps the new centroids. Numbers are seen through `code`, or where there is none
     /// through that of [`Self::code`]; vectors as they are.
     ///
@@ -175,6 +243,7 @@ impl DkmLayer {
         let mut softened = || {
             let _guard = tch::no_grad_guard();
             check(weight, soft)?;
+            self.take_back()?;
             let rows = self.rows.of_weight(&weight.f_detach()?)?;
             let rows = if self.form.cluster_dim == 1 { rows } else { rows.f_to_kind(Kind::Float)? };
             let kind = rows.f_kind()?;
@@ -271,7 +340,7 @@ impl DkmLayer {
         let make = || {
             let _guard = tch::no_grad_guard();
             let rows = self.rows.of_weight(&weight.f_detach()?.f_to_kind(Kind::Float)?)?;
-            let mut entries = self.centroids.clone();
+            let mut entries = self.entries()?;
             let (table, inner) = (self.form.table(), self.rows.inner());
             if self.form.cluster_dim == 1 {
                 entries.chunks_mut(table).for_each(|table| table.sort_by(f64::total_cmp));
@@ -292,16 +361,19 @@ impl DkmLayer {
     }
 
     /// All of the state, as tensors named after the layer.
-    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+    ///
+    /// # Errors
+    /// As [`Self::entries`].
+    pub fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let named = |part: &str, values: &[f64]| (format!("{}.{part}", self.name), Tensor::from_slice(values));
         let unit: Vec<f64> = self.kmeans_mse.iter().copied().chain([self.power]).collect();
         let scales = self.rows.scales().unwrap_or_default();
         let mut tensors =
-            vec![named("centroids", &self.centroids), named("kmeans", &unit), named("spacing", &self.spacing)];
+            vec![named("centroids", &self.entries()?), named("kmeans", &unit), named("spacing", &self.spacing)];
         if !scales.is_empty() {
             tensors.push(named("scales", &scales));
         }
-        tensors
+        Ok(tensors)
     }
 
     /// The layer of `shape` whose [`Self::tensors`] are among `tensors`, bit for bit, on `device`.
@@ -331,7 +403,7 @@ impl PartialEq for DkmLayer {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
             && self.form == other.form
-            && self.centroids == other.centroids
+            && self.entries().ok() == other.entries().ok()
             && self.kmeans_mse == other.kmeans_mse
             && self.spacing == other.spacing
             && self.power == other.power

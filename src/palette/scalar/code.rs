@@ -28,7 +28,7 @@ impl Code {
 
     /// This code, or one that also holds weights as large as `most`: with a larger step, or where that would be
     /// [`MOST_COARSER`] times as large, f16.
-    pub(super) fn holding(self, most: f32) -> Self {
+    pub(in crate::palette) fn holding(self, most: f32) -> Self {
         let Self::Fixed { step } = self else { return self };
         let mut coarser = step;
         // What is half a step more is rounded down.

@@ -203,6 +203,20 @@ pub struct AdamWStep {
     pub eps: f32,
 }
 
+impl AdamWStep {
+    /// Of a weight that does not learn; nothing reads it.
+    pub const NONE: Self = Self {
+        factor: 0.0,
+        decay: 1.0,
+        rate_of_mean: 0.0,
+        beta2: 1.0,
+        rate_of_square: 0.0,
+        size: 0.0,
+        root: 1.0,
+        eps: 1.0,
+    };
+}
+
 /// What AdamW keeps of some weights: the moving means of gradients and of their squares.
 pub struct MomentsMut<'a> {
     pub exp_avg: &'a mut [f32],
