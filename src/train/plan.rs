@@ -282,7 +282,7 @@ fn refuse(differences: &[Difference]) -> Result<()> {
 pub struct Before<'a> {
     /// `None` where nothing is resumed, and of runs of older versions, which kept none.
     pub learned_from: Option<&'a Identity>,
-    /// The run's; [`setup::open`](super::setup) makes it its own once all is known to be right, before the long work.
+    /// The run's; `setup::open` makes it its own once all is known to be right, before the long work.
     pub folder: &'a Path,
     /// Whether a run is resumed.
     pub resumes: bool,
