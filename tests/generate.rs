@@ -370,6 +370,17 @@ fn a_picture_that_is_not_finite_is_not_written() {
     let request = Request { steps: 1, ..request(None) };
     let error = pipeline.generate(&request, &mut |_, _| Ok(())).map(drop).expect_err("an error").to_string();
     assert!(error.contains("the picture is not finite: the autoencoder's `decoder.conv_in.bias` holds"), "{error}");
+    let weights = &mut pipeline.text_encoders[0].weights;
+    let bias = weights.get_mut("text_model.encoder.layers.0.mlp.fc2.bias").expect("a bias");
+    let sound = bias.copy();
+    let _ = bias.get(0).fill_(f64::INFINITY);
+    let error = pipeline.generate(&request, &mut |_, _| Ok(())).map(drop).expect_err("an error").to_string();
+    assert!(
+        error.contains("the latents are not finite: the text encoder's `text_model.encoder.layers.0.mlp.fc2.bias`"),
+        "{error}"
+    );
+    let weights = &mut pipeline.text_encoders[0].weights;
+    weights.insert("text_model.encoder.layers.0.mlp.fc2.bias".to_owned(), sound);
     let bias = pipeline.unet.get_mut("mid_block.resnets.0.conv1.bias").expect("a bias");
     let _ = bias.get(0).fill_(f64::NAN);
     let error = pipeline.generate(&request, &mut |_, _| Ok(())).map(drop).expect_err("an error").to_string();

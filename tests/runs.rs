@@ -321,6 +321,16 @@ fn a_model_that_is_not_finite_is_refused_before_training() {
         }
     }
     assert!(!run.out().join("checkpoints").exists());
+    // Nor is anything measured with such a model.
+    change_one(&weights, |_| f64::NAN);
+    let expected = "the UNet's `conv_out.weight` holds values that are not finite";
+    for arguments in [
+        &["evaluate", "other", "--config", "tiny.toml"][..],
+        &["analyze", "other", "--config", "tiny.toml", "-o", "bits.toml", "--target-bits", "4"],
+        &["palettize", "other", "-o", "c.palettes.safetensors", "--bits", "2", "--calibrate", "tiny.toml"],
+    ] {
+        ends(run.path(), arguments, 1, expected);
+    }
 }
 
 #[test]

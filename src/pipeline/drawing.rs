@@ -289,6 +289,10 @@ impl Pipeline {
 
     /// Why latents are not finite that were drawn with this guidance scale, where there was guidance.
     fn fault_of_unet(&self, guidance_scale: Option<f64>) -> String {
+        let of_texts = self.text_encoders.iter().find_map(|encoder| damaged(&encoder.weights));
+        if let Some(name) = of_texts {
+            return damage("text encoder", name);
+        }
         match (damaged(&self.unet), guidance_scale) {
             (Some(name), _) => damage("UNet", name),
             (None, Some(scale)) if scale > FAR_GUIDANCE => {

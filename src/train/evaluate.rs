@@ -57,6 +57,7 @@ impl Evaluation {
         // What the model is, before any long work.
         let TextToImage { unet, autoencoder, schedule, .. } = TextToImage::of(model)?;
         pictures.remarks.iter().for_each(crate::terminal::tell);
+        super::identity::check_finite(model)?;
         // The others are never looked at.
         let mut pictures = pictures.samples;
         pictures.truncate(samples);

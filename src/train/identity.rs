@@ -184,6 +184,38 @@ fn is_used(config: &Config, component: Component) -> bool {
     }
 }
 
+fn place(model: &Model, component: Component, name: &str) -> String {
+    format!("{}: the {}'s `{name}`", model.path().display(), component.title())
+}
+
+fn not_finite(model: &Model, component: Component, name: &str) -> String {
+    let place = place(model, component, name);
+    let advice = "the model is damaged; fetch it again, or take another";
+    format!("{place} holds values that are not finite (NaN or infinite): {advice}")
+}
+
+/// Checks that all weights with which a text becomes a picture are numbers: of others nothing can be measured.
+///
+/// # Errors
+/// One that is not, by name; [`super::Stopped`].
+pub fn check_finite(model: &Model) -> Result<()> {
+    for component in model.text_encoders().chain([Component::Unet, Component::Autoencoder]) {
+        let stored = model.stored(component)?;
+        let mut names: Vec<&str> = stored.names().collect();
+        names.sort_unstable();
+        let damaged = names.par_iter().map(|name| {
+            super::stop::go_on()?;
+            let tensor = stored.tensor(name, Kind::Float, Device::Cpu)?;
+            Ok(tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0)
+        });
+        let damaged: Vec<bool> = damaged.collect::<Result<_>>()?;
+        if let Some((name, _)) = names.iter().zip(damaged).find(|(_, damaged)| *damaged) {
+            bail!(not_finite(model, component, name));
+        }
+    }
+    Ok(())
+}
+
 /// A checksum of all weights of a network by name and value, whatever type they are stored in; and how many values they
 /// take.
 fn weights(model: &Model, component: Component) -> Result<(u64, FewValues)> {
@@ -198,16 +230,12 @@ fn weights(model: &Model, component: Component) -> Result<(u64, FewValues)> {
             // SAFETY: the tensor was read here: no other handle reaches its memory.
             let values = unsafe { slices::elements::<f32>(&tensor)? };
             let (sum, largest) = checksum(&values);
-            let place = || format!("{}: the {}'s `{name}`", model.path().display(), component.title());
             if !largest.is_finite() {
-                bail!(
-                    "{} holds values that are not finite (NaN or infinite): the model is damaged; fetch it again, or \
-                     take another",
-                    place()
-                );
+                bail!(not_finite(model, component, name));
             }
             if largest > LARGEST {
-                bail!("{} holds {largest}, beyond {LARGEST}, the largest number of fp16", place());
+                let place = place(model, component, name);
+                bail!("{place} holds {largest}, beyond {LARGEST}, the largest number of fp16");
             }
             let mut few = FewValues::default();
             if tensor.dim() > 1 {
