@@ -297,7 +297,7 @@ fn what_may_be_a_mistake_is_remarked_before_the_work() {
     };
     assert_eq!(
         told(&["7.png"]),
-        "warning: ROOT/instance has a single picture of the subject; DreamBooth takes 3 to 20"
+        "warning: ROOT/instance has a single picture of the subject; DreamBooth takes 3 to 10"
     );
     let subjects = told(&["dog/1.png", "dog/2.png", "cat/1.png"]);
     assert!(subjects.starts_with("warning: the pictures in ROOT/instance lie in 2 folders (cat, dog)"), "{subjects}");

@@ -125,7 +125,7 @@ pub enum MissingCaption {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dreambooth {
-    /// 3 to 20 pictures of the subject (required).
+    /// 3 to 10 pictures of the subject (required).
     pub instance_data_dir: PathBuf,
     /// `a photo of sks dog` (required).
     pub instance_prompt: String,

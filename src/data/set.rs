@@ -214,7 +214,7 @@ fn instance(settings: &Dreambooth) -> Result<Contents, Problems> {
     let mut remarks = Vec::new();
     if count < 3 {
         let pictures = if count == 1 { "a single picture" } else { "only 2 pictures" };
-        remarks.push(format!("warning: {shown} has {pictures} of the subject; DreamBooth takes 3 to 20"));
+        remarks.push(format!("warning: {shown} has {pictures} of the subject; DreamBooth takes 3 to 10"));
     }
     let folders = listing.top_folders();
     if let Some(name) = folders.iter().find(|name| kohya_folder(name).is_some()) {
