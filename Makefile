@@ -33,8 +33,8 @@ test: $(FETCHED)
 bench: $(FETCHED)
 	$(CARGO) bench --profile dev --benches
 
-# Trains the next small base, examples/base-256, from nothing: autoencoder, then UNet and text encoder. What is drawn for
-# it stays in runs/. It takes the place of examples/base once it is whole.
+# Trains the base that the demo starts from, examples/base-256, from nothing: autoencoder, then UNet and text encoder. What is
+# drawn for it stays in runs/.
 base: build
 	$(CARGO) run --example draw_dataset -- --free runs/free --side 256
 	$(CARGO) run --example draw_dataset -- --scenes runs/scenes --side 256
