@@ -6,19 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use common::runs::{ROOT, contents, ends, run, succeed};
+use common::runs::{ROOT, bare_pictures, contents, ends, run, succeed};
 use palettist::files::TensorFile;
 use serde_json::Value;
 use tch::Tensor;
 
 /// A config for the autoencoder of the fixtures' tiny model, on pictures without captions.
 fn config(folder: &Path) {
-    let pictures = folder.join("pictures");
-    fs::create_dir_all(&pictures).unwrap();
-    for i in 0..6 {
-        let name = format!("{i:04}.png");
-        fs::copy(Path::new(ROOT).join("datasets/sketchbook/train").join(&name), pictures.join(&name)).unwrap();
-    }
+    bare_pictures(folder);
     let text = format!(
         r#"name = "tiny"
 output_dir = "run"

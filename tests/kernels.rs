@@ -308,20 +308,7 @@ fn sd15_costs_a_few_launches() {
     let number = |variable: &str| std::env::var(variable).ok().and_then(|text| text.parse::<usize>().ok());
     if is_inside() {
         let form = number(GROUPS).map_or(plain(2), |size| grouped(4, size));
-        let unet = UnetConfig::from_json(&serde_json::json!({
-            "_class_name": "UNet2DConditionModel",
-            "attention_head_dim": 8,
-            "block_out_channels": [320, 640, 1280, 1280],
-            "cross_attention_dim": 768,
-            "down_block_types":
-                ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-            "in_channels": 4,
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-            "out_channels": 4,
-            "sample_size": 64,
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-        }));
+        let unet = UnetConfig::sd15();
         let parameters = unet.unwrap().parameters().into_iter().filter(|parameter| {
             let groups = form.group_size.map_or(0, |size| parameter.shape[0] % size as i64);
             parameter.shape.len() > 1 && groups == 0

@@ -115,11 +115,14 @@ pub fn run(args: Args) -> Result<()> {
     }
 
     tell(format_args!("\nmeasuring"));
-    let mut rows = rows(&config)?;
-    judge(&config, &mut rows)?;
-    table(&rows)?;
-    package(&config)?;
     let prompts = read_prompts(Path::new(PROMPTS))?;
+    let trained = Model::open_with(&config.output_dir.join("model").display().to_string(), &config.model.options())?;
+    let checkpoint =
+        PalettizedCheckpoint::read(&config.output_dir.join(format!("{}.palettes.safetensors", config.name)))?;
+    let mut rows = rows(&config, &trained, &checkpoint)?;
+    judge(&config, &prompts, &mut rows)?;
+    table(&rows)?;
+    package(&config, &trained, &checkpoint)?;
     let sheet: Vec<Vec<RgbImage>> = rows.iter().map(|row| row.shown.clone()).collect();
     pictures::write_png(Path::new(PICTURE), &pictures::sheet(&sheet, 4))?;
     print(format_args!(
@@ -130,19 +133,17 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// The base, the float model that learned the subject, that one with palettes without training, and with trained ones.
-fn rows(config: &Config) -> Result<Vec<Row>> {
+fn rows(config: &Config, trained: &Model, checkpoint: &PalettizedCheckpoint) -> Result<Vec<Row>> {
     let personalized = config.first_stage().context("a config of two stages")?.output_dir.join("model");
     let open = |path: &str| Model::open_with(path, &config.model.options());
     let base = open(&config.model.pretrained_model_name_or_path)?;
     let float = open(&personalized.display().to_string())?;
-    let trained = open(&config.output_dir.join("model").display().to_string())?;
-    let checkpoint = palettes(config)?;
-    let plain = post_training(&float, &checkpoint)?;
+    let plain = post_training(&float, checkpoint)?;
     [
         ("base", &base, None),
         ("float", &float, None),
         ("post-training, 2.1 bits", &float, Some(&plain)),
-        ("trained, 2.1 bits", &trained, Some(&checkpoint)),
+        ("trained, 2.1 bits", trained, Some(checkpoint)),
     ]
     .into_iter()
     .map(|(name, model, palettes)| {
@@ -151,11 +152,6 @@ fn rows(config: &Config) -> Result<Vec<Row>> {
         Ok(Row { name, pipeline, loss, scores: Vec::new(), shown: Vec::new() })
     })
     .collect()
-}
-
-/// Those that the run learned.
-fn palettes(config: &Config) -> Result<PalettizedCheckpoint> {
-    PalettizedCheckpoint::read(&config.output_dir.join(format!("{}.palettes.safetensors", config.name)))
 }
 
 /// The best palettes without training, of the same form in each layer as those of `trained`.
@@ -167,10 +163,9 @@ fn post_training(model: &Model, trained: &PalettizedCheckpoint) -> Result<Palett
 }
 
 /// Draws every prompt with every model, from the same noise, and asks the judge what the pictures show.
-fn judge(config: &Config, rows: &mut [Row]) -> Result<()> {
-    let prompts = read_prompts(Path::new(PROMPTS))?;
+fn judge(config: &Config, prompts: &[JudgedPrompt], rows: &mut [Row]) -> Result<()> {
     let clip = Clip::open(JUDGE, Device::Cpu)?;
-    let choices = Choices::new(&clip, &prompts, &read_labels(Path::new(LABELS))?)?;
+    let choices = Choices::new(&clip, prompts, &read_labels(Path::new(LABELS))?)?;
     let subject = instance_prompt(config);
     let total = rows.len() * prompts.len() * IMAGES;
     let mut bar = Progress::new("drawing", 0, total as u64).counting("picture");
@@ -225,16 +220,14 @@ fn table(rows: &[Row]) -> Result<()> {
 }
 
 /// Reads the exported packages back and compares them with the networks that were trained.
-fn package(config: &Config) -> Result<()> {
-    let model = Model::open_with(&config.output_dir.join("model").display().to_string(), &config.model.options())?;
-    let checkpoint = palettes(config)?;
+fn package(config: &Config, model: &Model, checkpoint: &PalettizedCheckpoint) -> Result<()> {
     let folder = config.output_dir.join("coreml");
     let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
     paths.sort();
     for path in paths {
         if path.extension().is_some_and(|extension| extension == "mlpackage") {
-            let report = verify::against(&path, &model, Some(&checkpoint), &Nbits::default(), false)?;
+            let report = verify::against(&path, model, Some(checkpoint), &Nbits::default(), false)?;
             print(format_args!("\n{}\n{}", path.display(), format!("{report}").trim_end()))?;
             let least = report.least(Precision::Float32).min(report.least(Precision::Float16));
             if least.is_nan() || least < 35.0 {

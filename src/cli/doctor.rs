@@ -46,7 +46,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let speeds = devices.iter().map(|&device| multiply_speed(device)).collect::<Result<Vec<f64>>>()?;
     // The first is the one that `auto` takes.
-    let step = unet_step(&sd15()?, 1, (64, 64), devices[0], TIMING);
+    let step = unet_step(&UnetConfig::sd15()?, 1, (64, 64), devices[0], TIMING);
     let graphics = graphics_cards();
     let memory = memory();
     let disk = free_disk(&args.output_dir);
@@ -106,23 +106,6 @@ pub fn run(args: Args) -> Result<()> {
         print(format_args!("{task} takes {}: {answer}", size(bytes as u64)))?;
     }
     Ok(())
-}
-
-/// The UNet of Stable Diffusion 1.5.
-fn sd15() -> Result<UnetConfig> {
-    UnetConfig::from_json(&json!({
-        "_class_name": "UNet2DConditionModel",
-        "attention_head_dim": 8,
-        "block_out_channels": [320, 640, 1280, 1280],
-        "cross_attention_dim": 768,
-        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-        "in_channels": 4,
-        "layers_per_block": 2,
-        "norm_num_groups": 32,
-        "out_channels": 4,
-        "sample_size": 64,
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    }))
 }
 
 fn name(device: Device) -> String {
@@ -201,7 +184,8 @@ mod tests {
 
     #[test]
     fn the_network_that_is_timed_is_that_of_stable_diffusion_1_5() {
-        let weights: i64 = sd15().unwrap().parameters().iter().map(|p| p.shape.iter().product::<i64>()).sum();
+        let weights: i64 =
+            UnetConfig::sd15().unwrap().parameters().iter().map(|p| p.shape.iter().product::<i64>()).sum();
         assert_eq!(weights as f64, SD15_WEIGHTS);
     }
 

@@ -26,8 +26,8 @@ pub fn of_another_model(folder: &Path, metadata: &PackageMetadata, parts: &[Part
 }
 
 /// A package in `folder`, or a compiled one of its bundle, that was made beside other weights than those of the model that
-/// `metadata` is of, though it has the model's name; those at `replaced` aside. What does not say is not told. With
-/// `overwrite`, compiled ones whose package is there are made anew of it, and are not asked.
+/// `metadata` is of, though it has the model's name; those at `replaced` aside. A package that does not say what it
+/// was made of is passed over; so is, with `overwrite`, a compiled one whose package is there, from which it is compiled again.
 pub fn of_other_weights(
     folder: &Path,
     metadata: &PackageMetadata,

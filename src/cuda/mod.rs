@@ -24,7 +24,7 @@ pub struct Kernels {
     driver: Driver,
     module: Module,
     index: usize,
-    /// Of the device: its units that run blocks.
+    /// How many units the device has that run blocks.
     pub multiprocessors: u32,
 }
 

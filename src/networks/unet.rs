@@ -98,6 +98,27 @@ impl Addition {
 }
 
 impl UnetConfig {
+    /// The UNet of Stable Diffusion 1.5, which sizes and times are told of.
+    ///
+    /// # Errors
+    /// None.
+    pub fn sd15() -> Result<Self> {
+        Self::from_json(&json!({
+            "_class_name": "UNet2DConditionModel",
+            "attention_head_dim": 8,
+            "block_out_channels": [320, 640, 1280, 1280],
+            "cross_attention_dim": 768,
+            "down_block_types":
+                ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            "in_channels": 4,
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+            "out_channels": 4,
+            "sample_size": 64,
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        }))
+    }
+
     /// # Errors
     /// A key with a value that is not supported, named with it.
     pub fn from_json(value: &Value) -> Result<Self> {

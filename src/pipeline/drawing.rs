@@ -167,12 +167,6 @@ fn damaged(weights: &Weights) -> Option<&str> {
     weights.iter().filter(|(_, weight)| !is_finite(weight)).map(|(name, _)| name.as_str()).min()
 }
 
-fn damage(network: &str, name: &str) -> String {
-    format!(
-        "the {network}'s `{name}` holds values that are not (NaN or infinite): the model is damaged; fetch it again, or take another"
-    )
-}
-
 /// Guidance beyond which what it multiplies is the first to be suspected of an overflow.
 const FAR_GUIDANCE: f64 = 100.0;
 
@@ -278,7 +272,7 @@ impl Pipeline {
     /// Why the autoencoder's output is not finite though the latents are, where it computes in `kind`.
     fn fault_of_autoencoder(&self, kind: Kind) -> String {
         match damaged(&self.autoencoder) {
-            Some(name) => damage("autoencoder", name),
+            Some(name) => Component::Autoencoder.not_finite(name),
             None if kind == Kind::Half => {
                 "the autoencoder overflows in fp16, as Stable Diffusion XL's does: use --precision bf16 or fp32"
                     .to_owned()
@@ -289,12 +283,13 @@ impl Pipeline {
 
     /// Why latents are not finite that were drawn with this guidance scale, where there was guidance.
     fn fault_of_unet(&self, guidance_scale: Option<f64>) -> String {
-        let of_texts = self.text_encoders.iter().find_map(|encoder| damaged(&encoder.weights));
-        if let Some(name) = of_texts {
-            return damage("text encoder", name);
+        let mut encoders = [Component::TextEncoder, Component::TextEncoder2].into_iter().zip(&self.text_encoders);
+        let of_texts = encoders.find_map(|(of, encoder)| Some(of.not_finite(damaged(&encoder.weights)?)));
+        if let Some(fault) = of_texts {
+            return fault;
         }
         match (damaged(&self.unet), guidance_scale) {
-            (Some(name), _) => damage("UNet", name),
+            (Some(name), _) => Component::Unet.not_finite(name),
             (None, Some(scale)) if scale > FAR_GUIDANCE => {
                 format!("the guidance scale {scale} is too large; models draw with 1 to 20")
             }

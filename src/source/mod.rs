@@ -83,6 +83,12 @@ impl Component {
         }
     }
 
+    /// What is said of its parameter `name` where that holds values that are no numbers.
+    pub fn not_finite(self, name: &str) -> String {
+        let advice = "the model is damaged; fetch it again, or take another";
+        format!("the {}'s `{name}` holds values that are not finite (NaN or infinite): {advice}", self.title())
+    }
+
     /// The weight file that diffusers and transformers expect in its folder.
     pub fn weight_file(self) -> &'static str {
         match self {

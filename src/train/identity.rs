@@ -184,14 +184,8 @@ fn is_used(config: &Config, component: Component) -> bool {
     }
 }
 
-fn place(model: &Model, component: Component, name: &str) -> String {
-    format!("{}: the {}'s `{name}`", model.path().display(), component.title())
-}
-
 fn not_finite(model: &Model, component: Component, name: &str) -> String {
-    let place = place(model, component, name);
-    let advice = "the model is damaged; fetch it again, or take another";
-    format!("{place} holds values that are not finite (NaN or infinite): {advice}")
+    format!("{}: {}", model.path().display(), component.not_finite(name))
 }
 
 /// Checks that all weights with which a text becomes a picture are numbers: of others nothing can be measured.
@@ -234,7 +228,7 @@ fn weights(model: &Model, component: Component) -> Result<(u64, FewValues)> {
                 bail!(not_finite(model, component, name));
             }
             if largest > LARGEST {
-                let place = place(model, component, name);
+                let place = format!("{}: the {}'s `{name}`", model.path().display(), component.title());
                 bail!("{place} holds {largest}, beyond {LARGEST}, the largest number of fp16");
             }
             let mut few = FewValues::default();

@@ -82,12 +82,20 @@ batches = 1
 
 /// Six of the project's pictures with sidecar captions.
 pub fn pictures(folder: &Path) -> PathBuf {
+    let target = bare_pictures(folder);
+    for i in 0..6 {
+        fs::write(target.join(format!("{i:04}.txt")), format!("a picture {i}")).unwrap();
+    }
+    target
+}
+
+/// The same pictures without captions.
+pub fn bare_pictures(folder: &Path) -> PathBuf {
     let target = folder.join("pictures");
     fs::create_dir_all(&target).unwrap();
     for i in 0..6 {
         let name = format!("{i:04}.png");
         fs::copy(Path::new(ROOT).join("datasets/sketchbook/train").join(&name), target.join(&name)).unwrap();
-        fs::write(target.join(format!("{i:04}.txt")), format!("a picture {i}")).unwrap();
     }
     target
 }

@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
-use crate::mutants::{Counts, LONGEST, MOST_MEMORY, forget_peak, limit_address_space, originals, peak, survive};
+use crate::mutants::{Counts, MOST_MEMORY, limit_address_space, originals, survive, within_limits};
 
 /// The files of a compiled model.
 const FILES: [&str; 4] = ["model.mil", "coremldata.bin", "metadata.json", "weights/weight.bin"];
@@ -192,13 +192,8 @@ fn try_mutants(count: u64, first: u64) {
         let (mut counts, began) = (Counts::default(), Instant::now());
         for number in first..first + count {
             put(&place, &mutant(&original.files, number));
-            forget_peak();
-            let start = Instant::now();
-            let survived = catch_unwind(AssertUnwindSafe(|| survive(&place, &original.inputs, &mut counts)));
-            let (took, memory) = (start.elapsed(), peak());
-            assert!(survived.is_ok(), "mutant {number} of {} panics", original.name);
-            assert!(took < LONGEST, "mutant {number} of {} takes {took:?}", original.name);
-            assert!(memory < MOST_MEMORY, "mutant {number} of {} takes {memory} bytes", original.name);
+            let work = || survive(&place, &original.inputs, &mut counts);
+            within_limits(&format!("mutant {number} of {}", original.name), work);
         }
         println!("{}, compiled: {counts:?} in {:.1} s", original.name, began.elapsed().as_secs_f64());
         assert!(counts.refused as u64 * 2 > count && counts.refused as u64 <= count, "{}: {counts:?}", original.name);

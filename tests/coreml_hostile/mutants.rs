@@ -147,13 +147,8 @@ fn try_mutants(count: u64, first: u64) {
             {
                 fs::write(place.join(name), bytes).unwrap();
             }
-            forget_peak();
-            let start = Instant::now();
-            let survived = catch_unwind(AssertUnwindSafe(|| survive(&place, &original.inputs, &mut counts)));
-            let (took, memory) = (start.elapsed(), peak());
-            assert!(survived.is_ok(), "mutant {number} of {} panics", original.name);
-            assert!(took < LONGEST, "mutant {number} of {} takes {took:?}", original.name);
-            assert!(memory < MOST_MEMORY, "mutant {number} of {} takes {memory} bytes", original.name);
+            let work = || survive(&place, &original.inputs, &mut counts);
+            let (took, memory) = within_limits(&format!("mutant {number} of {}", original.name), work);
             (slowest, largest) = (slowest.max(took), largest.max(memory));
         }
         println!("{}: {counts:?} in {:.1} s", original.name, began.elapsed().as_secs_f64());
@@ -166,6 +161,18 @@ fn try_mutants(count: u64, first: u64) {
 #[test]
 fn a_hundred_and_fifty_mutants() {
     try_mutants(15, 0);
+}
+
+/// Does `work` on `what`, which may neither panic nor take long nor much memory; says how long and how much it took.
+pub fn within_limits(what: &str, work: impl FnOnce()) -> (Duration, u64) {
+    forget_peak();
+    let start = Instant::now();
+    let survived = catch_unwind(AssertUnwindSafe(work));
+    let (took, memory) = (start.elapsed(), peak());
+    assert!(survived.is_ok(), "{what} panics");
+    assert!(took < LONGEST, "{what} takes {took:?}");
+    assert!(memory < MOST_MEMORY, "{what} takes {memory} bytes");
+    (took, memory)
 }
 
 /// What an allocation too large would do shows only where address space is limited.

@@ -18,7 +18,8 @@ fn package(path: &Path) {
     };
     let named = |name: &str| proto::NamedValueType { name: name.into(), r#type: Some(kind.clone()) };
     let feature = |name: &str| {
-        let array = proto::ArrayFeatureType { shape: vec![4], data_type: proto::array_type::FLOAT32 };
+        let array =
+            proto::ArrayFeatureType { shape: vec![4], data_type: proto::array_type::FLOAT32, ..Default::default() };
         let kind = proto::FeatureType { kind: Some(proto::FeatureKind::MultiArray(array)), is_optional: false };
         proto::FeatureDescription { name: name.into(), short_description: String::new(), r#type: Some(kind) }
     };

@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use super::source::{Array, Feature, FeatureKind, Image, Source};
+use super::source::Source;
 use super::text::opset;
 use super::unsupported::unsupported;
 use super::values::{tensor_type, title};
 use super::versions::counted_as;
 use crate::coreml::format::proto::{
-    BindingKind, DimensionKind, Function, Operation, TensorType, Value as Stored, ValueKind, data_type,
+    ArrayFeatureType, BindingKind, DimensionKind, FeatureDescription, FeatureKind, Function, ImageFeatureType,
+    Operation, TensorType, Value as Stored, ValueKind, data_type,
 };
 
 /// The content of `metadata.json` for the package of this name.
@@ -57,8 +58,12 @@ pub fn metadata(source: &Source, name: &str) -> Result<Value> {
 }
 
 /// What is said of each function, and of the one that is called where none is named.
-fn of_function(function: &Function, inputs: &[Feature], outputs: &[Feature]) -> Result<Map<String, Value>> {
-    let schema = |features: &[Feature]| features.iter().map(schema).collect::<Result<Vec<Value>>>();
+fn of_function(
+    function: &Function,
+    inputs: &[FeatureDescription],
+    outputs: &[FeatureDescription],
+) -> Result<Map<String, Value>> {
+    let schema = |features: &[FeatureDescription]| features.iter().map(schema).collect::<Result<Vec<Value>>>();
     let mut map = Map::new();
     map.insert("inputSchema".to_owned(), schema(inputs)?.into());
     map.insert("outputSchema".to_owned(), schema(outputs)?.into());
@@ -87,10 +92,10 @@ fn class_name(name: &str) -> String {
 }
 
 /// What is said of one input or output.
-fn schema(feature: &Feature) -> Result<Value> {
+fn schema(feature: &FeatureDescription) -> Result<Value> {
     let kind = feature.r#type.as_ref().context("an input or output has no type")?;
     let mut schema = match kind.kind.as_ref().context("an input or output has no type")? {
-        FeatureKind::Array(array) => of_array(array)?,
+        FeatureKind::MultiArray(array) => of_array(array)?,
         FeatureKind::Image(image) => of_image(image)?,
     };
     let about = [
@@ -102,7 +107,7 @@ fn schema(feature: &Feature) -> Result<Value> {
     Ok(json!(schema))
 }
 
-fn of_array(array: &Array) -> Result<BTreeMap<String, String>> {
+fn of_array(array: &ArrayFeatureType) -> Result<BTreeMap<String, String>> {
     let data_type = match array.data_type {
         65_552 => "Float16",
         65_568 => "Float32",
@@ -123,7 +128,7 @@ fn of_array(array: &Array) -> Result<BTreeMap<String, String>> {
     Ok(pairs.map(|(key, value)| (key.to_owned(), value)).into())
 }
 
-fn of_image(image: &Image) -> Result<BTreeMap<String, String>> {
+fn of_image(image: &ImageFeatureType) -> Result<BTreeMap<String, String>> {
     let (space, formatted, is_color) = match image.color_space {
         10 => ("Grayscale", "Grayscale", "0"),
         20 => ("RGB", "Color", "1"),

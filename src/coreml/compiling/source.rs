@@ -7,10 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use prost::{Message, Oneof};
+use prost::Message;
 
 use super::unsupported::unsupported;
-use crate::coreml::format::proto::{Metadata, Model, Program};
+use crate::coreml::format::proto::{FeatureDescription, FeatureKind, Metadata, Model, Program};
 
 /// The largest `model.mlmodel` that a protobuf library reads.
 const LARGEST_MODEL: u64 = (1 << 31) - 1;
@@ -26,7 +26,7 @@ pub struct PackageFiles {
 }
 
 impl PackageFiles {
-    /// Of the package at `path`, by its manifest.
+    /// The files of the package at `path`, which its manifest names.
     pub fn of(path: &Path) -> Result<Self> {
         ensure!(path.exists(), "there is no such folder");
         ensure!(path.is_dir(), "it is a file; a package is a folder, NAME.mlpackage");
@@ -73,7 +73,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Of the bytes of a `model.mlmodel`.
+    /// Reads the bytes of a `model.mlmodel`.
     ///
     /// # Errors
     /// [`Unsupported`](super::Unsupported); the bytes are not a model.
@@ -117,7 +117,7 @@ impl Source {
     }
 
     /// The inputs and outputs of what is called where no function is named.
-    pub fn default_features(&self) -> Result<(&[Feature], &[Feature])> {
+    pub fn default_features(&self) -> Result<(&[FeatureDescription], &[FeatureDescription])> {
         let described = &self.described;
         if described.functions.is_empty() {
             return Ok((&described.input, &described.output));
@@ -188,19 +188,19 @@ impl<'a> Iterator for Fields<'a> {
 #[derive(Clone, PartialEq, Message)]
 pub struct Description {
     #[prost(message, repeated, tag = "1")]
-    pub input: Vec<Feature>,
+    pub input: Vec<FeatureDescription>,
     #[prost(message, repeated, tag = "10")]
-    pub output: Vec<Feature>,
+    pub output: Vec<FeatureDescription>,
     #[prost(string, tag = "11")]
     predicted_feature: String,
     #[prost(message, repeated, tag = "13")]
-    state: Vec<Feature>,
+    state: Vec<FeatureDescription>,
     #[prost(message, repeated, tag = "20")]
     pub functions: Vec<FunctionDescription>,
     #[prost(string, tag = "21")]
     pub default_function: String,
     #[prost(message, repeated, tag = "50")]
-    training_input: Vec<Feature>,
+    training_input: Vec<FeatureDescription>,
     #[prost(message, optional, tag = "100")]
     pub metadata: Option<Metadata>,
 }
@@ -210,69 +210,13 @@ pub struct FunctionDescription {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(message, repeated, tag = "2")]
-    pub input: Vec<Feature>,
+    pub input: Vec<FeatureDescription>,
     #[prost(message, repeated, tag = "3")]
-    pub output: Vec<Feature>,
+    pub output: Vec<FeatureDescription>,
     #[prost(string, tag = "4")]
     predicted_feature: String,
     #[prost(message, repeated, tag = "6")]
-    state: Vec<Feature>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct Feature {
-    #[prost(string, tag = "1")]
-    pub name: String,
-    #[prost(string, tag = "2")]
-    pub short_description: String,
-    #[prost(message, optional, tag = "3")]
-    pub r#type: Option<FeatureType>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct FeatureType {
-    #[prost(oneof = "FeatureKind", tags = "4, 5")]
-    pub kind: Option<FeatureKind>,
-    #[prost(bool, tag = "1000")]
-    pub is_optional: bool,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-pub enum FeatureKind {
-    #[prost(message, tag = "4")]
-    Image(Image),
-    #[prost(message, tag = "5")]
-    Array(Array),
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct Image {
-    #[prost(int64, tag = "1")]
-    pub width: i64,
-    #[prost(int64, tag = "2")]
-    pub height: i64,
-    #[prost(int32, tag = "3")]
-    pub color_space: i32,
-    /// Enumerated sizes.
-    #[prost(bytes = "vec", optional, tag = "21")]
-    sizes: Option<Vec<u8>>,
-    /// A range of sizes.
-    #[prost(bytes = "vec", optional, tag = "31")]
-    range: Option<Vec<u8>>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub struct Array {
-    #[prost(int64, repeated, tag = "1")]
-    pub shape: Vec<i64>,
-    #[prost(int32, tag = "2")]
-    pub data_type: i32,
-    /// Enumerated shapes.
-    #[prost(bytes = "vec", optional, tag = "21")]
-    shapes: Option<Vec<u8>>,
-    /// A range of shapes.
-    #[prost(bytes = "vec", optional, tag = "31")]
-    range: Option<Vec<u8>>,
+    state: Vec<FeatureDescription>,
 }
 
 impl Description {
@@ -290,19 +234,18 @@ impl Description {
             unsupported("it is updatable")?;
         }
         let of_functions = functions.iter().flat_map(|function| function.input.iter().chain(&function.output));
-        self.input.iter().chain(&self.output).chain(of_functions).try_for_each(Feature::check)
+        self.input.iter().chain(&self.output).chain(of_functions).try_for_each(check_feature)
     }
 }
 
-impl Feature {
-    fn check(&self) -> Result<()> {
-        let flexible = match self.r#type.as_ref().and_then(|kind| kind.kind.as_ref()) {
-            Some(FeatureKind::Image(image)) => image.sizes.is_some() || image.range.is_some(),
-            Some(FeatureKind::Array(array)) => array.shapes.is_some() || array.range.is_some(),
-            None => unsupported(&format!("{:?} is neither an array nor an image", self.name))?,
-        };
-        if flexible { unsupported(&format!("{:?} has a flexible shape", self.name)) } else { Ok(()) }
-    }
+/// Refuses what has no shape, or several.
+fn check_feature(feature: &FeatureDescription) -> Result<()> {
+    let flexible = match feature.r#type.as_ref().and_then(|kind| kind.kind.as_ref()) {
+        Some(FeatureKind::Image(image)) => image.sizes.is_some() || image.range.is_some(),
+        Some(FeatureKind::MultiArray(array)) => array.shapes.is_some() || array.range.is_some(),
+        None => unsupported(&format!("{:?} is neither an array nor an image", feature.name))?,
+    };
+    if flexible { unsupported(&format!("{:?} has a flexible shape", feature.name)) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -7,9 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::source::Source;
 use super::unsupported::unsupported;
 use super::values::{Dialect, print_text, print_type, print_value, tensor_type};
-use crate::coreml::format::proto::{
-    Argument, BindingKind, Function, ImmediateKind, NamedValueType, Operation, TensorElements, Value, ValueKind,
-};
+use crate::coreml::format::proto::{Argument, BindingKind, Function, NamedValueType, Operation};
 
 /// Sets of operations: the name in the model, the name in the text.
 const OPSETS: [(&str, &str); 4] =
@@ -50,8 +48,10 @@ fn print_build_info(source: &Source, dialect: Dialect, out: &mut String) -> Resu
     if let Some(key) = source.program.attributes.keys().find(|key| *key != "buildInfo") {
         unsupported(&format!("its program has the attribute {key:?}"))?;
     }
-    let own = source.program.attributes.get("buildInfo").map(entries).transpose()?;
-    let mut entries = own.unwrap_or_default();
+    let mut entries = match source.program.attributes.get("buildInfo") {
+        Some(own) => own.texts().context("buildInfo is not a dictionary of texts")?,
+        None => Vec::new(),
+    };
     entries.retain(|(key, _)| key != PRODUCER);
     entries.push((PRODUCER.to_owned(), env!("CARGO_PKG_VERSION").to_owned()));
     entries.sort();
@@ -66,24 +66,6 @@ fn print_build_info(source: &Source, dialect: Dialect, out: &mut String) -> Resu
     }
     out.push_str("})]\n");
     Ok(())
-}
-
-/// The texts of a dictionary.
-fn entries(dictionary: &Value) -> Result<Vec<(String, String)>> {
-    let Some(ValueKind::Immediate(immediate)) = &dictionary.kind else { bail!("buildInfo is not a dictionary") };
-    let Some(ImmediateKind::Dictionary(dictionary)) = &immediate.value else { bail!("buildInfo is not a dictionary") };
-    let text = |value: Option<&Value>| match value.and_then(|value| value.kind.as_ref()) {
-        Some(ValueKind::Immediate(immediate)) => match &immediate.value {
-            Some(ImmediateKind::Tensor(tensor)) => match &tensor.value {
-                Some(TensorElements::Strings(list)) => list.values.first().cloned(),
-                _ => None,
-            },
-            _ => None,
-        },
-        _ => None,
-    };
-    let entry = |key, value| text(key).zip(text(value)).context("buildInfo holds something other than texts");
-    dictionary.values.iter().map(|pair| entry(pair.key.as_ref(), pair.value.as_ref())).collect()
 }
 
 fn print_function(name: &str, function: &Function, dialect: Dialect, out: &mut String) -> Result<()> {

@@ -111,6 +111,12 @@ pub struct ImageFeatureType {
     pub height: i64,
     #[prost(int32, tag = "3")]
     pub color_space: i32,
+    /// Enumerated sizes, as they are encoded; there are none in what is written here.
+    #[prost(bytes = "vec", optional, tag = "21")]
+    pub sizes: Option<Vec<u8>>,
+    /// A range of sizes.
+    #[prost(bytes = "vec", optional, tag = "31")]
+    pub range: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -120,6 +126,12 @@ pub struct ArrayFeatureType {
     /// One of [`array_type`].
     #[prost(int32, tag = "2")]
     pub data_type: i32,
+    /// Enumerated shapes, as they are encoded; there are none in what is written here.
+    #[prost(bytes = "vec", optional, tag = "21")]
+    pub shapes: Option<Vec<u8>>,
+    /// A range of shapes.
+    #[prost(bytes = "vec", optional, tag = "31")]
+    pub range: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -296,6 +308,26 @@ pub struct Value {
     pub r#type: Option<ValueType>,
     #[prost(oneof = "ValueKind", tags = "3, 5")]
     pub kind: Option<ValueKind>,
+}
+
+impl Value {
+    /// The entries of a dictionary of texts; `None` where it is something else.
+    pub fn texts(&self) -> Option<Vec<(String, String)>> {
+        let Some(ImmediateKind::Dictionary(dictionary)) = self.immediate() else { return None };
+        let entry = |pair: &KeyValuePair| Some((pair.key.as_ref()?.text()?, pair.value.as_ref()?.text()?));
+        dictionary.values.iter().map(entry).collect()
+    }
+
+    fn text(&self) -> Option<String> {
+        let Some(ImmediateKind::Tensor(tensor)) = self.immediate() else { return None };
+        let Some(TensorElements::Strings(texts)) = &tensor.value else { return None };
+        texts.values.first().cloned()
+    }
+
+    fn immediate(&self) -> Option<&ImmediateKind> {
+        let Some(ValueKind::Immediate(immediate)) = &self.kind else { return None };
+        immediate.value.as_ref()
+    }
 }
 
 #[derive(Clone, PartialEq, Oneof)]

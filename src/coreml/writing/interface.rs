@@ -162,7 +162,7 @@ fn described(input: &Input) -> FeatureDescription {
 }
 
 pub(super) fn feature(name: &str, description: &str, data_type: i32, shape: &[i64]) -> FeatureDescription {
-    let array = proto::ArrayFeatureType { shape: shape.to_vec(), data_type };
+    let array = proto::ArrayFeatureType { shape: shape.to_vec(), data_type, ..Default::default() };
     FeatureDescription {
         name: name.to_owned(),
         short_description: description.to_owned(),

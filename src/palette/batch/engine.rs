@@ -12,7 +12,7 @@ use crate::palette::AdamWStep;
 pub struct Batch {
     passes: Passes,
     layout: Option<Layout>,
-    /// Of the step that has begun, one for each layer that is in.
+    /// The gradients of the current step, one for each layer in the batch.
     gradients: Vec<Option<Tensor>>,
 }
 

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 
 use super::file::read_file;
-use crate::coreml::format::proto::{ImmediateKind, ModelDescription, Program, TensorElements, Value, ValueKind};
+use crate::coreml::format::proto::{ModelDescription, Program};
 
 /// The largest of the files but the weights.
 const LARGEST: u64 = (1 << 31) - 1;
@@ -37,25 +37,9 @@ pub struct Compiled {
 impl Compiled {
     /// Who compiled it, as its text says.
     pub fn compiler(&self) -> Option<String> {
-        let Some(ValueKind::Immediate(immediate)) = &self.program.attributes.get("buildInfo")?.kind else {
-            return None;
-        };
-        let Some(ImmediateKind::Dictionary(entries)) = &immediate.value else { return None };
-        let text = |value: &Option<Value>| match &value.as_ref()?.kind {
-            Some(ValueKind::Immediate(immediate)) => match &immediate.value {
-                Some(ImmediateKind::Tensor(tensor)) => match &tensor.value {
-                    Some(TensorElements::Strings(texts)) => texts.values.first().cloned(),
-                    _ => None,
-                },
-                _ => None,
-            },
-            _ => None,
-        };
-        let mut entries = entries.values.iter();
-        entries.find_map(|entry| {
-            let key = text(&entry.key)?;
+        self.program.attributes.get("buildInfo")?.texts()?.into_iter().find_map(|(key, version)| {
             let compiler = ["palettist", "coremlc"].into_iter().find(|name| key == format!("{name}-version"))?;
-            Some(format!("{compiler} {}", text(&entry.value)?))
+            Some(format!("{compiler} {version}"))
         })
     }
 }
