@@ -8,7 +8,7 @@
 //! | [`cli`] | one file for each command: parse, call, print |
 //! | [`train`] | the loop: objective, teacher, optimizer, state, resume |
 //! | [`judge`] | final pictures: CLIP scores, right answers, intervals |
-//! | [`report`] | progress, event files, pictures |
+//! | [`report`] | metrics, event files, pictures |
 //! | [`data`] | pictures, captions, cache, batches |
 //! | [`config`] | the TOML schema |
 //! | [`coreml`] | packages: the format, writing a network, reading one back and running it |
@@ -21,7 +21,7 @@
 //! | [`cuda`] | kernels of our own on CUDA devices, compiled when they are first used |
 //! | [`files`] | files that are whole or not there; safetensors and JSON, read without trust |
 //! | [`torch`] | the shim over libtorch |
-//! | [`terminal`] | what is printed, made safe |
+//! | [`terminal`] | what is printed, made safe; progress |
 
 pub mod cli;
 pub mod config;

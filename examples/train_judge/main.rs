@@ -26,7 +26,7 @@ use clap::Parser;
 use drawings::Drawings;
 use model::{Judge, Sizes};
 use palettist::judge::{Choices, Clip, right};
-use palettist::report::Progress;
+use palettist::terminal::Progress;
 use palettist::torch::random::{Purpose, generator};
 use rand::seq::SliceRandom;
 use tch::Device;

@@ -16,9 +16,8 @@ use crate::files;
 use crate::ops::Parameter;
 use crate::palette::allocate::{Allocation, Choice, allocate};
 use crate::palette::{BITS, Form};
-use crate::report::{Progress, duration};
 use crate::source::Component;
-use crate::terminal::note;
+use crate::terminal::{Progress, duration, note};
 use crate::train::evaluate::{Evaluation, snr};
 use crate::train::sensitivity::{Effect, Measurements, Sensitivity, measure};
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{Mistakes, Usage, check_output, print};
 use crate::coreml::compiling::{InTheWay, check_place, compile};
-use crate::report::Copying;
+use crate::terminal::Copying;
 
 /// Compiles packages to the folders that apps load, NAME.mlmodelc, on any machine: no Mac is needed
 #[derive(clap::Args)]

@@ -18,9 +18,9 @@ use crate::ops::Weights;
 use crate::palette::checkpoint::SOURCE_MODEL;
 use crate::palette::{PalettizedCheckpoint, post_training};
 use crate::pipeline::{Pipeline, Request};
-use crate::report::{Progress, pictures};
+use crate::report::pictures;
 use crate::source::{Component, Model};
-use crate::terminal::tell;
+use crate::terminal::{Progress, tell};
 use crate::train::evaluate::Evaluation;
 use crate::train::{Ended, Resume, go_on};
 

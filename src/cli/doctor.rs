@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{print, size};
 use crate::networks::unet::UnetConfig;
-use crate::report::duration;
+use crate::terminal::duration;
 use crate::train::estimate::unet_step;
 
 /// Tells what this machine has (devices, libtorch, memory, disk) and what it can train

@@ -19,9 +19,8 @@ use crate::coreml::strangers::of_another_model;
 use crate::coreml::{AttentionImplementation, DeploymentTarget, PackageMetadata};
 use crate::pipeline::drawing::{check_shapes, unet_weights};
 use crate::pipeline::text_to_image;
-use crate::report::{Copying, Progress};
 use crate::source::{Component, Model, copy_model};
-use crate::terminal::{tell, warn};
+use crate::terminal::{Copying, Progress, tell, warn};
 use crate::torch::give_back_large_memory;
 
 /// Writes Core ML packages, or a diffusers folder

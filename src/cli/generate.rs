@@ -15,9 +15,9 @@ use crate::config::SamplePrompt;
 use crate::diffusion::Noise;
 use crate::files::{TensorFile, check_writable, write_safetensors};
 use crate::pipeline::{Pipeline, Request};
-use crate::report::{Progress, pictures};
+use crate::report::pictures;
 use crate::source::Model;
-use crate::terminal::note;
+use crate::terminal::{Progress, note};
 use crate::train::{Stopped, go_on};
 
 /// Draw pictures from a prompt.

@@ -16,9 +16,9 @@ use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::post_training::{self, Chosen, Layer, WEIGHT_THRESHOLD};
 use crate::palette::{BITS, Form, LutDtype};
-use crate::report::Progress;
 use crate::source::lora::LORAS;
 use crate::source::{Component, Model, goes_with};
+use crate::terminal::Progress;
 use crate::train::evaluate::Evaluation;
 use crate::train::fisher::fisher;
 

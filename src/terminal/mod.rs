@@ -1,6 +1,7 @@
 //! What is printed, made safe for a terminal: text from files (names of tensors, of files, values of keys) may hold escape
 //! sequences that move the cursor, recolour or rename a terminal. All printing goes through here.
 
+mod progress;
 mod shell;
 
 use std::borrow::Cow;
@@ -9,6 +10,7 @@ use std::fmt;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
+pub use progress::{Copying, Progress, duration};
 pub use shell::shell_word;
 
 /// `text` with each control character but line ends and tabs written out as JSON does, as in `\u001b`, so that JSON stays

@@ -14,9 +14,9 @@ use crate::data::set::drawn_name;
 use crate::diffusion::{Noise, Own};
 use crate::files::{beside, write_bytes};
 use crate::pipeline::{Pipeline, Request};
-use crate::report::{Progress, pictures};
+use crate::report::pictures;
 use crate::source::{Model, identity};
-use crate::terminal::{tell, warn};
+use crate::terminal::{Progress, tell, warn};
 
 /// Where, in the class folder, pictures are kept that were drawn from something else: hidden, by the key of their record.
 const ASIDE: &str = ".drawn-before";

@@ -28,10 +28,10 @@ use crate::files::{self, beside};
 use crate::ops::Weights;
 use crate::palette::checkpoint::{RECIPE, SOURCE_MODEL};
 use crate::palette::{Palette, PalettizedCheckpoint, subject};
-use crate::report::{Copying, Progress, write_report};
+use crate::report::write_report;
 use crate::source::lora::LORAS;
 use crate::source::{Component, Model, autoencoder_id, fill_model, goes_with, model_id, write_component};
-use crate::terminal::{note, shell_word};
+use crate::terminal::{Copying, Progress, note, shell_word};
 
 /// The folder of a run, held.
 pub struct OutputDir {

@@ -7,7 +7,8 @@ use tch::Tensor;
 
 use super::run_folder::{LOGS, METRICS, SAMPLES};
 use crate::config::{Config, Tracker};
-use crate::report::{Metrics, Progress, TensorBoard, pictures};
+use crate::report::{Metrics, TensorBoard, pictures};
+use crate::terminal::Progress;
 
 /// What a run does between steps.
 pub const VALIDATING: &str = "validating";

@@ -30,9 +30,8 @@ use crate::ops::{Parameter, Weights};
 use crate::palette::PalettizedCheckpoint;
 use crate::pipeline::drawing::check_shapes;
 use crate::pipeline::text_to_image::{self, TextToImage};
-use crate::report::Progress;
 use crate::source::{Component, Model};
-use crate::terminal::note;
+use crate::terminal::{Progress, note};
 use crate::torch::random::{Purpose, generator, uniform};
 
 /// What the loop works on.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::identity::Identity;
 use super::trained::Trained;
 use crate::files;
-use crate::report::Progress;
+use crate::terminal::Progress;
 
 const TENSORS: &str = "state.safetensors";
 const FACTS: &str = "state.json";

@@ -8,9 +8,8 @@ use crate::cli::size;
 use crate::config::{Config, TrainedComponent};
 use crate::coreml::components::cost::Cost;
 use crate::palette::post_training::Chosen;
-use crate::report::duration;
 use crate::source::{Component, Model};
-use crate::terminal::tell;
+use crate::terminal::{duration, tell};
 use crate::train::estimate::{Pictures, estimate};
 use crate::train::{self, device_and_kind};
 

@@ -18,9 +18,9 @@ use crate::cli::{Interrupted, Usage, must_be_new, print};
 use crate::diffusion::Noise;
 use crate::judge::{Choices, Clip, JudgedPrompt, Metric, Scores, psnr, read_labels, read_prompts, right};
 use crate::pipeline::{Pipeline, Request};
-use crate::report::{Progress, pictures};
+use crate::report::pictures;
 use crate::source::ModelOptions;
-use crate::terminal::{note, warn};
+use crate::terminal::{Progress, note, warn};
 use crate::train::{Stopped, go_on};
 
 /// A model that draws, and what its pictures score.

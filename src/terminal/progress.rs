@@ -145,7 +145,7 @@ impl Progress {
 
     /// Prints a line without disturbing the bar.
     pub fn say(&self, line: &str) {
-        self.aside(|| crate::terminal::tell(line));
+        self.aside(|| super::tell(line));
     }
 
     /// Does what prints lines, without disturbing the bar.
