@@ -320,10 +320,17 @@ fn metadata_name_pictures_as_people_write_them() {
         ("b.png", "`in/b.png`"),
     ] {
         let row = serde_json::json!({"file_name": name, "text": "x"}).to_string();
-        fs::write(folder.path().join("metadata.jsonl"), row).unwrap();
+        fs::write(folder.path().join("metadata.jsonl"), &row).unwrap();
         let lines = problems(&folder, &CaptionOptions::default());
         let expected = format!("there is no `{name}`, but {meant}: names are relative to the folder of the captions");
         assert_eq!(lines, [format!("metadata.jsonl:1: {expected}")]);
+        // Beside a line that is right the picture that is meant is not told of a second time; the others are.
+        let right = serde_json::json!({"file_name": "e.png", "text": "x"}).to_string();
+        fs::write(folder.path().join("metadata.jsonl"), format!("{right}\n{row}")).unwrap();
+        let lines = problems(&folder, &CaptionOptions::default());
+        assert_eq!((lines.len(), &lines[0]), (4, &format!("metadata.jsonl:2: {expected}")), "{lines:#?}");
+        let meant = meant.trim_matches('`');
+        assert!(lines[1..].iter().all(|line| line.contains("does not name it") && !line.contains(meant)), "{lines:#?}");
     }
 }
 

@@ -248,6 +248,24 @@ fn encoders_of_one_width_are_told_apart() {
     assert!(code == 1 && err.contains("is a package of another model: its text encoder is one of"), "{err}");
 }
 
+/// What a package says of itself is not believed against its inputs.
+#[test]
+fn a_package_that_calls_itself_another_network_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (packages, _) = export(MODEL, folder.path(), &["--component", "vae_decoder"]);
+    let path = packages[0].to_str().unwrap();
+    let specification = packages[0].join("Data/com.apple.CoreML/model.mlmodel");
+    let mut bytes = fs::read(&specification).unwrap();
+    let [key, value] = ["palettist.component", "vae_decoder"].map(str::as_bytes);
+    let key = bytes.windows(key.len()).position(|part| part == key).unwrap();
+    let value = key + bytes[key..].windows(value.len()).position(|part| part == value).unwrap();
+    bytes[value..][..11].copy_from_slice(b"vae_encoder");
+    fs::write(&specification, bytes).unwrap();
+    let (code, _, err) = run(&["verify", path, "--against", MODEL]);
+    let expected = "holds the vae_decoder, and its metadata (palettist.component) says that it is the vae_encoder";
+    assert!(code == 1 && err.contains(expected), "{err}");
+}
+
 /// Attention over 144×144 latents has more scores than 2^32.
 #[test]
 fn packages_of_large_pictures_are_sound() {

@@ -577,6 +577,44 @@ fn check_refuses_what_train_could_not_write() {
     assert_eq!(hidden(run.path()), Vec::<PathBuf>::new());
 }
 
+/// One that is refused before it began leaves nothing behind, and nothing of what was there is removed.
+#[test]
+fn a_run_that_is_refused_leaves_no_folder() {
+    let run = Run::new();
+    fs::write(run.path().join("pictures/0000.png"), "not a picture").unwrap();
+    let refused = |folder: &str| {
+        let output = format!("output_dir={folder}");
+        ends(run.path(), &run.arguments("train", &[&output]), 1, "cannot read the picture");
+    };
+    refused("new/below/run");
+    assert!(!run.path().join("new").exists());
+    fs::create_dir_all(run.path().join("mine/own")).unwrap();
+    refused("mine/own/run");
+    refused("mine/own");
+    assert_eq!(fs::read_dir(run.path().join("mine/own")).unwrap().count(), 0);
+}
+
+/// Whoever measures pictures of one folder is told what `train` would say of them all.
+#[test]
+fn overlapping_folders_are_refused_by_evaluate_and_calibration() {
+    let run = Run::new();
+    let text = fs::read_to_string(run.path().join("tiny.toml")).unwrap();
+    let validation = format!("{ROOT}/datasets/sketchbook/validation");
+    let within = run.path().join("pictures/held-out");
+    fs::create_dir_all(&within).unwrap();
+    fs::copy(run.path().join("pictures/0000.png"), within.join("a.png")).unwrap();
+    fs::write(within.join("a.txt"), "a picture").unwrap();
+    fs::write(run.path().join("tiny.toml"), text.replace(&validation, &within.display().to_string())).unwrap();
+    let model = format!("{ROOT}/tests/fixtures/pipeline/model");
+    for arguments in [
+        &["evaluate", &model, "--config", "tiny.toml"][..],
+        &["analyze", &model, "--config", "tiny.toml", "-o", "bits.toml", "--target-bits", "4"],
+        &["palettize", &model, "-o", "c.palettes.safetensors", "--bits", "2", "--calibrate", "tiny.toml"],
+    ] {
+        ends(run.path(), arguments, 1, "lies in data.train_data_dir");
+    }
+}
+
 /// What learns is counted, the text encoder too: weights and two moments of four bytes each.
 #[test]
 fn check_counts_a_text_encoder_that_learns() {

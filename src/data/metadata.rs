@@ -157,6 +157,8 @@ pub(super) fn read(listing: &Listing, file: &File, options: &CaptionOptions, pro
     // For each column that lines lack: the first such line, what it has instead, how many more there are.
     let mut lacking: BTreeMap<&str, (u64, String, usize)> = BTreeMap::new();
     let (mut wrong, mut gone) = (Vec::new(), Vec::new());
+    // Pictures that lines with other names seem to mean.
+    let mut strayed = HashSet::new();
     for Row { number, cells } in rows {
         let place = format!("{}:{number}", path.display());
         let mut cell = |column| match cells.get(column) {
@@ -175,7 +177,10 @@ pub(super) fn read(listing: &Listing, file: &File, options: &CaptionOptions, pro
         let caption = cell(&options.caption_column);
         let Some(name) = name else { continue };
         match places.find(&name) {
-            Err(why) => gone.push(format!("{place}: {why}")),
+            Err(Stray { why, meant }) => {
+                gone.push(format!("{place}: {why}"));
+                strayed.extend(meant);
+            }
             Ok(picture) => match &captions[picture] {
                 Some((earlier, _)) => wrong.push(format!("{place}: `{name}` is already on line {earlier}")),
                 // A line whose caption could not be read has had its own problem; its picture has no second one.
@@ -201,13 +206,20 @@ pub(super) fn read(listing: &Listing, file: &File, options: &CaptionOptions, pro
     // When no line could be used, that every picture lacks a caption is no news.
     let hopeless = captions.iter().all(Option::is_none) && problems.len() > before;
     let shown = file.last();
-    let captions = listing.pictures.iter().zip(captions).map(|(picture, caption)| match caption {
+    let captions = (0..).zip(listing.pictures.iter().zip(captions)).map(|(index, (picture, caption))| match caption {
         Some((_, text)) if !text.is_empty() => Caption::Text(text),
         Some((number, _)) => Caption::None(format!("{}:{number}: the caption is empty", path.display())),
-        None if hopeless => Caption::Unreadable,
+        None if hopeless || strayed.contains(&index) => Caption::Unreadable,
         None => Caption::None(format!("{} has no caption: {shown} does not name it", listing.shown(picture))),
     });
     Captions { captions: captions.collect(), found: true }
+}
+
+/// A name that no picture has.
+struct Stray {
+    why: String,
+    /// The picture that seems to be meant.
+    meant: Option<usize>,
 }
 
 /// Finds pictures by the names that metadata have for them.
@@ -250,7 +262,7 @@ impl<'l> Places<'l> {
     ///
     /// # Errors
     /// Says that there is none, and which one may be meant.
-    fn find(&self, name: &str) -> Result<usize, String> {
+    fn find(&self, name: &str) -> Result<usize, Stray> {
         let name: String = name.nfc().collect();
         if let Some(place) = self.exact.get(name.as_str()) {
             return Ok(*place);
@@ -272,7 +284,8 @@ impl<'l> Places<'l> {
             return Ok(*place);
         }
         if self.others.contains(inner.as_str()) {
-            return Err(format!("`{name}` is not a picture of a kind that is read (.{})", PICTURES.join(", .")));
+            let why = format!("`{name}` is not a picture of a kind that is read (.{})", PICTURES.join(", ."));
+            return Err(Stray { why, meant: None });
         }
         let wanted = File::new(inner.as_str().into());
         let close = self.stems.get(wanted.stem()).or_else(|| self.lower.get(&inner.to_lowercase()));
@@ -282,14 +295,15 @@ impl<'l> Places<'l> {
             let end = ends.find_map(|end| self.exact.get(end.as_str()).copied());
             end.or_else(|| self.last.get(wanted.last()).copied().flatten())
         };
-        let meant = |place: usize| &self.listing.pictures[place].name;
-        Err(match (close, close.map_or_else(elsewhere, |_| None)) {
-            (Some(place), _) => format!("there is no `{name}`, but `{}`", meant(*place)),
-            (None, Some(place)) => format!(
-                "there is no `{name}`, but `{}`: names are relative to the folder of the captions",
-                meant(place)
-            ),
-            (None, None) => format!("there is no `{name}` in {}", self.listing.folder.display()),
-        })
+        let called = |place: usize| &self.listing.pictures[place].name;
+        let (why, meant) = match (close, close.map_or_else(elsewhere, |_| None)) {
+            (Some(place), _) => (format!("there is no `{name}`, but `{}`", called(*place)), Some(*place)),
+            (None, Some(place)) => {
+                let why = "names are relative to the folder of the captions";
+                (format!("there is no `{name}`, but `{}`: {why}", called(place)), Some(place))
+            }
+            (None, None) => (format!("there is no `{name}` in {}", self.listing.folder.display()), None),
+        };
+        Err(Stray { why, meant })
     }
 }

@@ -346,6 +346,15 @@ fn same_prompt(settings: &Dreambooth) -> Option<String> {
     })
 }
 
+/// Whether the folders of `config` lie apart from each other, for those who read only one of them.
+///
+/// # Errors
+/// Every two that are one folder or lie in each other, though they must not.
+pub fn apart(config: &Config) -> Result<(), Problems> {
+    let found = overlaps(config);
+    if found.is_empty() { Ok(()) } else { Err(Problems(found)) }
+}
+
 /// Folders of a config that are one or lie in each other, though they must not.
 fn overlaps(config: &Config) -> Vec<String> {
     let data = &config.data;

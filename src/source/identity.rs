@@ -65,11 +65,13 @@ pub fn autoencoder_id(model: &Model) -> String {
 /// A part of the model cannot be read.
 pub fn goes_with(model: &Model, learned: &BTreeMap<Component, Weights>) -> Result<BTreeMap<String, String>> {
     let mut hash = Sha256::new();
-    for component in model.text_encoders() {
-        match learned.get(&component) {
-            None => network(model, component, &mut hash)?,
+    // A file may hold a UNet alone: whatever text encoders it is put with are its own.
+    let text_encoders: Vec<Component> = model.text_encoders().filter(|component| model.has(*component)).collect();
+    for component in &text_encoders {
+        match learned.get(component) {
+            None => network(model, *component, &mut hash)?,
             Some(weights) => {
-                hash.update(described(&model.config_json(component)?));
+                hash.update(described(&model.config_json(*component)?));
                 for (name, weight) in weights.iter().collect::<BTreeMap<_, _>>() {
                     identify(&mut hash, name, &weight.size(), both_ends(weight)?)?;
                 }
@@ -78,10 +80,11 @@ pub fn goes_with(model: &Model, learned: &BTreeMap<Component, Weights>) -> Resul
     }
     let scheduler = model.scheduler_config()?;
     let prediction = scheduler.get("prediction_type").and_then(Value::as_str).unwrap_or("epsilon");
-    Ok(BTreeMap::from([
-        (TEXT_ENCODERS.to_owned(), hex(&hash.finalize()[..16])),
-        (PREDICTION.to_owned(), prediction.to_owned()),
-    ]))
+    let mut found = BTreeMap::from([(PREDICTION.to_owned(), prediction.to_owned())]);
+    if !text_encoders.is_empty() {
+        found.insert(TEXT_ENCODERS.to_owned(), hex(&hash.finalize()[..16]));
+    }
+    Ok(found)
 }
 
 /// Adds a network's configuration and weights to a hash.

@@ -96,7 +96,12 @@ impl Layout {
             Alone::Diffusers { .. } => false,
         };
         if !ldm {
-            return names::today(component.into(), name);
+            // Of a network alone, names may stand behind a prefix.
+            let bare = match self.alone {
+                Alone::Diffusers { component: alone, prefix } if alone == component => name.strip_prefix(prefix),
+                _ => None,
+            };
+            return names::today(component.into(), bare.unwrap_or(name));
         }
         match self.meaning(name) {
             Some(Meaning::Parameter(of, name)) if of == component => Some(name),

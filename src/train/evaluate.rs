@@ -40,6 +40,7 @@ impl Evaluation {
             let message = "is missing: set it to a folder with pictures that are not trained on";
             return Err(config::Error::about("data.validation_data_dir", message).into());
         };
+        set::apart(config)?;
         let pictures = pictures?;
         let samples = samples.unwrap_or(config.train.train_batch_size * config.validation.batches);
         Self::of(pictures, config, model, samples, device)
@@ -50,6 +51,7 @@ impl Evaluation {
     /// # Errors
     /// Whatever is wrong with the data or the model.
     pub fn of_training(config: &Config, model: &Model, samples: usize, device: Device) -> Result<Self> {
+        set::apart(config)?;
         Self::of(set::training(config)?, config, model, samples, device)
     }
 

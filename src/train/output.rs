@@ -1,7 +1,7 @@
 //! `output_dir/`: taking it for a run, and what is written there when one ends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -15,7 +15,7 @@ use super::plan::{Action, Plan as RunPlan, Resume, Resumed, plan};
 use super::reconstruct::move_latents;
 use super::refused::refused;
 use super::reporter::Reporter;
-use super::run_folder::{self, CHECKPOINTS, CONFIG, FINISHED, LOGS, METRICS, MODEL, PACKAGES, REPORT, RunFolder};
+use super::run_folder::{self, CHECKPOINTS, CONFIG, FINISHED, LOGS, Lock, METRICS, MODEL, PACKAGES, REPORT, RunFolder};
 use super::state;
 use super::trained::{Networks, Trained};
 use crate::config::{Config, TrainedComponent};
@@ -36,8 +36,7 @@ use crate::terminal::{Copying, Progress, note, shell_word};
 /// The folder of a run, held.
 pub struct OutputDir {
     pub folder: PathBuf,
-    /// The system unlocks it however the run ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl OutputDir {

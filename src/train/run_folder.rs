@@ -312,16 +312,41 @@ pub fn busy(folder: &Path) -> Option<String> {
     busy.then(|| fs::read_to_string(&path).unwrap_or_default())
 }
 
+/// Keeps other runs out of a folder. A folder in which nothing was written meanwhile is left as it was found.
+pub struct Lock {
+    folder: PathBuf,
+    /// The folders that were made for it, innermost first.
+    made: Vec<PathBuf>,
+    /// The system unlocks it however the process ends.
+    _file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let holds_more =
+            fs::read_dir(&self.folder).map_or(true, |entries| entries.flatten().any(|e| e.file_name() != LOCK));
+        if !holds_more {
+            // What is not removed does no harm.
+            let _ = fs::remove_file(self.folder.join(LOCK));
+            let _ = self.made.iter().try_for_each(fs::remove_dir);
+        }
+    }
+}
+
 /// Keeps other runs out of `folder`, which is made where needed, until what is returned is dropped.
 ///
 /// # Errors
 /// Another run holds it; it can't be written.
-pub fn lock(folder: &Path) -> Result<File> {
+pub fn lock(folder: &Path) -> Result<Lock> {
+    let made = folder.ancestors().take_while(|above| *above != Path::new("") && !above.exists()).map(Path::to_owned);
+    let made: Vec<PathBuf> = made.collect();
     fs::create_dir_all(folder).with_context(|| format!("cannot create the output folder {}", folder.display()))?;
     let path = folder.join(LOCK);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
     match file.try_lock() {
+        // A run that was refused has just removed it.
+        Ok(()) if !path.exists() => return lock(folder),
         Ok(()) => {
             // Who it is, for the other's message; without it that is only less clear.
             let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
@@ -332,7 +357,7 @@ pub fn lock(folder: &Path) -> Result<File> {
         // Some network file systems have no locks: that is no reason not to train.
         Err(TryLockError::Error(_)) => {}
     }
-    Ok(file)
+    Ok(Lock { folder: folder.to_owned(), made, _file: file })
 }
 
 /// Writes the first file of a run, which makes `folder` its own.

@@ -1,6 +1,7 @@
 //! Files as people have them: marks of what is predicted, leftovers, fp8, one network alone, biases of other ranks.
 
-use palettist::source::{ModelOptions, PredictionType};
+use palettist::palette::PalettizedCheckpoint;
+use palettist::source::{ModelOptions, PREDICTION, PredictionType, TEXT_ENCODERS};
 
 use super::*;
 
@@ -228,8 +229,37 @@ fn a_unet_alone_has_any_usual_prefix() {
         );
     }
     // What that message advises.
-    write(&base.join("unet/diffusion_pytorch_model.safetensors"), &ldm("diffusion_model."), &[]);
-    assert_same(&open(&base), &weights);
+    for tensors in [ldm("diffusion_model."), diffusers("unet.")] {
+        write(&base.join("unet/diffusion_pytorch_model.safetensors"), &tensors, &[]);
+        assert_same(&open(&base), &weights);
+    }
+    // A prefix of the one is none of the other, and a name that the UNet does not have is still told.
+    let mut tensors = diffusers("unet.");
+    tensors.insert("unet.conv_odd.weight".into(), empty());
+    write(&base.join("unet/diffusion_pytorch_model.safetensors"), &tensors, &[]);
+    assert_says(open(&base).weights(Component::Unet, Kind::Half, CPU), &["`unet.conv_odd.weight`", "does not have"]);
+
+    // Its palettes are those of the whole model, and packages are made of both.
+    write(&path, &diffusers("unet."), &[]);
+    let succeeds = |arguments: &[&str]| {
+        let (code, _, told) = palettist(folder.path(), arguments);
+        assert_eq!(code, 0, "{told}");
+    };
+    let palettes = |model: &Path, name: &str| {
+        let file = folder.path().join(name);
+        let (model, file) = (model.to_str().unwrap(), file.to_str().unwrap());
+        succeeds(&["palettize", model, "--bits", "2", "--weight-threshold", "100", "-o", file]);
+        file.to_owned()
+    };
+    let (of_alone, of_whole) = (palettes(&path, "a.palettes.safetensors"), palettes(&whole, "w.palettes.safetensors"));
+    let tables = |file: &str| PalettizedCheckpoint::read(Path::new(file)).unwrap();
+    let (alone, all) = (tables(&of_alone), tables(&of_whole));
+    assert!(!all.palettes.is_empty() && alone.palettes.keys().eq(all.palettes.keys()));
+    assert_eq!(alone.metadata.get(PREDICTION), all.metadata.get(PREDICTION));
+    assert!(all.metadata.contains_key(TEXT_ENCODERS) && !alone.metadata.contains_key(TEXT_ENCODERS));
+    let out = folder.path().join("out");
+    let arguments = ["export", path.to_str().unwrap(), "--component", "unet", "--palettes", &of_alone, "-o"];
+    succeeds(&[&arguments[..], &[out.to_str().unwrap()]].concat());
 }
 
 #[test]

@@ -201,20 +201,20 @@ pub fn compare(
 }
 
 /// Which network of `model` a package holds, by its inputs. Of the two text encoders of Stable Diffusion XL, whose inputs
-/// and outputs are named alike: what the package says that it is; else the second where it projects the pooled text, as
-/// only that one does; else the one that is as wide.
+/// and outputs are named alike: the second where it projects the pooled text, as only that one does; else the one that is
+/// as wide; else what the package says that it is.
 ///
 /// # Errors
-/// None that Palettist knows, with the inputs it has; a network of a model of another kind.
+/// None that Palettist knows, with the inputs it has; a network of a model of another kind; metadata that say otherwise.
 pub fn part_of(package: &Chain, model: &Model) -> Result<Part> {
     let part = part_by_inputs(package)?;
     let has = |features: &[Feature], name: &str| features.iter().any(|feature| feature.name == name);
     let is_xl = match part {
-        Part::Unet => has(package.inputs(), "time_ids"),
-        Part::TextEncoder => has(package.outputs(), Attended::Penultimate.output()),
-        _ => return Ok(part),
+        Part::Unet => Some(has(package.inputs(), "time_ids")),
+        Part::TextEncoder => Some(has(package.outputs(), Attended::Penultimate.output())),
+        _ => None,
     };
-    if is_xl != model.is_xl() {
+    if let Some(is_xl) = is_xl.filter(|is_xl| *is_xl != model.is_xl()) {
         let (what, kind) = (part.component().title(), if is_xl { "is one" } else { "is none" });
         let other = if is_xl { "is not" } else { "is" };
         bail!(
@@ -223,23 +223,35 @@ pub fn part_of(package: &Chain, model: &Model) -> Result<Part> {
             model.path().display()
         );
     }
-    if part != Part::TextEncoder || !is_xl {
-        return Ok(part);
-    }
     let first = package.packages().first();
-    if let Some(said) = first.and_then(|package| package.metadata().user_defined.get(COMPONENT)?.parse().ok()) {
-        return Ok(said);
+    let said: Option<Part> = first.and_then(|package| package.metadata().user_defined.get(COMPONENT)?.parse().ok());
+    let is_second = (part == Part::TextEncoder && is_xl == Some(true)).then(|| is_second(package, model, said));
+    let part = if is_second.transpose()? == Some(true) { Part::TextEncoder2 } else { part };
+    match said.filter(|said| *said != part) {
+        None => Ok(part),
+        Some(said) => bail!(
+            "{} holds the {part}, and its metadata ({COMPONENT}) says that it is the {said}: export it again",
+            package.path().display()
+        ),
     }
+}
+
+/// Whether a package with one of the two text encoders of Stable Diffusion XL, which says that it is `said`, holds the
+/// second one.
+fn is_second(package: &Chain, model: &Model, said: Option<Part>) -> Result<bool> {
     let [own, second] =
         [Component::TextEncoder, Component::TextEncoder2].map(|component| model.text_encoder_config_of(component));
     let (own, second) = (own?, second?);
-    let projects = package.weights()?.iter().any(|weight| parameter_of(&weight.name) == "text_projection_weight");
-    let channels = package.outputs().first().and_then(|output| output.kind.shape.last());
-    let is_second = match own.projection.is_some() == second.projection.is_some() {
-        false => projects == second.projection.is_some(),
-        true => own.hidden_size != second.hidden_size && channels == Some(&second.hidden_size),
-    };
-    Ok(if is_second { Part::TextEncoder2 } else { Part::TextEncoder })
+    if own.projection.is_some() != second.projection.is_some() {
+        let projects = package.weights()?.iter().any(|weight| parameter_of(&weight.name) == "text_projection_weight");
+        return Ok(projects == second.projection.is_some());
+    }
+    if own.hidden_size != second.hidden_size {
+        let channels = package.outputs().first().and_then(|output| output.kind.shape.last());
+        return Ok(channels == Some(&second.hidden_size));
+    }
+    // Of one shape: only their weights differ, which are compared next.
+    Ok(said == Some(Part::TextEncoder2))
 }
 
 fn part_by_inputs(package: &Chain) -> Result<Part> {
