@@ -305,6 +305,30 @@ fn the_parts_of_the_loss_are_means_over_all_of_a_step() {
     }
 }
 
+/// 4 pictures a step, however many of them at a time.
+#[test]
+fn batches_and_accumulation_are_one_run() {
+    let losses = |batch: usize| -> Vec<f64> {
+        let run = Run::new();
+        let sizes = [
+            format!("train.train_batch_size={batch}"),
+            format!("train.gradient_accumulation_steps={}", 4 / batch),
+            "train.max_train_steps=3".into(),
+            "validation.batches=1".into(),
+            "export.coreml=false".into(),
+        ];
+        run.train(&sizes.each_ref().map(String::as_str));
+        let losses = run.metrics().into_iter().filter(|line| line.get("learning_rate").is_some());
+        losses.map(|line| line["loss"].as_f64().unwrap()).collect()
+    };
+    let (four, two, one) = (losses(4), losses(2), losses(1));
+    assert!(four.len() == 3 && four[0] != four[1], "{four:?}");
+    for ((four, two), one) in four.iter().zip(two).zip(one) {
+        // fp32's, of sums in another order, three steps on.
+        assert!((two / four - 1.0).abs() < 1e-4 && (one / four - 1.0).abs() < 1e-4, "{four} {two} {one}");
+    }
+}
+
 #[test]
 fn a_model_that_is_not_finite_is_refused_before_training() {
     let run = Run::new();

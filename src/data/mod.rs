@@ -16,7 +16,7 @@
 //! | [`resample`] | Pillow's resize, to the bit |
 //! | [`cache`] | tensors on the disk under the hash of all they were made from |
 //! | [`manifest`] | what a run learned from, by content |
-//! | [`order`] | which samples a step takes, as a function of its number |
+//! | [`order`] | which sample stands at each position of a run |
 //!
 //! Data are read before anything is trained: a mistake in the 700th caption is told at once and with all the others
 //! ([`Problems`]), not after an hour.
@@ -43,7 +43,7 @@ pub use captions::{CaptionOptions, Missing};
 pub use folder::{Contents, Sample, read_folder};
 pub use listing::is_picture;
 pub use manifest::Manifest;
-pub use order::{batch_indices, epoch_order};
+pub use order::{epoch_order, samples_at};
 pub use picture::{Crop, Transform, load_bytes, load_picture, picture_size};
 pub use resample::Filter;
 pub use set::{Class, DataSet};

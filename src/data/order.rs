@@ -1,8 +1,10 @@
-//! Which samples a step takes, as a function of (seed, step): a resumed run needs no state to go on where it was.
+//! Which sample stands at each position of a run, as a function of (seed, position): a resumed run needs no state to go on
+//! where it was, and it does not matter how positions are grouped into batches.
 //!
-//! The samples of a run are its epochs one after another, each a permutation of all samples; step s takes positions
-//! s·B … s·B + B − 1 of that sequence. A batch may reach over the end of an epoch, so none is cut short and every
-//! sample is met once an epoch.
+//! The samples of a run are its epochs one after another, each a permutation of all samples. A batch may reach over the end
+//! of an epoch, so none is cut short and every sample is met once an epoch.
+
+use std::ops::Range;
 
 use crate::torch::random::{Purpose, generator};
 use rand::Rng;
@@ -17,21 +19,21 @@ pub fn epoch_order(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     order
 }
 
-/// The samples of step `step` (from 0): `batch` numbers below `n`. Empty when there are no samples.
-pub fn batch_indices(seed: u64, step: u64, batch: usize, n: usize) -> Vec<usize> {
+/// The samples at these positions of a run: numbers below `n`. Empty when there are no samples.
+pub fn samples_at(seed: u64, positions: Range<u64>, n: usize) -> Vec<usize> {
     if n == 0 {
         return Vec::new();
     }
-    let start = u128::from(step) * batch as u128;
-    let mut epoch = (start / n as u128) as u64;
-    let mut position = (start % n as u128) as usize;
-    let mut indices = Vec::with_capacity(batch);
-    while indices.len() < batch {
+    let count = (positions.end - positions.start) as usize;
+    let mut epoch = positions.start / n as u64;
+    let mut place = (positions.start % n as u64) as usize;
+    let mut samples = Vec::with_capacity(count);
+    while samples.len() < count {
         let order = epoch_order(seed, epoch, n);
-        indices.extend(order[position..].iter().take(batch - indices.len()));
-        (epoch, position) = (epoch + 1, 0);
+        samples.extend(order[place..].iter().take(count - samples.len()));
+        (epoch, place) = (epoch + 1, 0);
     }
-    indices
+    samples
 }
 
 /// Uniform below `bound` without bias (Lemire 2019, "Fast random integer generation in an interval", algorithm 5).
@@ -75,8 +77,9 @@ mod tests {
     fn batches_go_through_the_epochs_without_gap_or_repeat() {
         for (batch, n) in [(4, 10), (3, 3), (7, 5), (16, 3), (1, 4)] {
             let steps = 3 * n as u64;
-            let taken: Vec<usize> = (0..steps).flat_map(|step| batch_indices(9, step, batch, n)).collect();
-            assert_eq!(taken.len(), steps as usize * batch);
+            let batches = (0..steps).map(|step| step * batch..(step + 1) * batch);
+            let taken: Vec<usize> = batches.flat_map(|positions| samples_at(9, positions, n)).collect();
+            assert_eq!(taken.len(), (steps * batch) as usize);
             for (epoch, order) in taken.chunks(n).enumerate() {
                 assert_eq!(
                     order,
@@ -85,6 +88,6 @@ mod tests {
                 );
             }
         }
-        assert!(batch_indices(9, 5, 4, 0).is_empty());
+        assert!(samples_at(9, 20..24, 0).is_empty());
     }
 }

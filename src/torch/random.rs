@@ -1,5 +1,6 @@
-//! Random numbers as functions of (seed, stream): the same on every device, at every thread count, and after a
-//! resumed run. No generator state is kept anywhere; a step's noise is asked for by its number.
+//! Random numbers as functions of (seed, stream): the same on every device, at every thread count, in every process, and
+//! after a resumed run. No generator state is kept anywhere: an example's noise is asked for by the example's position in
+//! the run, so that it does not matter how examples are grouped into batches.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

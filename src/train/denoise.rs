@@ -10,12 +10,13 @@ use rand_distr::{Beta, Distribution};
 use tch::{Device, Kind, Tensor};
 
 use super::examples::{Examples, Texts, draw_latents};
-use super::objective::{Loss, Objective};
+use super::objective::{Loss, Objective, Part};
 use super::prompts::Sampler;
 use super::teacher::{Question, Teacher, asks_class_alone};
 use super::trained::Networks;
 use super::validate::Validation;
 use crate::config::{Config, Distill};
+use crate::data::samples_at;
 use crate::diffusion::{NoiseSchedule, Prediction};
 use crate::networks::unet::{UnetConfig, unet};
 use crate::ops::Tensors;
@@ -58,8 +59,8 @@ pub enum ClassSource {
     },
 }
 
-/// Noised latents `[B, C, h, w]` with their timesteps, what the UNet should predict of them, captions and sizes. B is the
-/// size of a batch, twice that with the class, which follows.
+/// Noised latents `[B, C, h, w]` with their timesteps, what the UNet should predict of them, captions and sizes. B is how
+/// many examples there are, twice that with the class, which follows.
 struct Batch {
     noised: Tensor,
     timesteps: Tensor,
@@ -84,51 +85,55 @@ impl Batch {
 }
 
 impl Denoise {
-    fn batch(&self, index: u64) -> Result<Batch> {
-        let (seed, train) = (self.config.seed, &self.config.train);
-        let mut random = generator(seed, Purpose::Augment, index);
-        let (mut moments, mut captions, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut caption = |random: &mut _, whole: &String| {
-            let dropped = uniform(random) < self.config.data.caption_dropout_rate;
-            captions.push(if dropped { String::new() } else { whole.clone() });
-        };
+    fn batch(&self, part: &Part) -> Result<Batch> {
+        let (config, train) = (&self.config, &self.config.train);
+        let positions = part.positions(train.train_batch_size);
         let class = self.class.as_ref().map(|class| &class.source);
-        let of_class = match class {
-            Some(ClassSource::Pictures(examples)) => Some(examples),
-            _ => None,
+        let (of_class, of_base) = match class {
+            Some(ClassSource::Pictures(examples)) => (Some(examples), None),
+            Some(ClassSource::Base { prompt, .. }) => (None, Some(prompt)),
+            None => (None, None),
         };
+        let (mut moments, mut posterior, mut noise) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut timesteps, mut sizes) = (Vec::new(), Vec::new());
+        let (mut captions, mut captions_of_base) = (Vec::new(), Vec::new());
         for (place, examples) in [Some(&self.examples), of_class].into_iter().flatten().enumerate() {
-            // The class has an order of its own: a set of another size would otherwise pair the same pictures.
-            let order = seed.wrapping_add(place as u64);
-            for chosen in crate::data::order::batch_indices(order, index, train.train_batch_size, examples.epoch.len())
-            {
+            // The class has an order and noise of its own: a set of another size would otherwise pair the same pictures.
+            let seed = config.seed.wrapping_add(place as u64);
+            let chosen = samples_at(seed, positions.clone(), examples.epoch.len());
+            for (position, chosen) in positions.clone().zip(chosen) {
                 let chosen = examples.epoch[chosen];
-                let flip = examples.flipped && random.next_u32() & 1 == 1;
+                let random = |purpose| generator(seed, purpose, position);
+                let mut augment = random(Purpose::Augment);
+                let flip = examples.flipped && augment.next_u32() & 1 == 1;
                 let place = chosen + if flip { examples.len() } else { 0 };
-                moments.push(examples.moments[place].shallow_clone());
+                let mut caption = |whole: &String| {
+                    let dropped = uniform(&mut augment) < config.data.caption_dropout_rate;
+                    if dropped { String::new() } else { whole.clone() }
+                };
+                captions.push(caption(&examples.captions[chosen]));
+                captions_of_base.extend(of_base.map(caption));
                 sizes.push(examples.sizes[place]);
-                caption(&mut random, &examples.captions[chosen]);
+                let of_picture = &examples.moments[place];
+                let size = of_picture.size();
+                let size = [size[0] / 2, size[1], size[2]];
+                moments.push(of_picture.shallow_clone());
+                posterior.push(normal(&mut random(Purpose::Posterior), &size));
+                noise.push(self.noise(&mut random(Purpose::Noise), &size));
+                let steps = self.schedule.timesteps();
+                timesteps.push(draw_timestep(&mut random(Purpose::Timesteps), steps, train.timestep_beta)?);
             }
         }
-        let moments = Tensor::stack(&moments, 0).to_device(self.device);
-        let mut latents = draw_latents(&moments, self.scaling_factor, seed, index);
-        let size = latents.size();
-        let mut random_noise = generator(seed, Purpose::Noise, index);
-        let mut noise = normal(&mut random_noise, &size).to_device(self.device);
-        if train.noise_offset > 0.0 {
-            let offset = normal(&mut random_noise, &[size[0], size[1], 1, 1]).to_device(self.device);
-            noise += offset * train.noise_offset;
-        }
-        let mut random_steps = generator(seed, Purpose::Timesteps, index);
-        let steps = self.schedule.timesteps();
-        let mut timesteps = draw_timesteps(&mut random_steps, size[0], steps, train.timestep_beta)?;
-        if let Some(ClassSource::Base { prompt, .. }) = class {
+        let stacked = |tensors: &[Tensor]| Tensor::stack(tensors, 0).to_device(self.device);
+        let mut latents = draw_latents(&stacked(&moments), self.scaling_factor, &stacked(&posterior));
+        let mut noise = stacked(&noise);
+        if of_base.is_some() {
             // The same noised latents once more, told the class.
             latents = Tensor::cat(&[&latents, &latents], 0);
             noise = Tensor::cat(&[&noise, &noise], 0);
             timesteps.extend_from_within(..);
             sizes.extend_from_within(..);
-            (0..size[0]).for_each(|_| caption(&mut random, prompt));
+            captions.extend(captions_of_base);
         }
         let weights = train.min_snr_gamma.map(|gamma| self.snr_weights(gamma, &timesteps));
         let weights = weights.map(|weights| Tensor::from_slice(&weights).to_device(self.device));
@@ -136,6 +141,15 @@ impl Denoise {
         let noised = self.schedule.add_noise(&latents, &noise, &timesteps).to_kind(self.kind);
         let target = self.schedule.target(&latents, &noise, &timesteps);
         Ok(Batch { noised, timesteps, target, weights, captions, sizes })
+    }
+
+    /// Noise of one example `[C, h, w]` on the CPU: a unit normal, and by `train.noise_offset` one number more a channel.
+    fn noise(&self, random: &mut impl Rng, size: &[i64; 3]) -> Tensor {
+        let noise = normal(random, size);
+        match self.config.train.noise_offset {
+            offset if offset > 0.0 => noise + normal(random, &[size[0], 1, 1]) * offset,
+            _ => noise,
+        }
     }
 
     /// Weight of each example's loss by min-SNR-γ (Hang et al. 2023, 3.4): min(SNR, γ)/SNR for ε, /(SNR + 1) for v.
@@ -188,19 +202,18 @@ fn means(each: &Tensor, weights: Option<&Tensor>, prior: Option<f64>) -> Means {
     }
 }
 
-/// Timesteps 0…`steps` − 1: evenly, or where Beta(a, b) puts them between the first and the last.
-fn draw_timesteps(random: &mut impl Rng, count: i64, steps: i64, beta: Option<[f64; 2]>) -> Result<Vec<i64>> {
-    let beta = beta.map(|[a, b]| Beta::new(a, b)).transpose().context("train.timestep_beta")?;
-    let mut place = || match &beta {
+/// A timestep, 0…`steps` − 1: evenly, or where Beta(a, b) puts it between the first and the last.
+fn draw_timestep(random: &mut impl Rng, steps: i64, beta: Option<[f64; 2]>) -> Result<i64> {
+    let place = match beta {
         None => uniform(random),
-        Some(beta) => beta.sample(random),
+        Some([a, b]) => Beta::new(a, b).context("train.timestep_beta")?.sample(random),
     };
-    Ok((0..count).map(|_| ((place() * steps as f64) as i64).min(steps - 1)).collect())
+    Ok(((place * steps as f64) as i64).min(steps - 1))
 }
 
 impl Objective for Denoise {
-    fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
-        let batch = self.batch(index)?;
+    fn loss(&mut self, networks: &Networks, part: &Part) -> Result<Loss> {
+        let batch = self.batch(part)?;
         let recomputes = self.config.train.gradient_checkpointing;
         let learning = |weights| Tensors::new(weights).computing_in(self.kind).recomputing(recomputes);
         let text_encoder = networks.get(&Component::TextEncoder).map(learning);

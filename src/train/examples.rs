@@ -14,7 +14,6 @@ use crate::networks::text_encoder::{TextEncoderConfig, TextOutput, text_encoder}
 use crate::ops::{Tensors, Weights};
 use crate::pipeline::condition::{Conditioning, SizeIds};
 use crate::source::{Component, Model};
-use crate::torch::random::{Purpose, generator, normal};
 
 /// Pictures with captions, as the UNet's training sees them.
 pub struct Examples {
@@ -112,11 +111,10 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Draws latents from moments `[B, 2·latent, h, w]` with the noise of `index` and scales them: mean + σ·ε
+/// Draws latents from moments `[B, 2·latent, h, w]` with unit `noise` `[B, latent, h, w]` and scales them: mean + σ·ε
 /// (Kingma and Welling 2014, 2.4; log-variance clamped to −30…20 as diffusers does).
-pub fn draw_latents(moments: &Tensor, scaling_factor: f64, seed: u64, index: u64) -> Tensor {
+pub fn draw_latents(moments: &Tensor, scaling_factor: f64, noise: &Tensor) -> Tensor {
     let halves = moments.chunk(2, 1);
-    let noise = normal(&mut generator(seed, Purpose::Posterior, index), &halves[0].size()).to_device(moments.device());
     let deviation = (halves[1].clamp(-30.0, 20.0) * 0.5).exp();
     (&halves[0] + deviation * noise) * scaling_factor
 }

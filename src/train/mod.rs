@@ -2,8 +2,8 @@
 //!
 //! [`run`] opens the model and the data (`setup`), then repeats one step: the weights that the networks see
 //! (`trained`, palettes included), the loss (`objective`: `denoise` or `reconstruct`), the gradient, AdamW.
-//! Everything random is a function of the seed and the step, and a checkpoint (`state`) holds the rest, so that a
-//! run killed at any instant and resumed writes the same bytes as one that was not.
+//! Everything random is a function of the seed and an example's position in the run, or the step's number, and a checkpoint
+//! (`state`) holds the rest, so that a run killed at any instant and resumed writes the same bytes as one that was not.
 
 mod class_images;
 mod denoise;
@@ -46,7 +46,7 @@ use tch::{Device, Kind};
 pub use self::class_images::drawing;
 use self::identity::Identity;
 use self::learning_rate::LearningRate;
-use self::objective::Objective;
+use self::objective::{Objective, Part};
 use self::optimizer::AdamW;
 pub use self::output::export_plan;
 use self::output::{Ending, OutputDir};
@@ -351,7 +351,8 @@ impl Run<'_> {
         let due = self.reporter.due(step + 1);
         let (mut loss, mut parts) = (0.0, Vec::<(&str, f64)>::new());
         for micro in 0..micro_steps {
-            let one = objective.loss(&begun.networks, step * micro_steps + micro)?;
+            let part = Part::whole(step * micro_steps + micro, train.train_batch_size);
+            let one = objective.loss(&begun.networks, &part)?;
             let scaled = one.total / micro_steps as f64;
             loss += scaled.double_value(&[]);
             scaled.f_backward().map_err(crate::torch::error)?;

@@ -1,13 +1,37 @@
 //! What a run minimises: the seam between the loop and the networks.
 
+use std::ops::Range;
+
 use anyhow::Result;
 use tch::Tensor;
 
 use super::trained::Networks;
 
+/// Examples that one forward pass takes: rows of one batch of the run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The number of the batch (step · accumulation + place).
+    pub batch: u64,
+    /// Which of its rows, of `train_batch_size`.
+    pub rows: Range<u64>,
+}
+
+impl Part {
+    /// All rows of a batch of `size`.
+    pub fn whole(batch: u64, size: usize) -> Self {
+        Self { batch, rows: 0..size as u64 }
+    }
+
+    /// Where its examples stand in the run, which batches of `size` follow one another in.
+    pub fn positions(&self, size: usize) -> Range<u64> {
+        let first = self.batch * size as u64;
+        first + self.rows.start..first + self.rows.end
+    }
+}
+
 /// A loss with the parts to be logged.
 pub struct Loss {
-    /// Scalar, with gradient.
+    /// Scalar, the mean over the examples, with gradient.
     pub total: Tensor,
     pub parts: Vec<(&'static str, Tensor)>,
 }
@@ -22,11 +46,11 @@ pub struct Latents {
 
 /// One kind of training.
 pub trait Objective {
-    /// The loss of micro-step `index` (step · accumulation + place), a function of the seed and that number alone.
+    /// The mean loss of some examples. Everything random about an example is a function of the seed and its position.
     ///
     /// # Errors
     /// The data of this batch can't be read.
-    fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss>;
+    fn loss(&mut self, networks: &Networks, part: &Part) -> Result<Loss>;
 
     /// Whether the parameter of this name learns. One that does not is never given to the optimizer.
     fn learns(&self, _parameter: &str) -> bool {

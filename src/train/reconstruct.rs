@@ -1,13 +1,16 @@
 //! The autoencoder's objective: reconstruct pictures, with latents kept near a unit normal
 //! (Rombach et al. 2022, appendix G, without the adversarial part).
 
+use std::ops::Range;
+
 use anyhow::Result;
 use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
-use super::objective::{Latents, Loss, Objective};
+use super::objective::{Latents, Loss, Objective, Part};
 use super::trained::Networks;
 use crate::config::{AutoencoderLoss, LossType};
+use crate::data::samples_at;
 use crate::networks::autoencoder::{AutoencoderConfig, decode, encode};
 use crate::ops::{Tensors, Weights};
 use crate::source::Component;
@@ -41,24 +44,23 @@ impl Reconstruct {
         Tensors::new(&networks[&Component::Autoencoder]).computing_in(self.kind)
     }
 
-    /// What is added to the latents of micro-step `index`, `[B, C, h, w]`: for each picture noise of a deviation drawn uniformly
-    /// from 0 to `latent_noise`, in units of scaled latents.
-    fn latent_noise(&self, index: u64, size: &[i64]) -> Tensor {
-        let mut random = generator(self.seed, Purpose::Noise, index);
+    /// What is added to the latents of one picture, `[C, h, w]` on the CPU: noise of a deviation drawn uniformly from 0 to
+    /// `latent_noise`, in units of scaled latents.
+    fn latent_noise(&self, position: u64, size: &[i64]) -> Tensor {
+        let mut random = generator(self.seed, Purpose::Noise, position);
         let most = self.settings.latent_noise / self.config.scaling_factor;
-        let deviations: Vec<f32> = (0..size[0]).map(|_| (most * uniform(&mut random)) as f32).collect();
-        let noise = normal(&mut random, size) * Tensor::from_slice(&deviations).view([-1, 1, 1, 1]);
-        noise.to_device(self.device)
+        let deviation = most * uniform(&mut random);
+        normal(&mut random, size) * deviation
     }
 
-    /// The batch of micro-step `index`: pictures, mirrored and cropped at random.
-    fn batch(&self, index: u64) -> Tensor {
-        let chosen = crate::data::order::batch_indices(self.seed, index, self.batch, self.epoch.len());
-        let mut random = generator(self.seed, Purpose::Augment, index);
+    /// Pictures `[B, 3, H, W]`, mirrored and cropped at random.
+    fn batch(&self, positions: Range<u64>) -> Tensor {
+        let chosen = samples_at(self.seed, positions.clone(), self.epoch.len());
         let (height, width) = (self.pictures.size()[2], self.pictures.size()[3]);
-        let pictures: Vec<Tensor> = chosen
-            .into_iter()
-            .map(|place| {
+        let pictures: Vec<Tensor> = positions
+            .zip(chosen)
+            .map(|(position, place)| {
+                let mut random = generator(self.seed, Purpose::Augment, position);
                 let mut picture = self.pictures.get(self.epoch[place] as i64);
                 if self.flip && random.next_u32() & 1 == 1 {
                     picture = picture.flip([2]);
@@ -134,16 +136,22 @@ impl Objective for Reconstruct {
         !self.settings.decoder_only || is_of_decoder(parameter)
     }
 
-    fn loss(&mut self, networks: &Networks, index: u64) -> Result<Loss> {
-        let picture = self.batch(index);
+    fn loss(&mut self, networks: &Networks, part: &Part) -> Result<Loss> {
+        let positions = part.positions(self.batch);
+        let picture = self.batch(positions.clone());
         let ops = &mut self.ops(networks).recomputing(self.recomputes);
         let moments = encode(ops, &self.config, &picture.to_kind(self.kind)).to_kind(Kind::Float);
         let halves = moments.chunk(2, 1);
         let (mean, log_variance) = (&halves[0], halves[1].clamp(-30.0, 20.0));
-        let noise = normal(&mut generator(self.seed, Purpose::Posterior, index), &mean.size()).to_device(self.device);
+        let size = mean.size();
+        // One tensor of each picture's own.
+        let each = |draw: &dyn Fn(u64) -> Tensor| {
+            Tensor::stack(&positions.clone().map(draw).collect::<Vec<_>>(), 0).to_device(self.device)
+        };
+        let noise = each(&|position| normal(&mut generator(self.seed, Purpose::Posterior, position), &size[1..]));
         let mut latents = mean + (&log_variance * 0.5).exp() * noise;
         if self.settings.latent_noise > 0.0 {
-            latents += self.latent_noise(index, &mean.size());
+            latents += each(&|position| self.latent_noise(position, &size[1..]));
         }
         let got = decode(ops, &self.config, &latents.to_kind(self.kind));
         let reconstruction = reconstruction_loss(&self.settings, &picture, &got);

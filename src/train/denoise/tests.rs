@@ -94,7 +94,8 @@ fn each_loss_is_its_formula() {
             changes.push(base);
         }
         let (mut denoise, networks, model, _) = begun(folder.path(), &changes);
-        let batch = denoise.batch(7).unwrap();
+        let part = Part::whole(7, 3);
+        let batch = denoise.batch(&part).unwrap();
         let rows = batch.captions.len();
         assert_eq!(rows, 6);
         assert_eq!(batch.captions, ["a sks cat", "a sks cat", "a sks cat", "a cat", "a cat", "a cat"]);
@@ -143,7 +144,7 @@ fn each_loss_is_its_formula() {
             expected.push(("loss/distill", 0.5 * asked(&output)));
             expected.push(("loss/features", 0.01 * asked(&features)));
         }
-        let loss = denoise.loss(&networks, 7).unwrap();
+        let loss = denoise.loss(&networks, &part).unwrap();
         assert_eq!(loss.parts.len(), expected.len());
         let mut sum = 0.0;
         for ((name, part), (expected_name, value)) in loss.parts.iter().zip(&expected) {
@@ -160,6 +161,50 @@ fn each_loss_is_its_formula() {
         let names: Vec<&str> = told.iter().map(|line| line.split(' ').next().unwrap()).collect();
         assert_eq!(names, expected.iter().map(|(name, _)| *name).collect::<Vec<_>>());
         assert_eq!(Loaded::of(&denoise), Loaded { teacher: enabled, base: prior_is_base });
+    }
+}
+
+/// Batches of 1, of 3 and parts of batches learn from the same noised pictures, captions and timesteps.
+#[test]
+fn an_example_does_not_depend_on_the_batch_that_it_is_in() {
+    let random = [
+        "data.flip_aug=true",
+        "data.caption_dropout_rate=0.4",
+        "train.noise_offset=0.1",
+        "train.timestep_beta=[2.0, 1.5]",
+    ];
+    for base in [false, true] {
+        let source = format!("data.dreambooth.prior_source={}", if base { "base" } else { "pictures" });
+        let folder = tempfile::tempdir().unwrap();
+        let (mut denoise, networks, _, _) = begun(folder.path(), &[&random[..], &[source.as_str()]].concat());
+        let whole = denoise.batch(&Part::whole(7, 3)).unwrap();
+        let dropped = whole.captions.iter().filter(|caption| caption.is_empty()).count();
+        assert!((1..6).contains(&dropped), "{:?}", whole.captions);
+        let loss = denoise.loss(&networks, &Part::whole(7, 3)).unwrap().total.double_value(&[]);
+        let mut each = Vec::new();
+        for row in 0..3u64 {
+            let mut see = |denoise: &mut Denoise, part: &Part| {
+                let one = denoise.batch(part).unwrap();
+                for (place, of_whole) in [row as usize, row as usize + 3].into_iter().enumerate() {
+                    let same = |a: &Tensor, b: &Tensor| a.get(place as i64).equal(&b.get(of_whole as i64));
+                    assert!(
+                        same(&one.noised, &whole.noised) && same(&one.target, &whole.target),
+                        "{base} {row} {place}"
+                    );
+                    assert!(same(&one.timesteps, &whole.timesteps), "{base} {row} {place}");
+                    assert_eq!(one.captions[place], whole.captions[of_whole]);
+                }
+                each.push(denoise.loss(&networks, part).unwrap().total.double_value(&[]));
+            };
+            see(&mut denoise, &Part { batch: 7, rows: row..row + 1 });
+            denoise.config.train.train_batch_size = 1;
+            see(&mut denoise, &Part::whole(21 + row, 1));
+            denoise.config.train.train_batch_size = 3;
+        }
+        let mean = each.iter().sum::<f64>() / each.len() as f64;
+        assert!((mean / loss - 1.0).abs() < 1e-5, "{base}: {mean}, not {loss}");
+        // Another batch has other noise.
+        assert!(!denoise.batch(&Part::whole(8, 3)).unwrap().noised.equal(&whole.noised));
     }
 }
 
@@ -209,7 +254,8 @@ fn the_prior_is_added_as_diffusers_adds_it() {
 fn timesteps_have_the_mean_of_their_distribution_and_stay_on_the_schedule() {
     // Evenly the mean is a half; of Beta(a, b) it is a/(a + b).
     for (beta, mean) in [(None, 0.5), (Some([3.0, 1.0]), 0.75), (Some([1.0, 1.0]), 0.5), (Some([0.2, 0.6]), 0.25)] {
-        let drawn = draw_timesteps(&mut generator(1, Purpose::Timesteps, 0), 20_000, 1000, beta).unwrap();
+        let draw = |position| draw_timestep(&mut generator(1, Purpose::Timesteps, position), 1000, beta).unwrap();
+        let drawn: Vec<i64> = (0..20_000).map(draw).collect();
         assert!(drawn.iter().all(|t| (0..1000).contains(t)));
         let found = drawn.iter().sum::<i64>() as f64 / 20_000.0 / 1000.0;
         assert!((found - mean).abs() < 0.01, "{beta:?}: {found}");
