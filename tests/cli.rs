@@ -211,7 +211,16 @@ fn init_writes_what_check_can_read_and_overwrites_nothing() {
         let error = fails(folder.path(), &["check", &format!("{name}.toml")], 1);
         assert!(error.contains("models/"), "{error}");
     }
+    // Editors find the schema beside the config; one that somebody else wrote is left alone, and not named.
+    let schema = folder.path().join("palettist.schema.json");
     let file = folder.path().join("dreambooth-2bit.toml");
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("#:schema ./palettist.schema.json\n# "));
+    let (_, printed, _) = run(folder.path(), &["schema"]);
+    assert_eq!(std::fs::read_to_string(&schema).unwrap(), printed);
+    std::fs::write(&schema, "{}").unwrap();
+    assert_eq!(run(folder.path(), &["init", "finetune-2bit", "-o", "x.toml"]).0, 0);
+    assert_eq!(std::fs::read_to_string(&schema).unwrap(), "{}");
+    assert!(std::fs::read_to_string(folder.path().join("x.toml")).unwrap().starts_with("# Fine-tuning"));
     std::fs::write(&file, "mine").unwrap();
     assert!(fails(folder.path(), &["init", "dreambooth-2bit"], 2).contains("exists already"));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");

@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use palettist::config::{self, Config, Mode};
+use serde::Deserialize;
 
 fn shipped() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+    // It has every key, also those that do nothing beside the others; it has tests of its own.
+    files.retain(|file| !file.ends_with("reference.toml"));
     files.sort();
     assert!(files.len() >= 6, "{files:?}");
     files
@@ -72,6 +75,74 @@ fn defaults_in_comments_are_the_defaults() {
         assert_eq!(config.config, load(&file), "{name}");
     }
     assert!(claims > 50, "only {claims} defaults were checked");
+}
+
+/// What is generated from the schema is what lies here.
+#[test]
+fn the_key_reference_and_the_reference_config_are_current() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (file, format, text) in [
+        ("docs/config.md", "markdown", config::key_reference()),
+        ("configs/reference.toml", "toml", config::reference_config()),
+    ] {
+        let written = std::fs::read_to_string(root.join(file)).unwrap();
+        assert!(written == text, "{file} is not current: palettist schema --format {format} > {file}");
+    }
+}
+
+/// The reference config is the defaults, as it stands and with all its lines uncommented; its examples are of the right type.
+#[test]
+fn the_reference_config_is_the_defaults() {
+    let text = config::reference_config();
+    let read = |text: &str| config::parse(text, "reference", &[]).unwrap_or_else(|error| panic!("{error}"));
+    let least = "model.pretrained_model_name_or_path = \"models/stable-diffusion-v1-5\"\ndata.train_data_dir = \"data/pictures\"";
+    assert_eq!(read(&text), read(least));
+    let is_line = |line: &str, start: &str| {
+        let key = line.strip_prefix(start).and_then(|rest| rest.split_once(" = ")).map(|(key, _)| key);
+        key.is_some_and(|key| {
+            !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        })
+    };
+    let uncommented: String = text
+        .lines()
+        .map(|line| if is_line(line, "#") { &line[1..] } else { line })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let mut whole = read(&uncommented).config;
+    assert_eq!(
+        whole.data.dreambooth.take(),
+        Some(config::Dreambooth::default()),
+        "a section that the defaults do without"
+    );
+    assert_eq!(whole, read(least).config);
+    let mut examples = 0;
+    for (at, line) in text.lines().enumerate().filter(|(_, line)| is_line(line, "# ")) {
+        let section = text.lines().take(at).filter(|line| line.starts_with('[')).last().unwrap_or_default();
+        let table: toml::Table = format!("{section}\n{}", &line[2..]).parse().unwrap();
+        Config::deserialize(table).unwrap_or_else(|error| panic!("{line}: {error}"));
+        examples += 1;
+    }
+    assert!(examples > 10, "{examples}");
+}
+
+/// Editors find in the schema what the program reads.
+#[test]
+fn the_json_schema_has_every_shipped_key() {
+    let schema: serde_json::Value = serde_json::from_str(&config::json_schema()).unwrap();
+    fn check(table: &toml::Table, schema: &serde_json::Value, file: &Path) {
+        for (key, value) in table {
+            let known = &schema["properties"][key];
+            assert!(known.is_object(), "{}: {key}", file.display());
+            if let toml::Value::Table(inner) = value {
+                check(inner, known, file);
+            }
+        }
+        assert_eq!(schema["additionalProperties"], false);
+    }
+    for file in shipped() {
+        check(&std::fs::read_to_string(&file).unwrap().parse().unwrap(), &schema, &file);
+    }
+    assert_eq!(schema["properties"]["train"]["properties"]["max_train_steps"]["default"], 800);
 }
 
 #[test]

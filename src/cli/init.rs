@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{Usage, must_be_new, print};
+use crate::config::json_schema;
 use crate::files::write_bytes;
 
-/// Writes a commented config to start from; without RECIPE lists them
+/// Writes a commented config to start from; without RECIPE, lists them
+///
+/// Beside it goes palettist.schema.json, by which editors complete and explain the keys.
 #[derive(clap::Args)]
 pub struct Args {
     /// Which one
@@ -22,14 +25,18 @@ macro_rules! recipes {
 }
 
 /// Names and texts of the configs that `init` writes.
-pub const RECIPES: [(&str, &str); 6] = recipes![
+pub const RECIPES: [(&str, &str); 7] = recipes![
     "dreambooth-2bit",
     "dreambooth-4bit",
     "sd21-dreambooth-2bit",
     "sd21-dreambooth-4bit",
     "finetune-2bit",
-    "finetune-4bit"
+    "finetune-4bit",
+    "reference"
 ];
+
+/// The JSON Schema beside a config, by which editors complete and explain its keys.
+const SCHEMA: &str = "palettist.schema.json";
 
 pub fn run(args: Args) -> Result<()> {
     let Some(name) = args.recipe else {
@@ -56,6 +63,15 @@ pub fn run(args: Args) -> Result<()> {
         return print(text.trim_end());
     }
     must_be_new(&output)?;
+    // A schema of an earlier version is replaced; a file of that name that somebody else wrote stays.
+    let schema = output.with_file_name(SCHEMA);
+    let is_ours = || std::fs::read_to_string(&schema).is_ok_and(|text| text.contains("\"A config of Palettist\""));
+    let text = if !schema.exists() || is_ours() {
+        write_bytes(&schema, json_schema().as_bytes())?;
+        format!("#:schema ./{SCHEMA}\n{text}")
+    } else {
+        (*text).to_owned()
+    };
     write_bytes(&output, text.as_bytes())?;
     print(format_args!("wrote {0}; fill in its paths, then: palettist check {0}", output.display()))
 }

@@ -20,6 +20,7 @@ mod init;
 mod inspect;
 mod model;
 mod palettize;
+mod schema;
 mod shared;
 mod train;
 mod verify;
@@ -57,6 +58,7 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     Init(init::Args),
+    Schema(schema::Args),
     Check(check::Args),
     Train(train::Args),
     Clean(clean::Args),
@@ -83,6 +85,7 @@ impl Command {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Init(args) => init::run(args),
+        Command::Schema(args) => schema::run(args),
         Command::Check(args) => check::run(args),
         Command::Train(args) => train::run(args),
         Command::Clean(args) => clean::run(args),

@@ -9,7 +9,6 @@ use crate::coreml::components::Part;
 use crate::coreml::{AttentionImplementation, DeploymentTarget};
 use crate::diffusion::SamplerChoice;
 use crate::palette::{Form, LutDtype};
-use crate::source::lora::LoraChoice;
 
 impl Default for Config {
     fn default() -> Self {
@@ -206,25 +205,4 @@ impl Default for Export {
             bundle_resources_for_swift_cli: false,
         }
     }
-}
-
-/// A config that holds every key there is, to tell a misspelt key from a real one.
-pub(super) fn every_key() -> Config {
-    let mut config = Config::default();
-    config.model.revision = Some("x".into());
-    config.model.vae = Some("x".into());
-    config.model.loras = vec![LoraChoice { path: "x".into(), weight: 1.0, te_weight: Some(1.0) }];
-    config.model.prediction_type = crate::source::PredictionType::Epsilon;
-    config.model.rescale_betas_zero_snr = Some(true);
-    config.data.train_data_dir = Some("x".into());
-    config.data.validation_data_dir = Some("x".into());
-    config.data.dreambooth = Some(Dreambooth { class_data_dir: Some("x".into()), ..Dreambooth::default() });
-    config.train.min_snr_gamma = Some(5.0);
-    config.train.timestep_beta = Some([3.0, 1.0]);
-    config.train.autoencoder.crop = Some(64);
-    config.export.quantize_nbits = Some("4".parse().expect("a number of bits"));
-    config.palettize.palettes = Some("x".into());
-    config.palettize.recipe = Some("x".into());
-    config.palettize.overrides = vec![PaletteOverride { pattern: "*".into(), n_bits: Some(4), skip: true }];
-    config
 }

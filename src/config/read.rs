@@ -14,7 +14,7 @@ use toml::{Spanned, Table, Value};
 use super::findings::{self, Finding};
 use super::unknown::{Unknown, nearest, unknown};
 use super::values::{default, find, mistyped, plain, values};
-use super::{Config, Error, Loaded, Mode, Problem, Recipe, TeacherChoice, defaults, rules, syntax};
+use super::{Config, Error, Loaded, Mode, Problem, Recipe, TeacherChoice, known, rules, syntax};
 
 /// Whether keys without effect are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,6 @@ struct Reader<'a> {
     text: &'a str,
     file: &'a str,
     effects: Effects,
-    known: Table,
     /// Lines that are not TOML.
     broken: BTreeSet<usize>,
     leaves: Vec<Leaf>,
@@ -48,12 +47,10 @@ struct Reader<'a> {
 }
 
 pub(super) fn read(text: &str, file: &str, overrides: &[String], effects: Effects) -> Result<Loaded, Error> {
-    let known = Table::try_from(defaults::every_key()).expect("the schema has a TOML form");
     let mut reader = Reader {
         text,
         file,
         effects,
-        known,
         broken: BTreeSet::new(),
         leaves: Vec::new(),
         dropped: Vec::new(),
@@ -110,7 +107,7 @@ impl Reader<'_> {
                 self.problem(place.clone(), message);
                 // A misspelt key hides no mistake in its value.
                 let Some(meant) = meant else { return };
-                let is_table = self.known(&meant).is_some_and(Value::is_table);
+                let is_table = known::is_table(&meant);
                 if value.is_table() == is_table && (is_table || self.is_free(&meant)) {
                     self.entry(meant, span, place);
                 }
@@ -123,9 +120,7 @@ impl Reader<'_> {
             }
             (Ok(false), value) => {
                 let key = path.join(".");
-                let is_list = self
-                    .known(&path)
-                    .is_some_and(|known| known.as_array().is_some_and(|a| a.iter().any(Value::is_table)));
+                let is_list = matches!(known::find(&path).map(known::kind), Some(known::Kind::Tables(_)));
                 if value.is_table() {
                     let hint = if is_list {
                         format!("is a list of tables; write [[{key}]]")
@@ -160,15 +155,14 @@ impl Reader<'_> {
 
     /// Checks the keys of each table in an array of tables, and drops those that do not exist.
     fn elements(&mut self, path: &[String], spans: &[Spanned<DeValue>], values: &mut [Value]) {
-        let Some(Value::Array(example)) = self.known(path) else { return };
-        let Some(Value::Table(example)) = example.first().cloned() else { return };
+        let Some(known::Kind::Tables(keys)) = known::find(path).map(known::kind) else { return };
         for (span, value) in spans.iter().zip(values) {
             let (DeValue::Table(spans), Value::Table(value)) = (span.get_ref(), value) else { continue };
             for key in spans.keys() {
                 let name: &str = key.get_ref();
-                if !example.contains_key(name) {
+                if !keys.contains_key(name) {
                     let place = self.place(key.span());
-                    let hint = nearest(name, example.keys().map(String::as_str));
+                    let hint = nearest(name, keys.keys().map(String::as_str));
                     self.problem(place, format!("unknown key `{name}` in [[{}]]{hint}", path.join(".")));
                     value.remove(name);
                 }
@@ -176,29 +170,19 @@ impl Reader<'_> {
         }
     }
 
-    /// The value at `path` in a config that has every key.
-    fn known(&self, path: &[String]) -> Option<&Value> {
-        let (last, tables) = path.split_last()?;
-        let mut table = &self.known;
-        for name in tables {
-            table = table.get(name)?.as_table()?;
-        }
-        table.get(last)
-    }
-
     /// Whether a key is a table; what to say of it if there is no such key.
     fn exists(&self, path: &[String]) -> Result<bool, Unknown> {
         for length in 1..=path.len() {
-            match self.known(&path[..length]) {
-                None => return Err(unknown(&self.known, &path[..length])),
-                Some(value) if length < path.len() && !value.is_table() => {
+            match known::find(&path[..length]) {
+                None => return Err(unknown(&path[..length])),
+                Some(_) if length < path.len() && !known::is_table(&path[..length]) => {
                     let message = format!("`{}` has a value, and no keys of its own", path[..length].join("."));
                     return Err(Unknown { message, meant: None });
                 }
                 Some(_) => {}
             }
         }
-        Ok(self.known(path).is_some_and(Value::is_table))
+        Ok(known::is_table(path))
     }
 
     /// Lays one `key=value` over the file.
@@ -212,7 +196,7 @@ impl Reader<'_> {
             Err(Unknown { message, meant }) => {
                 self.problem(place.clone(), message);
                 match meant {
-                    Some(meant) if !self.known(&meant).is_some_and(Value::is_table) => path = meant,
+                    Some(meant) if !known::is_table(&meant) => path = meant,
                     _ => return,
                 }
             }

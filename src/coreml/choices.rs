@@ -25,6 +25,23 @@ pub enum DeploymentTarget {
     Ios18,
 }
 
+/// The names of both systems: those of macOS are aliases, which a derived schema leaves out.
+impl schemars::JsonSchema for DeploymentTarget {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DeploymentTarget".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let mut names = Vec::new();
+        for target in Self::value_variants() {
+            names.extend(
+                target.to_possible_value().iter().flat_map(|value| value.get_name_and_aliases().map(str::to_owned)),
+            );
+        }
+        schemars::json_schema!({ "type": "string", "enum": names })
+    }
+}
+
 impl DeploymentTarget {
     /// `specificationVersion` of the model.
     pub fn specification(self) -> i32 {
@@ -63,7 +80,7 @@ impl fmt::Display for DeploymentTarget {
 }
 
 /// How a package writes attention.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, ValueEnum)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[value(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum AttentionImplementation {

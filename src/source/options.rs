@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::lora::LoraChoice;
 
 /// What the UNet predicts, where it is said outright.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum PredictionType {

@@ -11,7 +11,7 @@ use crate::ops::Parameter;
 use crate::source::{Component, Model};
 
 /// A package that a model is exported as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
     Unet,

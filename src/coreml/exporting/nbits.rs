@@ -64,6 +64,16 @@ impl From<Nbits> for String {
     }
 }
 
+impl schemars::JsonSchema for Nbits {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Nbits".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["integer", "string"] })
+    }
+}
+
 /// From a number, or from a text as the command line has it.
 impl<'de> Deserialize<'de> for Nbits {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -14,7 +14,7 @@ pub const BITS: [u32; 6] = [1, 2, 3, 4, 6, 8];
 pub const CLUSTER_DIMS: [usize; 3] = [1, 2, 4];
 
 /// What an entry is stored as.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LutDtype {
     #[default]

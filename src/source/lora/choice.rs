@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// A LoRA to merge into a model: an entry of `[[model.loras]]`, or what `--lora` takes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoraChoice {
     /// A `.safetensors` file, a folder with one, or the id of such in the local Hugging Face cache.
