@@ -233,6 +233,20 @@ fn the_real_bk_sdm_unets_have_their_published_sizes() {
     }
 }
 
+/// SSD-1B (Gupta et al. 2024, "Progressive Knowledge Distillation Of Stable Diffusion XL Using Layer Level Loss"): 1.3
+/// billion parameters, of SDXL's 2.6.
+#[test]
+fn the_real_ssd_1b_has_its_published_size() {
+    let Some(configs) = shared("sd_configs") else { return };
+    let mut config = json(&configs.join("sdxl-base-1.0/unet/config.json"));
+    config["transformer_layers_per_block"] = serde_json::json!([0, [2, 2], [4, 4]]);
+    config["reverse_transformer_layers_per_block"] = serde_json::json!([[4, 4, 10], [2, 1, 1], 0]);
+    config["mid_block_type"] = "UNetMidBlock2D".into();
+    let parameters = UnetConfig::from_json(&config).unwrap().parameters();
+    let billions = parameters.iter().map(|p| p.shape.iter().product::<i64>()).sum::<i64>() as f64 / 1e9;
+    assert!((billions - 1.3).abs() < 0.05, "{billions}");
+}
+
 #[test]
 fn unsupported_configurations_are_refused_by_key_and_value() {
     let cases = json(&fixtures().join("cases.json"));
@@ -250,12 +264,20 @@ fn unsupported_configurations_are_refused_by_key_and_value() {
         ("act_fn", Value::from("gelu")),
         ("norm_num_groups", Value::from(5)),
         ("cross_attention_dim", Value::from(-3)),
-        ("mid_block_type", Value::from("UNetMidBlock2D")),
+        ("mid_block_type", Value::from("UNetMidBlock2DSimpleCrossAttn")),
+        ("transformer_layers_per_block", serde_json::json!([1, 1, [1, 1]])),
+        ("transformer_layers_per_block", serde_json::json!([1, 1, [1, 1, 1], 1])),
+        ("transformer_layers_per_block", serde_json::json!([1, -1, 1, 1])),
+        ("transformer_layers_per_block", Value::Null),
+        ("reverse_transformer_layers_per_block", serde_json::json!([[1, 1], 1, 1, 1])),
     ];
     for (key, value) in unets {
         let message = format!("{:#}", UnetConfig::from_json(&with("unet_sd1", key, value.clone())).unwrap_err());
         assert!(message.contains(key) && message.contains(&value.to_string()), "{message}");
     }
+    let uneven = with("unet_sd1", "transformer_layers_per_block", serde_json::json!([1, [1, 2], 1, 1]));
+    let message = format!("{:#}", UnetConfig::from_json(&uneven).unwrap_err());
+    assert!(message.contains("needs `reverse_transformer_layers_per_block` too"), "{message}");
     let narrow = with("unet_sdxl", "projection_class_embeddings_input_dim", 48.into());
     let message = format!("{:#}", UnetConfig::from_json(&narrow).unwrap_err());
     assert!(message.contains("`projection_class_embeddings_input_dim`: 48"), "{message}");

@@ -110,6 +110,36 @@ impl<'a> Json<'a> {
         }
     }
 
+    /// Transformer layers (0 or more; default 1) after each residual block, of which the blocks have `layers`: one number
+    /// for all blocks, or a list with one for each block or with a list for each of its residual blocks.
+    pub(super) fn per_layer(&self, key: &str, layers: &[i64]) -> Result<Vec<Vec<i64>>> {
+        let expected = format!(
+            "an integer from 0 to {} is, or a list of one for each of {} blocks, or lists of one for each residual block of a \
+             block",
+            limits::LAYERS,
+            layers.len()
+        );
+        let Some(value) = self.get(key, &expected)? else {
+            return Ok(layers.iter().map(|&layers| vec![1; layers as usize]).collect());
+        };
+        let number = |value: &Value| value.as_i64().filter(|n| (0..=limits::LAYERS).contains(n));
+        let of_block = |value: &Value, layers: i64| match value {
+            Value::Array(items) if items.len() as i64 == layers => items.iter().map(number).collect(),
+            value => Some(vec![number(value)?; layers as usize]),
+        };
+        let found: Option<Vec<Vec<i64>>> = match value {
+            Value::Array(items) if items.len() == layers.len() => {
+                items.iter().zip(layers).map(|(item, &layers)| of_block(item, layers)).collect()
+            }
+            Value::Array(_) => None,
+            value => layers.iter().map(|&layers| of_block(value, layers)).collect(),
+        };
+        match found {
+            Some(found) => Ok(found),
+            None => self.refuse(key, &shortened(value), &expected),
+        }
+    }
+
     /// A list of positive integers, widths of blocks.
     pub(super) fn integers(&self, key: &str, default: &[i64]) -> Result<Vec<i64>> {
         self.list(key, default, limits::WIDTH)
@@ -157,6 +187,11 @@ impl<'a> Json<'a> {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(value) => self.refuse(key, value, "a text is"),
         }
+    }
+
+    /// A text, or `None` for `null`, which is a value of its own; `default` when missing.
+    pub(super) fn text_or_null(&self, key: &str, default: &str) -> Result<Option<String>> {
+        if self.is_null(key) { Ok(None) } else { self.text(key, default).map(Some) }
     }
 
     /// Whether the key has a value other than `null`.

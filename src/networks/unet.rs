@@ -21,10 +21,13 @@ pub struct UnetConfig {
     pub down_attention: Vec<bool>,
     /// For each block on the way up, whether it has transformers.
     pub up_attention: Vec<bool>,
-    /// Whether there is a middle block (BK-SDM small and tiny have none).
-    pub mid_block: bool,
+    /// None in BK-SDM small and tiny.
+    pub mid_block: Option<MidBlock>,
     pub layers_per_block: Vec<i64>,
-    pub transformer_layers_per_block: Vec<i64>,
+    /// For each block on the way down, how many layers the transformer after each residual block has.
+    pub down_transformers: Vec<Vec<i64>>,
+    /// For each block on the way up, which has one residual block more.
+    pub up_transformers: Vec<Vec<i64>>,
     /// Heads of each block (diffusers calls them `attention_head_dim`).
     pub heads: Vec<i64>,
     pub cross_attention_dim: i64,
@@ -36,6 +39,15 @@ pub struct UnetConfig {
     pub freq_shift: f64,
     /// What Stable Diffusion XL is told besides the prompt's tokens.
     pub addition: Option<Addition>,
+}
+
+/// What lies between the way down and the way up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MidBlock {
+    /// `UNetMidBlock2D`: one residual block (SSD-1B and Segmind Vega).
+    Residual,
+    /// `UNetMidBlock2DCrossAttn`: a transformer of so many layers between two residual blocks.
+    Attention(i64),
 }
 
 /// How many sizes SDXL is told: height and width of the original, the crop's top and left, height and width of the
@@ -137,8 +149,8 @@ impl UnetConfig {
                 block_out_channels.len()
             );
         }
-        let mid_block = !json.is_null("mid_block_type");
-        json.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn"), Value::Null])?;
+        let mid_blocks = [json!("UNetMidBlock2DCrossAttn"), json!("UNetMidBlock2D"), Value::Null];
+        json.only("mid_block_type", &mid_blocks)?;
         json.only("act_fn", &[json!("silu"), json!("swish")])?;
         json.only("resnet_time_scale_shift", &[json!("default")])?;
         json.only("time_embedding_type", &[json!("positional")])?;
@@ -170,12 +182,19 @@ impl UnetConfig {
             "timestep_post_act",
             "cross_attention_norm",
             "num_attention_heads",
-            "reverse_transformer_layers_per_block",
         ] {
             json.only(key, &[])?;
         }
         json.only("dropout", &[json!(0)])?;
         let addition = Addition::from_json(&json)?;
+        let layers_per_block = json.per_block("layers_per_block", 2, blocks)?;
+        let (down_transformers, up_transformers) = transformers(&json, &layers_per_block)?;
+        let mid_block = match json.text_or_null("mid_block_type", "UNetMidBlock2DCrossAttn")?.as_deref() {
+            None => None,
+            Some("UNetMidBlock2D") => Some(MidBlock::Residual),
+            // As deep as the last block's first.
+            Some(_) => Some(MidBlock::Attention(down_transformers[blocks - 1][0])),
+        };
         let config = Self {
             in_channels: json.integer("in_channels", 4)?,
             out_channels: json.integer("out_channels", 4)?,
@@ -184,8 +203,9 @@ impl UnetConfig {
             down_attention: down_types.iter().map(|name| name == down[0]).collect(),
             up_attention: up_types.iter().map(|name| name == up[0]).collect(),
             mid_block,
-            layers_per_block: json.per_block("layers_per_block", 2, blocks)?,
-            transformer_layers_per_block: json.per_block("transformer_layers_per_block", 1, blocks)?,
+            layers_per_block,
+            down_transformers,
+            up_transformers,
             heads: json.per_block("attention_head_dim", 8, blocks)?,
             cross_attention_dim: json.integer("cross_attention_dim", 1280)?,
             norm_num_groups: json.integer("norm_num_groups", 32)?,
@@ -213,11 +233,10 @@ impl UnetConfig {
                 );
             }
         }
-        let layers = config.layers_per_block.iter().zip(&config.transformer_layers_per_block);
-        let all: i64 = layers.map(|(layers, depth)| layers * depth).sum();
+        let all: i64 = config.down_transformers.iter().chain(&config.up_transformers).flatten().sum();
         if all > limits::TRANSFORMERS {
             bail!(
-                "UNet2DConditionModel: config.json has {all} transformer layers on the way down (`layers_per_block` times \
+                "UNet2DConditionModel: config.json has {all} transformer layers (`layers_per_block` times \
                  `transformer_layers_per_block`); at most {} are supported",
                 limits::TRANSFORMERS
             );
@@ -260,6 +279,27 @@ impl UnetConfig {
     }
 }
 
+/// How many layers the transformers have: for each block on the way down and each on the way up, one number for each
+/// residual block. Without a list of its own, the way up mirrors the way down.
+fn transformers(json: &Json, layers_per_block: &[i64]) -> Result<(Vec<Vec<i64>>, Vec<Vec<i64>>)> {
+    let (key, reverse) = ("transformer_layers_per_block", "reverse_transformer_layers_per_block");
+    let down = json.per_layer(key, layers_per_block)?;
+    let on_the_way_up: Vec<i64> = layers_per_block.iter().rev().map(|layers| layers + 1).collect();
+    if json.is_there(reverse) {
+        return Ok((down, json.per_layer(reverse, &on_the_way_up)?));
+    }
+    let mirrored = down.iter().rev().zip(&on_the_way_up).map(|(depths, &layers)| {
+        let even = depths.iter().all(|depth| *depth == depths[0]);
+        even.then(|| vec![depths[0]; layers as usize])
+    });
+    match mirrored.collect::<Option<_>>() {
+        Some(up) => Ok((down, up)),
+        None => bail!(
+            "UNet2DConditionModel: config.json has lists within `{key}`, and so needs `{reverse}` too: what the way up has"
+        ),
+    }
+}
+
 /// Predicts the noise (or the velocity) in `sample`.
 ///
 /// `sample` `[B, in, h, w]`, `timestep` `[B]`, `condition` (its context alone, where there is no more) → `[B, out, h, w]`.
@@ -277,11 +317,11 @@ where
     let channels = &config.block_out_channels;
     let blocks = channels.len();
     let resnet = Resnet { groups: config.norm_num_groups, eps: config.norm_eps };
-    let transformer = |block: usize, name: String| SpatialTransformer {
+    let transformer = |block: usize, name: String, layers: i64| SpatialTransformer {
         name,
         groups: config.norm_num_groups,
         heads: config.heads[block],
-        layers: config.transformer_layers_per_block[block],
+        layers,
         linear_projection: config.use_linear_projection,
     };
     let temb = time_embedding(ops, config, timestep, added);
@@ -290,10 +330,10 @@ where
     let mut skips = vec![ops.share(&x)];
     for (block, &out) in channels.iter().enumerate() {
         let name = format!("down_blocks.{block}");
-        for layer in 0..config.layers_per_block[block] {
+        for (layer, &depth) in config.down_transformers[block].iter().enumerate() {
             x = resnet.forward(ops, &format!("{name}.resnets.{layer}"), &x, Some(&temb), out);
             if config.down_attention[block] {
-                x = ops.block(transformer(block, format!("{name}.attentions.{layer}")), &[&x, context]);
+                x = ops.block(transformer(block, format!("{name}.attentions.{layer}"), depth), &[&x, context]);
             }
             skips.push(ops.share(&x));
         }
@@ -309,11 +349,13 @@ where
         assert_eq!(residuals.len(), skips.len(), "a residual for each skip and one for the middle");
         skips = skips.iter().zip(residuals).map(|(skip, residual)| ops.add(skip, residual)).collect();
     }
-    if config.mid_block {
+    if let Some(mid_block) = config.mid_block {
         let last = blocks - 1;
         x = resnet.forward(ops, "mid_block.resnets.0", &x, Some(&temb), channels[last]);
-        x = ops.block(transformer(last, "mid_block.attentions.0".into()), &[&x, context]);
-        x = resnet.forward(ops, "mid_block.resnets.1", &x, Some(&temb), channels[last]);
+        if let MidBlock::Attention(depth) = mid_block {
+            x = ops.block(transformer(last, "mid_block.attentions.0".into(), depth), &[&x, context]);
+            x = resnet.forward(ops, "mid_block.resnets.1", &x, Some(&temb), channels[last]);
+        }
         ops.feature(&x);
     }
     if let Some(residual) = middle {
@@ -321,13 +363,13 @@ where
     }
     for up in 0..blocks {
         let (name, block) = (format!("up_blocks.{up}"), blocks - 1 - up);
-        for layer in 0..=config.layers_per_block[block] {
+        for (layer, &depth) in config.up_transformers[up].iter().enumerate() {
             // Skips and resnets on the way up are as many by construction.
             let skip = skips.pop().expect("a skip for each resnet on the way up");
             x = ops.concat_channels(&[x, skip]);
             x = resnet.forward(ops, &format!("{name}.resnets.{layer}"), &x, Some(&temb), channels[block]);
             if config.up_attention[up] {
-                x = ops.block(transformer(block, format!("{name}.attentions.{layer}")), &[&x, context]);
+                x = ops.block(transformer(block, format!("{name}.attentions.{layer}"), depth), &[&x, context]);
             }
         }
         if let Some(next) = skips.last() {

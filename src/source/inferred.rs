@@ -68,21 +68,27 @@ impl Shapes {
 /// `unet/config.json`.
 pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result<Value> {
     let blocks = shapes.count("down_blocks.");
-    let (mut channels, mut layers, mut depths) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut channels, mut layers) = (Vec::new(), Vec::new());
+    let (mut down_depths, mut up_depths) = (Vec::new(), Vec::new());
     let (mut down, mut up) = (Vec::new(), Vec::new());
+    let depths = |block: &str| {
+        let resnets = shapes.count(&format!("{block}.resnets."));
+        let depth = |resnet| shapes.count(&format!("{block}.attentions.{resnet}.transformer_blocks."));
+        (0..resnets).map(depth).collect::<Vec<_>>()
+    };
     for block in 0..blocks {
         channels.push(shapes.axis(&format!("down_blocks.{block}.resnets.0.conv2.weight"), 0)?);
         layers.push(shapes.count(&format!("down_blocks.{block}.resnets.")));
         let attends = shapes.has(&format!("down_blocks.{block}.attentions."));
         down.push(if attends { "CrossAttnDownBlock2D" } else { "DownBlock2D" });
-        let depth = match (attends, block + 1 == blocks) {
-            (true, _) => shapes.count(&format!("down_blocks.{block}.attentions.0.transformer_blocks.")),
+        down_depths.push(match (attends, block + 1 == blocks) {
+            (true, _) => depths(&format!("down_blocks.{block}")),
             // The middle block has the depth of the last.
-            (_, true) => shapes.count("mid_block.attentions.0.transformer_blocks."),
-            _ => 1,
-        };
-        depths.push(depth.max(1));
+            (_, true) => vec![shapes.count("mid_block.attentions.0.transformer_blocks.").max(1)],
+            _ => vec![1],
+        });
         let attends = shapes.has(&format!("up_blocks.{block}.attentions."));
+        up_depths.push(if attends { depths(&format!("up_blocks.{block}")) } else { vec![1] });
         up.push(if attends { "CrossAttnUpBlock2D" } else { "UpBlock2D" });
     }
     let ending = |ending: &str| shapes.0.keys().find(|name| name.ends_with(ending));
@@ -93,6 +99,11 @@ pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result
             json!(channels.iter().map(|channels| channels / 64).collect::<Vec<_>>())
         }
         _ => bail!("its blocks have {channels:?} channels; Stable Diffusion 2 and XL have heads of 64 channels"),
+    };
+    let mid_block = match (shapes.has("mid_block."), shapes.has("mid_block.attentions.")) {
+        (false, _) => None,
+        (true, false) => Some("UNetMidBlock2D"),
+        (true, true) => Some("UNetMidBlock2DCrossAttn"),
     };
     let large = (version, prediction) == (Version::Two, Prediction::Velocity);
     let mut config = json!({
@@ -110,7 +121,7 @@ pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result
         "in_channels": shapes.axis("conv_in.weight", 1)?,
         "layers_per_block": one_or_list(&layers),
         "mid_block_scale_factor": 1,
-        "mid_block_type": shapes.has("mid_block.").then_some("UNetMidBlock2DCrossAttn"),
+        "mid_block_type": mid_block,
         "norm_eps": 1e-5,
         "norm_num_groups": 32,
         "num_class_embeds": null,
@@ -123,8 +134,19 @@ pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result
         "upcast_attention": large,
         "use_linear_projection": ending(".proj_in.weight").is_some_and(|name| shapes.rank(name) == 2),
     });
-    if depths.iter().any(|&depth| depth != 1) {
-        config["transformer_layers_per_block"] = one_or_list(&depths);
+    // What a way up has that mirrors the way down.
+    let mirrored = (0..blocks).all(|block| {
+        let (theirs, ours) = (&down_depths[blocks - 1 - block], &up_depths[block]);
+        up[block] == "UpBlock2D" || ours.iter().chain(theirs).all(|depth| *depth == theirs[0])
+    });
+    if !mirrored {
+        config["reverse_transformer_layers_per_block"] = up_depths.iter().map(|depths| one_or_list(depths)).collect();
+    }
+    let down_depths: Vec<Value> = down_depths.iter().map(|depths| one_or_list(depths)).collect();
+    if down_depths.iter().any(|depth| *depth != 1) {
+        let first = down_depths[0].clone();
+        let same = first.is_number() && down_depths.iter().all(|depth| *depth == first);
+        config["transformer_layers_per_block"] = if same { first } else { Value::Array(down_depths) };
     }
     if version == Version::Xl {
         config["addition_embed_type"] = json!("text_time");

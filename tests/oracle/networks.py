@@ -1,6 +1,6 @@
 """Outputs of diffusers' and transformers' own networks, for tests/networks.rs and tests/source.rs.
 
-    python tests/oracle/networks.py          (torch 2.11, diffusers 0.42.1, transformers 5.23)
+    python tests/oracle/networks.py          (torch 2.11, diffusers 0.39 or later, transformers 5.23)
 
 Writes tests/fixtures/networks/:
   cases.json           for each case: the network, its config.json, the shapes of its inputs
@@ -114,6 +114,13 @@ SDXL = dict(
     addition_time_embed_dim=8,
     projection_class_embeddings_input_dim=6 * 8 + 20,
 )
+# Cut as SSD-1B is (Gupta et al. 2024): transformers of other depths in each place, no attention in the middle.
+SSD = dict(
+    SDXL,
+    transformer_layers_per_block=[1, [2, 1], [0, 3]],
+    reverse_transformer_layers_per_block=[[1, 2, 3], [2, 1, 1], 1],
+    mid_block_type="UNetMidBlock2D",
+)
 # Height and width of the original, the crop's top and left, height and width of the target.
 TIME_IDS = [[1024, 768, 0, 0, 1024, 1024], [333, 500, 17, 256, 512, 640]]
 UNETS = {
@@ -131,6 +138,14 @@ UNETS = {
     "unet_sd1_controlled_odd": (SD1, [1, 4, 9, 7], [500], 3),
     "unet_bk_small_controlled": (BK_SMALL, [1, 4, 16, 16], [10], 5),
     "unet_sdxl": (SDXL, [2, 4, 16, 8], [981, 1], 7),
+    "unet_ssd": (SSD, [2, 4, 16, 8], [981, 1], 7),
+    "unet_ssd_controlled": (SSD, [1, 4, 8, 12], [3], 5),
+    "unet_uneven": (
+        dict(SD1, transformer_layers_per_block=[1, 2, [1, 2], 3], reverse_transformer_layers_per_block=[1, [2, 0, 1], 2, 1]),
+        [1, 4, 16, 16],
+        [10],
+        5,
+    ),
     "unet_sdxl_sines_first": (dict(SDXL, flip_sin_to_cos=False, freq_shift=1), [1, 4, 9, 7], [500], 77),
 }
 SHOWN = ["unet_sd1_odd", "unet_bk_small"]
