@@ -9,6 +9,9 @@ use super::resnet::{Resnet, upsample};
 use super::transformer::SpatialTransformer;
 use crate::ops::{Activation, Conv, Linear, Ops, Parameter, declared};
 
+/// How many layers transformers have: for each block, one number for each of its residual blocks.
+pub type Depths = Vec<Vec<i64>>;
+
 /// What `unet/config.json` says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnetConfig {
@@ -25,9 +28,9 @@ pub struct UnetConfig {
     pub mid_block: Option<MidBlock>,
     pub layers_per_block: Vec<i64>,
     /// For each block on the way down, how many layers the transformer after each residual block has.
-    pub down_transformers: Vec<Vec<i64>>,
+    pub down_transformers: Depths,
     /// For each block on the way up, which has one residual block more.
-    pub up_transformers: Vec<Vec<i64>>,
+    pub up_transformers: Depths,
     /// Heads of each block (diffusers calls them `attention_head_dim`).
     pub heads: Vec<i64>,
     pub cross_attention_dim: i64,
@@ -281,7 +284,7 @@ impl UnetConfig {
 
 /// How many layers the transformers have: for each block on the way down and each on the way up, one number for each
 /// residual block. Without a list of its own, the way up mirrors the way down.
-fn transformers(json: &Json, layers_per_block: &[i64]) -> Result<(Vec<Vec<i64>>, Vec<Vec<i64>>)> {
+fn transformers(json: &Json, layers_per_block: &[i64]) -> Result<(Depths, Depths)> {
     let (key, reverse) = ("transformer_layers_per_block", "reverse_transformer_layers_per_block");
     let down = json.per_layer(key, layers_per_block)?;
     let on_the_way_up: Vec<i64> = layers_per_block.iter().rev().map(|layers| layers + 1).collect();
