@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{Usage, must_be_new, print};
-use crate::config::json_schema;
+use crate::config::{SCHEMA_TITLE, json_schema};
 use crate::files::write_bytes;
 
 /// Writes a commented config to start from; without RECIPE, lists them
@@ -65,7 +65,7 @@ pub fn run(args: Args) -> Result<()> {
     must_be_new(&output)?;
     // A schema of an earlier version is replaced; a file of that name that somebody else wrote stays.
     let schema = output.with_file_name(SCHEMA);
-    let is_ours = || std::fs::read_to_string(&schema).is_ok_and(|text| text.contains("\"A config of Palettist\""));
+    let is_ours = || std::fs::read_to_string(&schema).is_ok_and(|text| text.contains(&format!("\"{SCHEMA_TITLE}\"")));
     let text = if !schema.exists() || is_ours() {
         write_bytes(&schema, json_schema().as_bytes())?;
         format!("#:schema ./{SCHEMA}\n{text}")

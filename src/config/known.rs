@@ -10,11 +10,14 @@ use serde_json::{Map, Value};
 
 use super::Config;
 
+/// What the schema is called, by which its file is known.
+pub const TITLE: &str = "A config of Palettist";
+
 /// The schema of a config (JSON Schema, draft 7, which editors' TOML plugins read), without references.
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
     let mut schema = settings.with_transform(Tidy).into_generator().into_root_schema_for::<Config>();
-    schema.insert("title".to_owned(), "A config of Palettist".into());
+    schema.insert("title".to_owned(), TITLE.into());
     schema.to_value()
 });
 

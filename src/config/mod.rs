@@ -32,6 +32,7 @@ use crate::source::Component;
 
 pub use differences::Difference;
 pub use keys::Change;
+pub use known::TITLE as SCHEMA_TITLE;
 pub use palettes::matches_glob;
 pub use problem::{Error, Loaded, Problem};
 pub use prompts::SamplePrompt;

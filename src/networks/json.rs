@@ -221,13 +221,14 @@ impl<'a> Json<'a> {
     }
 }
 
-/// The first few items of a list, for messages.
+/// The first few items of a list, and of lists within it, for messages.
 fn shortened(value: &Value) -> Value {
     match value.as_array() {
         Some(items) if items.len() > limits::BLOCKS => {
-            items.iter().take(3).cloned().chain([Value::from("…")]).collect()
+            items.iter().take(3).map(shortened).chain([Value::from("…")]).collect()
         }
-        _ => value.clone(),
+        Some(items) => items.iter().map(shortened).collect(),
+        None => value.clone(),
     }
 }
 

@@ -26,7 +26,6 @@ pub struct UnetConfig {
     pub up_attention: Vec<bool>,
     /// None in BK-SDM small and tiny.
     pub mid_block: Option<MidBlock>,
-    pub layers_per_block: Vec<i64>,
     /// For each block on the way down, how many layers the transformer after each residual block has.
     pub down_transformers: Depths,
     /// For each block on the way up, which has one residual block more.
@@ -47,7 +46,7 @@ pub struct UnetConfig {
 /// What lies between the way down and the way up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MidBlock {
-    /// `UNetMidBlock2D`: one residual block (SSD-1B and Segmind Vega).
+    /// `UNetMidBlock2D`: one residual block (SSD-1B).
     Residual,
     /// `UNetMidBlock2DCrossAttn`: a transformer of so many layers between two residual blocks.
     Attention(i64),
@@ -206,7 +205,6 @@ impl UnetConfig {
             down_attention: down_types.iter().map(|name| name == down[0]).collect(),
             up_attention: up_types.iter().map(|name| name == up[0]).collect(),
             mid_block,
-            layers_per_block,
             down_transformers,
             up_transformers,
             heads: json.per_block("attention_head_dim", 8, blocks)?,
@@ -253,8 +251,7 @@ impl UnetConfig {
         let (mut size, blocks) = ([height, width], self.block_out_channels.len());
         let mut shapes = vec![vec![batch, self.block_out_channels[0], height, width]];
         for (block, &channels) in self.block_out_channels.iter().enumerate() {
-            let layers = (0..self.layers_per_block[block]).map(|_| vec![batch, channels, size[0], size[1]]);
-            shapes.extend(layers);
+            shapes.extend(self.down_transformers[block].iter().map(|_| vec![batch, channels, size[0], size[1]]));
             if block + 1 < blocks {
                 size = size.map(|n| (n + 2 * self.downsample_padding - 3) / 2 + 1);
                 shapes.push(vec![batch, channels, size[0], size[1]]);

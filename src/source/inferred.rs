@@ -61,7 +61,7 @@ impl Shapes {
     /// One more than the largest number that follows `prefix`.
     fn count(&self, prefix: &str) -> usize {
         let numbers = self.starting(prefix).filter_map(|name| name[prefix.len()..].split('.').next()?.parse().ok());
-        numbers.max().map_or(0, |last: usize| last + 1)
+        numbers.max().map_or(0, |last: usize| last.saturating_add(1))
     }
 }
 
@@ -72,7 +72,8 @@ pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result
     let (mut down_depths, mut up_depths) = (Vec::new(), Vec::new());
     let (mut down, mut up) = (Vec::new(), Vec::new());
     let depths = |block: &str| {
-        let resnets = shapes.count(&format!("{block}.resnets."));
+        // Whatever number a name holds, there are no more than tensors.
+        let resnets = shapes.count(&format!("{block}.resnets.")).min(shapes.0.len());
         let depth = |resnet| shapes.count(&format!("{block}.attentions.{resnet}.transformer_blocks."));
         (0..resnets).map(depth).collect::<Vec<_>>()
     };
@@ -137,7 +138,8 @@ pub fn unet(shapes: &Shapes, version: Version, prediction: Prediction) -> Result
     // What a way up has that mirrors the way down.
     let mirrored = (0..blocks).all(|block| {
         let (theirs, ours) = (&down_depths[blocks - 1 - block], &up_depths[block]);
-        up[block] == "UpBlock2D" || ours.iter().chain(theirs).all(|depth| *depth == theirs[0])
+        let is_even = |depths: &[usize]| depths.iter().all(|depth| *depth == theirs[0]);
+        is_even(theirs) && (up[block] == "UpBlock2D" || is_even(ours))
     });
     if !mirrored {
         config["reverse_transformer_layers_per_block"] = up_depths.iter().map(|depths| one_or_list(depths)).collect();
@@ -270,5 +272,53 @@ fn one_or_list(numbers: &[usize]) -> Value {
     match numbers {
         [first, rest @ ..] if rest.iter().all(|number| number == first) => json!(first),
         _ => json!(numbers),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::networks::unet::UnetConfig;
+
+    fn shapes(config: &Value) -> Shapes {
+        let parameters = UnetConfig::from_json(config).unwrap().parameters();
+        Shapes(parameters.into_iter().map(|parameter| (parameter.name, parameter.shape)).collect())
+    }
+
+    /// SSD-1B at full size, and the same with attention in the middle: what its shapes tell has the same parameters.
+    #[test]
+    fn transformers_of_any_depth_are_told_by_shapes() {
+        let mut config = json!({
+            "_class_name": "UNet2DConditionModel",
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "attention_head_dim": [5, 10, 20],
+            "block_out_channels": [320, 640, 1280],
+            "cross_attention_dim": 2048,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "mid_block_type": "UNetMidBlock2D",
+            "projection_class_embeddings_input_dim": 2816,
+            "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+            "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "use_linear_projection": true,
+        });
+        for middle in ["UNetMidBlock2D", "UNetMidBlock2DCrossAttn"] {
+            config["mid_block_type"] = middle.into();
+            let of_config = shapes(&config);
+            let told = unet(&of_config, Version::Xl, Prediction::Epsilon).unwrap();
+            assert_eq!(told["mid_block_type"], middle);
+            assert_eq!(shapes(&told).0, of_config.0);
+        }
+    }
+
+    /// A name with a number beyond all sense costs nothing.
+    #[test]
+    fn numbers_in_names_are_not_counted_up_to() {
+        let mut hostile = shapes(&json!({"_class_name": "UNet2DConditionModel"}));
+        hostile.0.insert(format!("up_blocks.1.resnets.{}.x", usize::MAX), vec![1]);
+        let told = unet(&hostile, Version::One, Prediction::Epsilon).unwrap();
+        let error = UnetConfig::from_json(&told).unwrap_err().to_string();
+        assert!(error.contains("reverse_transformer_layers_per_block") && error.len() < 400, "{error:.400}");
     }
 }

@@ -323,9 +323,9 @@ pub struct Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let holds_more =
-            fs::read_dir(&self.folder).map_or(true, |entries| entries.flatten().any(|e| e.file_name() != LOCK));
-        if !holds_more {
+        let holds_nothing_else =
+            fs::read_dir(&self.folder).is_ok_and(|mut entries| entries.all(|e| e.is_ok_and(|e| e.file_name() == LOCK)));
+        if holds_nothing_else {
             // What is not removed does no harm.
             let _ = fs::remove_file(self.folder.join(LOCK));
             let _ = self.made.iter().try_for_each(fs::remove_dir);

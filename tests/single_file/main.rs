@@ -296,7 +296,7 @@ fn cut_down_unets_have_their_real_configurations() {
     ] {
         for size in ["bk_base", "bk_small", "bk_tiny"] {
             let real = UnetConfig::from_json(&read(&configs.join(format!("bk-sdm/{family}/{size}.json")))).unwrap();
-            let layers: Vec<usize> = real.layers_per_block.iter().map(|&layers| layers as usize).collect();
+            let layers: Vec<usize> = real.down_transformers.iter().map(Vec::len).collect();
             let shapes = real.parameters().into_iter().map(|p| {
                 // With attention in the block, the upsampling is the third of its parts.
                 let name = ldm_unet(&p.name, &layers);
